@@ -1,0 +1,165 @@
+"""The cache: written through by version, filled by lease, never believed about money.
+
+A value is stored as `<version>:<payload>`. Who commits writes through (`write`): a value replaces only an older version. Who
+misses takes a lease and fills under it (`fill`): the write-through of somebody else removes the lease, so a slow reader cannot
+put an older value back. A tombstone is a version that nothing exceeds. Keys carry the installation's epoch (new at failover and
+restore), so a cache from another past is never read. When the cache is away every call says "miss" at once and nothing fails:
+slower, and right; what a failed write-through leaves behind is mended from the outbox.
+"""
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+WRITE_TIMEOUT_S = 0.05  # an answer waits no longer for its write-through
+READ_TIMEOUT_S = 0.1
+CONNECT_TIMEOUT_S = 0.25
+REST_S = 1.0  # after a failure, so long nobody asks
+LEASE_MS = 3_000
+TOMBSTONE = 2**53  # a version that nothing exceeds
+
+BALANCE_TTL_S = 300
+PAGE_TTL_S = 60
+SESSION_TTL_S = 7 * 24 * 3_600
+
+_AWAY = (RedisError, OSError, TimeoutError, asyncio.TimeoutError)
+
+# KEYS: value, lease, value, lease, ..; ARGV: ttl_ms, version, value, version, value, ..
+_WRITE = """
+for i = 1, #KEYS, 2 do
+  local current = redis.call('GET', KEYS[i])
+  if not current or tonumber(ARGV[i + 1]) > tonumber(string.match(current, '^%d+')) then
+    redis.call('SET', KEYS[i], ARGV[i + 2], 'PX', ARGV[1])
+  end
+  redis.call('DEL', KEYS[i + 1])
+end
+"""
+
+# KEYS: value, lease; ARGV: ttl_ms, version, value, token
+_FILL = """
+if redis.call('GET', KEYS[2]) ~= ARGV[4] then return 0 end
+redis.call('DEL', KEYS[2])
+local current = redis.call('GET', KEYS[1])
+if current and tonumber(string.match(current, '^%d+')) >= tonumber(ARGV[2]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[1])
+return 1
+"""
+
+
+class Entry(NamedTuple):
+    """One value: `version` decides which of two is newer; `payload` is JSON, empty for a tombstone."""
+
+    key: str
+    version: int
+    payload: bytes
+
+
+class Found(NamedTuple):
+    """What was in the cache, or (payload None) what one needs to fill it."""
+
+    payload: bytes | None
+    version: int
+    lease: str  # empty: somebody else fills, or the cache is away
+
+    @property
+    def is_tombstone(self) -> bool:
+        return self.version == TOMBSTONE
+
+
+class Cache:
+    """One process's connection to the cache. `epoch` is set when the installation's row was read; before that all is a miss."""
+
+    def __init__(self, url: str) -> None:
+        self._redis: Redis = Redis.from_url(
+            url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
+            socket_timeout=READ_TIMEOUT_S,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            max_connections=64,
+        )
+        self._write_script = self._redis.register_script(_WRITE)
+        self._fill_script = self._redis.register_script(_FILL)
+        self._resting_until = 0.0
+        self.epoch = ""
+        self.hits: Counter[str] = Counter()
+        self.misses: Counter[str] = Counter()
+
+    async def read(self, kind: str, key: str) -> Found:
+        """The value of `key`, or a miss, with a lease if nobody else holds one."""
+        if not self._usable():
+            self.misses[kind] += 1
+            return Found(None, -1, "")
+        value_key, lease_key = self._keys(kind, key)
+        try:
+            stored = await self._redis.get(value_key)
+            if stored is not None:
+                self.hits[kind] += 1
+                version, _, payload = stored.partition(b":")
+                return Found(payload, int(version), "")
+            token = secrets.token_hex(8)
+            taken = await self._redis.set(lease_key, token, px=LEASE_MS, nx=True)
+        except _AWAY:
+            self._rest()
+            taken, token = False, ""
+        self.misses[kind] += 1
+        return Found(None, -1, token if taken else "")
+
+    async def fill(self, kind: str, found: Found, entry: Entry, ttl_s: int) -> None:
+        """Put in what was read from the database after the miss `found`; refused when its lease is gone."""
+        if not (found.lease and self._usable()):
+            return
+        try:
+            await self._fill_script(keys=self._keys(kind, entry.key), args=[ttl_s * 1_000, entry.version, _stored(entry), found.lease])
+        except _AWAY:
+            self._rest()
+
+    async def write(self, kind: str, entries: Sequence[Entry], ttl_s: int) -> bool:
+        """Write through what was just committed; False when the cache is away (the outbox mends it)."""
+        if not self._usable():
+            return False
+        keys: list[str] = []
+        arguments: list[bytes | int] = [ttl_s * 1_000]
+        for entry in entries:
+            keys += self._keys(kind, entry.key)
+            arguments += (entry.version, _stored(entry))
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await self._write_script(keys=keys, args=arguments)
+        except _AWAY:
+            self._rest()
+            return False
+        return True
+
+    async def bury(self, kind: str, key: str, ttl_s: int) -> bool:
+        """Put a tombstone that no fill replaces: a logout, a revoked key."""
+        return await self.write(kind, [Entry(key, TOMBSTONE, b"")], ttl_s)
+
+    async def ping(self) -> bool:
+        """True when the cache answers."""
+        try:
+            return bool(await self._redis.ping())
+        except _AWAY:
+            return False
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._redis.aclose()
+
+    def _keys(self, kind: str, key: str) -> tuple[str, str]:
+        # the braces put a value and its lease into one slot of a cluster
+        return f"{self.epoch}:{kind}:{{{key}}}", f"{self.epoch}:{kind}:{{{key}}}:lease"
+
+    def _usable(self) -> bool:
+        return bool(self.epoch) and time.monotonic() >= self._resting_until
+
+    def _rest(self) -> None:
+        self._resting_until = time.monotonic() + REST_S
+
+
+def _stored(entry: Entry) -> bytes:
+    return b"%d:%b" % (entry.version, entry.payload)

@@ -1,0 +1,95 @@
+"""The doors to PostgreSQL.
+
+`Read` and `Write` are two types, so that a type checker refuses a write where a replica may answer; `commit` happens here, at
+the end of `Database.write()`, and in `ledger/posting.py` for a batch, nowhere else. Everything goes through SQLAlchemy sessions
+but the ledger's hot path, which has a small asyncpg pool of its own.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import asyncpg
+import msgspec
+from advanced_alchemy.config import AsyncSessionConfig, EngineConfig, SQLAlchemyAsyncConfig
+from sqlalchemy import exc as sqlalchemy_errors
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from piggybank import errors
+
+POOL_SIZE = 5  # connections of a process for everything but the ledger's hot path
+POOL_OVERFLOW = 5  # more of them under load
+POOL_WAIT_S = 5
+LEDGER_POOL_SIZE = 4  # connections: the lane, its retry, a replay, one for reads
+CONNECT_TIMEOUT_S = 5
+CONNECTION_LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError)
+
+
+class Read(AsyncSession):
+    """A session that only selects: a replica may answer it."""
+
+
+class Write(Read):
+    """A session on the primary that may change rows; it commits when its block ends well."""
+
+
+class Database:
+    """One process's connections, made from `postgresql://user:password@host:port/name`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._config = SQLAlchemyAsyncConfig(
+            connection_string="postgresql+asyncpg://" + url.partition("://")[2],
+            session_config=AsyncSessionConfig(expire_on_commit=False, autoflush=False),
+            engine_config=EngineConfig(
+                pool_size=POOL_SIZE,
+                max_overflow=POOL_OVERFLOW,
+                pool_timeout=POOL_WAIT_S,
+                pool_pre_ping=True,
+                json_serializer=lambda value: msgspec.json.encode(value).decode(),
+                json_deserializer=msgspec.json.decode,
+                connect_args={"timeout": CONNECT_TIMEOUT_S},
+            ),
+        )
+        self.engine: AsyncEngine = self._config.get_engine()
+        self._ledger_pool: asyncpg.Pool | None = None
+
+    async def ledger_pool(self) -> asyncpg.Pool:
+        """The hot path's own connections, opened at the first need (the database may be away when the process starts)."""
+        if self._ledger_pool is None:
+            self._ledger_pool = await asyncpg.create_pool(self.url, min_size=0, max_size=LEDGER_POOL_SIZE, timeout=CONNECT_TIMEOUT_S)
+        return self._ledger_pool
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Read]:
+        """A session for selects; raises `errors.DatabaseUnavailable`."""
+        with _said_plainly():
+            async with Read(self.engine, expire_on_commit=False, autoflush=False) as session:
+                yield session
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Write]:
+        """A session that commits at the end of the block and rolls back on an exception; raises `errors.DatabaseUnavailable`."""
+        with _said_plainly():
+            async with Write(self.engine, expire_on_commit=False) as session:
+                yield session
+                await session.commit()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._ledger_pool is not None:
+            self._ledger_pool.terminate()
+            self._ledger_pool = None
+        await self.engine.dispose()
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    """A lost or absent database becomes `DatabaseUnavailable`, whichever library notices."""
+    try:
+        yield
+    except (sqlalchemy_errors.TimeoutError, *CONNECTION_LOST) as cause:
+        raise errors.DatabaseUnavailable from cause
+    except sqlalchemy_errors.DBAPIError as cause:
+        if cause.connection_invalidated or isinstance(getattr(cause.orig, "__cause__", None), CONNECTION_LOST):
+            raise errors.DatabaseUnavailable from cause
+        raise

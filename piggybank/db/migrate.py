@@ -1,0 +1,142 @@
+"""Bring the schema to this version's head, and the application role to its rights and timeouts.
+
+Runs with the owner's role on a direct connection under an advisory lock, so any number of processes may try at once. The
+application role can do what the grants below say, no more: posted rows can be read and inserted, never updated or deleted.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from uuid import uuid4
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from piggybank import ids, money
+
+_LOCK = 5_077_164_913  # any number that nobody else in this database takes
+
+# A pooler passes no SET, so the timeouts live on the role.
+ROLE_SETTINGS = {
+    "lock_timeout": "2s",
+    "statement_timeout": "5s",
+    "idle_in_transaction_session_timeout": "5s",
+    "client_connection_check_interval": "2s",
+    "tcp_user_timeout": "10s",
+    "timezone": "UTC",
+}
+
+_GRANTS = {
+    "SELECT": "currencies, installation, reports",
+    "SELECT, INSERT": "transactions, effects, audit_log",
+    "SELECT, INSERT, UPDATE": "users, sessions, api_keys, links, accounts, payments",
+    "SELECT, INSERT, DELETE": "idempotency_keys",
+    "SELECT, INSERT, UPDATE, DELETE": "outbox",
+    "INSERT, UPDATE": "reports",
+    "UPDATE (reports_through)": "installation",
+}
+
+
+async def upgrade(owner_url: str, application_role: str) -> list[str]:
+    """Apply what is missing; returns the revisions that were applied (empty: nothing to do)."""
+    engine = create_async_engine("postgresql+asyncpg://" + owner_url.partition("://")[2])
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
+            await connection.commit()
+            applied = await connection.run_sync(_run)
+            await _seed(connection)
+            await _grant(connection, application_role)
+            await connection.commit()
+            await connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
+            await connection.commit()
+        return applied
+    finally:
+        await engine.dispose()
+
+
+async def limit_role(admin_url: str, application_role: str) -> None:
+    """Put the timeouts on the application role. Needs the right to alter it; raises asyncpg.InsufficientPrivilegeError."""
+    connection = await asyncpg.connect(admin_url)
+    try:
+        for name, value in ROLE_SETTINGS.items():
+            await connection.execute(f"ALTER ROLE {_quoted(application_role)} SET {name} = '{value}'")
+    finally:
+        await connection.close()
+
+
+async def current(url: str) -> str | None:
+    """The revision that the database is at; None before the first migration. Works with either role."""
+    connection = await asyncpg.connect(url)
+    try:
+        if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
+            return None
+        revision: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
+        return revision
+    finally:
+        await connection.close()
+
+
+def head() -> str:
+    """The newest revision that this version knows."""
+    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    assert revision is not None
+    return revision
+
+
+def role_of(url: str) -> str:
+    """The role that a URL signs in as."""
+    return unquote(urlsplit(url).username or "")
+
+
+def _config() -> Config:
+    config = Config()
+    # beside the package in a checkout, inside it in a wheel
+    inside = Path(str(files("piggybank"))) / "_alembic"
+    config.set_main_option("script_location", str(inside if inside.is_dir() else inside.parent.parent / "alembic").replace("%", "%%"))
+    return config
+
+
+def _run(connection: Connection) -> list[str]:
+    config = _config()
+    context = MigrationContext.configure(connection)
+    before = context.get_current_revision()
+    connection.rollback()
+    scripts = ScriptDirectory.from_config(config)
+    missing = [script.revision for script in scripts.walk_revisions(base=before or "base", head="heads") if script.revision != before]
+    if missing:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.commit()
+    return missing[::-1]
+
+
+async def _seed(connection: AsyncConnection) -> None:
+    """Rows that every installation has; what an operator changed stays."""
+    for code, minor_unit in money.MINOR_UNITS.items():
+        await connection.execute(
+            text("INSERT INTO currencies (code, minor_unit, enabled) VALUES (:code, :minor_unit, :enabled) ON CONFLICT DO NOTHING"),
+            {"code": code, "minor_unit": minor_unit, "enabled": code in money.ENABLED_AT_FIRST},
+        )
+    await connection.execute(
+        text("INSERT INTO installation (id, epoch) VALUES (:id, :epoch) ON CONFLICT DO NOTHING"),
+        {"id": ids.new_id(0), "epoch": uuid4().hex[:8]},
+    )
+
+
+async def _grant(connection: AsyncConnection, role: str) -> None:
+    quoted = _quoted(role)
+    await connection.execute(text(f"GRANT USAGE ON SCHEMA public TO {quoted}"))
+    await connection.execute(text(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {quoted}"))
+    await connection.execute(text(f"GRANT SELECT ON alembic_version TO {quoted}"))
+    for rights, tables in _GRANTS.items():
+        await connection.execute(text(f"GRANT {rights} ON {tables} TO {quoted}"))
+
+
+def _quoted(role: str) -> str:
+    return '"' + role.replace('"', '""') + '"'

@@ -1,0 +1,218 @@
+"""Everything that an operator may set, read once.
+
+Order, the later wins: defaults, `stores.toml` (written by the embedded stores: addresses with their passwords),
+`piggybank.toml` (the operator's), the environment. This is the only module that reads the environment.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from piggybank import errors
+
+PREFIX = "PIGGYBANK_"
+OPERATOR_FILE = "piggybank.toml"
+STORES_FILE = "stores.toml"
+NOT_SETTINGS = frozenset({"PIGGYBANK_REQUIRE"})  # read by the test run only: tools whose absence is a failure
+STORE_FIELDS = ("database_url", "owner_database_url", "cache_url", "queue_url")
+
+Port = Annotated[int, Meta(ge=1, le=65_535)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One field, one setting: `port` is `PIGGYBANK_PORT` in the environment and `port` in `piggybank.toml`."""
+
+    data_dir: Annotated[Path, Meta(description="Folder of the installation: stores, logs, `piggybank.toml`.")]
+    listen: Annotated[str, Meta(description="Address to listen on. Beyond loopback it needs TLS, a proxy or `insecure`.")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="Port of the HTTP API.")] = 8080
+    public_url: Annotated[str, Meta(description="URL that people reach it by; goes into links. Empty: made of `listen` and `port`.")] = ""
+    tls_cert: Annotated[str, Meta(description="PEM file of the certificate; with `tls_key`.")] = ""
+    tls_key: Annotated[str, Meta(description="PEM file of the certificate's key.")] = ""
+    insecure: Annotated[bool, Meta(description="Allow listening beyond loopback without TLS or a trusted proxy.")] = False
+    trusted_proxies: Annotated[
+        list[str], Meta(description="Addresses or networks whose `X-Forwarded-For` is believed.")
+    ] = []
+    web_processes: Annotated[int, Meta(ge=1, le=64, description="Web processes that the supervisor starts.")] = 1
+    worker_processes: Annotated[
+        int, Meta(ge=0, le=64, description="Job workers that the supervisor starts; 0: inside the web process.")
+    ] = 0
+    database_url: Annotated[str, Meta(description="PostgreSQL, application role. Empty: the embedded one.")] = ""
+    owner_database_url: Annotated[
+        str, Meta(description="PostgreSQL, owner role, direct (no pooler): migrations, `verify`, partitions.")
+    ] = ""
+    cache_url: Annotated[str, Meta(description="Valkey or Redis for the cache (LRU). Empty: the embedded one.")] = ""
+    queue_url: Annotated[str, Meta(description="Valkey or Redis for the jobs (AOF, noeviction). Empty: the embedded one.")] = ""
+    sign_up: Annotated[Literal["open", "invite", "closed"], Meta(description="Who may create an account on their own.")] = "invite"
+    smtp_url: Annotated[str, Meta(description="`smtp://user:password@host:587` or `smtps://`; empty: no mail is sent.")] = ""
+    mail_from: Annotated[str, Meta(description="Sender of the mails.")] = ""
+    rate_anonymous_per_minute: Annotated[int, Meta(ge=0, description="Requests a minute and client without a token; 0: no limit.")] = 120
+    rate_sign_in_per_minute: Annotated[
+        int, Meta(ge=0, description="Sign-ins, sign-ups and resets a minute and client; 0: no limit.")
+    ] = 20
+    rate_user_per_minute: Annotated[int, Meta(ge=0, description="Requests a minute and user; 0: no limit.")] = 1_200
+    rate_service_per_minute: Annotated[int, Meta(ge=0, description="Requests a minute and API key; 0: no limit.")] = 0
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is logged.")] = "info"
+    log_format: Annotated[Literal["json", "console"], Meta(description="How log lines are written.")] = "json"
+
+    @property
+    def url(self) -> str:
+        """Where people reach the API, without a trailing slash."""
+        if self.public_url:
+            return self.public_url.rstrip("/")
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.listen, self.listen)  # noqa: S104 - compared, not bound
+        return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+
+
+def load(data_dir: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of the installation in `data_dir` (else of `PIGGYBANK_DATA_DIR`, else of the default folder).
+
+    Raises `errors.BadSetting` with the name, the value and what is allowed.
+    """
+    environment = os.environ if environment is None else environment
+    folder = (data_dir or Path(environment.get(f"{PREFIX}DATA_DIR") or default_data_dir())).expanduser().absolute()
+    values: dict[str, Any] = {}
+    for name in (STORES_FILE, OPERATOR_FILE):
+        values |= _from_file(folder / name)
+    values |= _from_environment(environment)
+    values["data_dir"] = str(folder)
+    settings = _convert(values)
+    _check_together(settings)
+    return settings
+
+
+def operator_chose_stores(data_dir: Path, environment: Mapping[str, str] | None = None) -> bool:
+    """True where an address was given by the operator: then nothing is embedded."""
+    environment = os.environ if environment is None else environment
+    chosen = _from_file(data_dir / OPERATOR_FILE) | _from_environment(environment)
+    given = [name for name in STORE_FIELDS if chosen.get(name)]
+    if given and len(given) < len(STORE_FIELDS):
+        missing = ", ".join(sorted(set(STORE_FIELDS) - set(given)))
+        raise errors.BadSetting(
+            setting=given[0], value="(set)", allowed=f"all of {', '.join(STORE_FIELDS)} together, or none; missing: {missing}"
+        )
+    return bool(given)
+
+
+def default_data_dir() -> Path:
+    """`/var/lib/piggybank` for root, else below the user's own data folder."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/piggybank")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "piggybank"
+
+
+def described() -> list[tuple[str, str, str, str]]:
+    """Rows (environment variable, allowed, default, description) of the settings table in the README."""
+    rows = []
+    for field in msgspec.structs.fields(Settings):
+        shown = "" if field.name == "data_dir" else _shown(field.default if field.default is not msgspec.NODEFAULT else field.default_factory())
+        rows.append((PREFIX + field.name.upper(), _allowed(field.name), shown, field.type.__metadata__[-1].description))
+    return rows
+
+
+def _shown(value: object) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else ("" if value in ("", []) else str(value))
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+        raise errors.BadSetting(setting=str(path), value="(file)", allowed=f"valid TOML: {cause}") from cause
+    known = _known_names()
+    for name, value in values.items():
+        if name not in known or name == "data_dir":
+            raise errors.BadSetting(setting=f"{name} in {path}", value=value, allowed=f"one of {', '.join(sorted(known - {'data_dir'}))}")
+    return values
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    known = _known_names()
+    values: dict[str, Any] = {}
+    for variable, value in environment.items():
+        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS:
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in known or variable != variable.upper():
+            raise errors.BadSetting(
+                setting=variable, value=value, allowed=f"one of {', '.join(PREFIX + known_name.upper() for known_name in sorted(known))}"
+            )
+        if name != "data_dir":
+            values[name] = [part.strip() for part in value.split(",") if part.strip()] if name == "trusted_proxies" else value
+    return values
+
+
+def _convert(values: dict[str, Any]) -> Settings:
+    """Field by field first, so that an error can name the one that is wrong."""
+    for field in msgspec.structs.fields(Settings):
+        if field.name not in values:
+            continue
+        try:
+            values[field.name] = msgspec.convert(values[field.name], field.type, strict=False)
+        except msgspec.ValidationError as cause:
+            shown = "(hidden)" if field.name.endswith("_url") else values[field.name]
+            raise errors.BadSetting(setting=PREFIX + field.name.upper(), value=shown, allowed=_allowed(field.name)) from cause
+    return Settings(**values)
+
+
+def _check_together(settings: Settings) -> None:
+    """What one field alone cannot tell."""
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise errors.BadSetting(setting="PIGGYBANK_TLS_CERT", value=settings.tls_cert, allowed="both of tls_cert and tls_key, or neither")
+    for name in ("tls_cert", "tls_key"):
+        path = getattr(settings, name)
+        if path and not Path(path).is_file():
+            raise errors.BadSetting(setting=PREFIX + name.upper(), value=path, allowed="the path of a readable PEM file")
+    loopback = settings.listen in ("127.0.0.1", "::1", "localhost")
+    if not (loopback or settings.tls_cert or settings.trusted_proxies or settings.insecure):
+        raise errors.BadSetting(
+            setting="PIGGYBANK_LISTEN",
+            value=settings.listen,
+            allowed="127.0.0.1, or any address with tls_cert and tls_key, with trusted_proxies, or with insecure = true",
+        )
+    for name in STORE_FIELDS:
+        _check_url(name, getattr(settings, name), ("postgresql", "postgres") if "database" in name else ("redis", "rediss", "valkey", "valkeys"))
+    _check_url("smtp_url", settings.smtp_url, ("smtp", "smtps"))
+    _check_url("public_url", settings.public_url, ("http", "https"))
+
+
+def _check_url(name: str, value: str, schemes: tuple[str, ...]) -> None:
+    if not value:
+        return
+    try:
+        parts = urlsplit(value)
+        well_formed = parts.scheme in schemes and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        well_formed = False
+    if not well_formed:
+        raise errors.BadSetting(setting=PREFIX + name.upper(), value="(hidden)", allowed=" or ".join(f"{scheme}://host[:port][/name]" for scheme in schemes))
+
+
+def _known_names() -> frozenset[str]:
+    return frozenset(field.name for field in msgspec.structs.fields(Settings))
+
+
+def _allowed(name: str) -> str:
+    """What a field takes, in words, from its type."""
+    field = next(field for field in msgspec.structs.fields(Settings) if field.name == name)
+    info = msgspec.inspect.type_info(field.type)
+    while isinstance(info, msgspec.inspect.Metadata):
+        info = info.type
+    match info:
+        case msgspec.inspect.LiteralType(values=values):
+            return " \\| ".join(str(value) for value in values).replace("\\", "")
+        case msgspec.inspect.IntType(ge=low, le=high):
+            return f"{low} to {high}" if high is not None else f"{low} or more"
+        case msgspec.inspect.BoolType():
+            return "true or false"
+        case msgspec.inspect.ListType():
+            return "list (commas in the environment)"
+        case _:
+            return "path" if name in ("data_dir", "tls_cert", "tls_key") else ("URL" if name.endswith("_url") else "text")
