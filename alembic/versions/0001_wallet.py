@@ -19,11 +19,18 @@ CREATE TABLE users (
     external_id text UNIQUE,
     name text,
     metadata jsonb NOT NULL DEFAULT '{}',
-    failed_sign_ins integer NOT NULL DEFAULT 0,
-    locked_until timestamptz,
     updated_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE UNIQUE INDEX users_email ON users (lower(email));
+
+-- Counted by address, known here or not, so that a lock does not tell who has an account.
+CREATE TABLE failed_sign_ins (
+    address_hash bytea PRIMARY KEY,
+    failures integer NOT NULL,
+    locked_until timestamptz,
+    updated_at timestamptz NOT NULL
+);
+CREATE INDEX failed_sign_ins_age ON failed_sign_ins (updated_at);
 
 CREATE TABLE sessions (
     id uuid PRIMARY KEY,
@@ -102,8 +109,7 @@ CREATE TABLE accounts (
     metadata jsonb NOT NULL DEFAULT '{}',
     PRIMARY KEY (id, bucket),
     CONSTRAINT accounts_double_entry CHECK (balance + clearing + fees + transfers + adjustments = 0),
-    CONSTRAINT accounts_held_and_owed CHECK (held >= 0 AND owed = GREATEST(0, held - balance)),
-    CONSTRAINT accounts_balance_limit CHECK (balance BETWEEN -9007199254740991 AND 9007199254740991)
+    CONSTRAINT accounts_held_and_owed CHECK (held >= 0 AND owed = GREATEST(0, held - balance))
 ) WITH (fillfactor = 70);
 CREATE INDEX accounts_user ON accounts (user_id, id);
 CREATE UNIQUE INDEX accounts_external_id ON accounts (bucket, user_id, external_id) WHERE external_id IS NOT NULL;

@@ -10,13 +10,13 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import asyncpg
-from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from alembic import command
 from piggybank import ids, money
 
 _LOCK = 5_077_164_913  # any number that nobody else in this database takes
@@ -36,7 +36,7 @@ _GRANTS = {
     "SELECT, INSERT": "transactions, effects, audit_log",
     "SELECT, INSERT, UPDATE": "users, sessions, api_keys, links, accounts, payments",
     "SELECT, INSERT, DELETE": "idempotency_keys",
-    "SELECT, INSERT, UPDATE, DELETE": "outbox",
+    "SELECT, INSERT, UPDATE, DELETE": "outbox, failed_sign_ins",
     "INSERT, UPDATE": "reports",
     "UPDATE (reports_through)": "installation",
 }

@@ -1,0 +1,207 @@
+"""Users: who they are, how they come, what they may change of themselves."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from piggybank import errors, ids
+from piggybank.db.engines import Database, Read, Write
+from piggybank.db.tables.people import User
+from piggybank.identity import audit, links, passwords, sessions
+from piggybank.identity.tokens import Principal, Tokens
+
+EMAIL_MAX_CHARACTERS = 254
+# One @, something on both sides, a dot in the domain, ASCII: what every mail server takes. Whether it is theirs only a mail can tell.
+_EMAIL = re.compile(r"[!-?A-~]{1,64}@[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)+")
+_TAKEN = {"users_email": errors.EmailTaken, "users_external_id_key": errors.ExternalIdTaken}
+
+
+class Newcomer(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a user before there is one."""
+
+    email: str | None = None
+    password: str | None = None
+    name: str | None = None
+    external_id: str | None = None
+    metadata: dict[str, str] = {}
+
+
+def normalised(email: str) -> str:
+    """One spelling of an address; raises `errors.InvalidRequest`."""
+    plain = email.strip().lower()
+    if len(plain) > EMAIL_MAX_CHARACTERS or not _EMAIL.fullmatch(plain):
+        raise errors.InvalidRequest(field="email", allowed="an e-mail address like name@example.com")
+    return plain
+
+
+async def sign_up(db: Database, newcomer: Newcomer, *, invite: str | None, needs_invite: bool) -> User:
+    """Somebody comes on their own, with an invite where one is needed.
+
+    Raises `errors.InviteRequired`, `errors.LinkInvalid`, `errors.EmailTaken`, `errors.WeakPassword`.
+    """
+    if needs_invite and invite is None:
+        raise errors.InviteRequired
+    if invite is not None:
+        async with db.read() as read:  # before the hash, which costs; for certain with the insert
+            await links.check(read, invite, "invite")
+    user = await _prepared(newcomer, "user")
+    async with db.write() as write:
+        if invite is not None:
+            await links.use(write, invite, "invite")
+        await _insert(write, user)
+        audit.record(write, f"user:{user.id}", "user.sign_up", f"user:{user.id}", {"invited": invite is not None})
+    return user
+
+
+async def create(db: Database, newcomer: Newcomer, *, role: str, actor: str) -> User:
+    """A service, an operator or the command line makes a user.
+
+    Raises `errors.EmailTaken`, `errors.ExternalIdTaken`, `errors.WeakPassword`.
+    """
+    if newcomer.email is None and newcomer.external_id is None:
+        raise errors.InvalidRequest(field="email", allowed="email or external_id, or both")
+    if newcomer.email is None and newcomer.password is not None:
+        raise errors.InvalidRequest(field="password", allowed="only together with an email")
+    user = await _prepared(newcomer, role)
+    async with db.write() as write:
+        await _insert(write, user)
+        audit.record(write, actor, "user.create", f"user:{user.id}", {"role": role})
+    return user
+
+
+async def claim(db: Database, newcomer: Newcomer, link: str) -> User:
+    """Whoever holds an operator link becomes an operator, once; raises `errors.LinkInvalid`, `errors.EmailTaken`, `errors.WeakPassword`."""
+    async with db.read() as read:
+        await links.check(read, link, "operator")
+    user = await _prepared(newcomer, "operator")
+    async with db.write() as write:
+        await links.use(write, link, "operator")
+        await _insert(write, user)
+        audit.record(write, f"user:{user.id}", "user.claim", f"user:{user.id}", {"role": "operator"})
+    return user
+
+
+async def of_id(read: Read, user_id: UUID) -> User:
+    """Raises `errors.NotFound`."""
+    user = await read.get(User, user_id)
+    if user is None:
+        raise errors.NotFound(user=str(user_id))
+    return user
+
+
+async def of_email(read: Read, email: str) -> User | None:
+    """The user with this address, which is normalised."""
+    return (await read.scalars(select(User).where(User.email == email))).one_or_none()
+
+
+async def page(read: Read, *, after: UUID | None, limit: int, external_id: str | None = None) -> Sequence[User]:
+    """Users, newest first, those before `after`."""
+    query = select(User).order_by(User.id.desc()).limit(limit)
+    if after is not None:
+        query = query.where(User.id < after)
+    if external_id is not None:
+        query = query.where(User.external_id == external_id)
+    return (await read.scalars(query)).all()
+
+
+async def change(db: Database, user_id: UUID, values: dict[str, Any]) -> User:
+    """Set the name or the metadata; raises `errors.NotFound`."""
+    async with db.write() as write:
+        user = await _locked(write, user_id)
+        if "name" in values:
+            user.name = values["name"]
+        if "metadata" in values:
+            user.extra = values["metadata"]
+        user.updated_at = datetime.now(UTC)
+    return user
+
+
+async def change_password(db: Database, tokens: Tokens, principal: Principal, current: str, new: str) -> None:
+    """Ends every other session; raises `errors.WrongCredentials`, `errors.WeakPassword`."""
+    assert principal.user_id is not None
+    async with passwords.turn() as turn:
+        async with db.write() as write:
+            user = await of_id(write, principal.user_id)
+            await sessions.refuse_locked(write, user.email or "")
+        if not await turn.matches(user.password_hash, current):
+            async with db.write() as write:  # a stolen session is not a place to guess the password
+                await sessions.count_failure(write, user.email or "")
+            raise errors.WrongCredentials
+        passwords.check(new, user.email)
+        password_hash = await turn.hash(new)
+    async with db.write() as write:
+        locked = await _locked(write, user.id)
+        if locked.password_hash != user.password_hash:
+            raise errors.WrongCredentials  # somebody else changed it meanwhile: what was given is no longer the current one
+        locked.password_hash = password_hash
+        locked.updated_at = datetime.now(UTC)
+        ended = await sessions.end_all(write, user.id, but=principal.token_id)
+        await links.end_resets(write, user.id)
+        audit.record(write, principal.actor, "user.password", f"user:{user.id}", {"sessions_ended": len(ended)})
+    await tokens.bury(ended)
+
+
+async def reset_password(db: Database, tokens: Tokens, link: str, new: str) -> None:
+    """By a reset link; ends all sessions and the lock. Raises `errors.LinkInvalid`, `errors.WeakPassword`."""
+    async with db.read() as read:
+        user_id = (await links.check(read, link, "reset")).user_id
+        assert user_id is not None
+        user = await of_id(read, user_id)
+    passwords.check(new, user.email)
+    async with passwords.turn() as turn:
+        password_hash = await turn.hash(new)
+    async with db.write() as write:
+        await links.use(write, link, "reset")
+        locked = await _locked(write, user_id)
+        locked.password_hash = password_hash
+        locked.updated_at = datetime.now(UTC)
+        ended = await sessions.end_all(write, user_id)
+        await links.end_resets(write, user_id)
+        if user.email:
+            await sessions.unlock(write, user.email)
+        audit.record(write, f"user:{user_id}", "user.reset", f"user:{user_id}", {"sessions_ended": len(ended)})
+    await tokens.bury(ended)
+
+
+async def _prepared(newcomer: Newcomer, role: str) -> User:
+    """A user who is not stored yet: checks, then the slow hash, outside of any transaction."""
+    email = normalised(newcomer.email) if newcomer.email is not None else None
+    password_hash = None
+    if newcomer.password is not None:
+        passwords.check(newcomer.password, email)
+        async with passwords.turn() as turn:
+            password_hash = await turn.hash(newcomer.password)
+    return User(
+        id=ids.new_id(ids.new_bucket()),
+        email=email,
+        password_hash=password_hash,
+        role=role,
+        external_id=newcomer.external_id,
+        name=newcomer.name,
+        extra=newcomer.metadata,
+        updated_at=datetime.now(UTC),
+    )
+
+
+async def _insert(write: Write, user: User) -> None:
+    write.add(user)
+    try:
+        await write.flush()
+    except IntegrityError as cause:
+        for constraint, error in _TAKEN.items():
+            if constraint in str(cause.orig):
+                raise error from cause
+        raise
+
+
+async def _locked(write: Write, user_id: UUID) -> User:
+    user = (await write.scalars(select(User).where(User.id == user_id).with_for_update())).one_or_none()
+    if user is None:
+        raise errors.NotFound(user=str(user_id))
+    return user
