@@ -96,7 +96,7 @@ class Cache:
             return Found(None, -1, "")
         value_key, lease_key = self._keys(kind, key)
         try:
-            stored = await self._redis.get(value_key)
+            stored: bytes | None = await self._redis.get(value_key)  # type: ignore[assignment] # responses are not decoded
             if stored is not None:
                 self.hits[kind] += 1
                 version, _, payload = stored.partition(b":")

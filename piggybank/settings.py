@@ -35,9 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tls_cert: Annotated[str, Meta(description="PEM file of the certificate; with `tls_key`.")] = ""
     tls_key: Annotated[str, Meta(description="PEM file of the certificate's key.")] = ""
     insecure: Annotated[bool, Meta(description="Allow listening beyond loopback without TLS or a trusted proxy.")] = False
-    trusted_proxies: Annotated[
-        list[str], Meta(description="Addresses or networks whose `X-Forwarded-For` is believed.")
-    ] = []
+    trusted_proxies: Annotated[list[str], Meta(description="Addresses or networks whose `X-Forwarded-For` is believed.")] = []
     web_processes: Annotated[int, Meta(ge=1, le=64, description="Web processes that the supervisor starts.")] = 1
     worker_processes: Annotated[
         int, Meta(ge=0, le=64, description="Job workers that the supervisor starts; 0: inside the web process.")
@@ -52,9 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     smtp_url: Annotated[str, Meta(description="`smtp://user:password@host:587` or `smtps://`; empty: no mail is sent.")] = ""
     mail_from: Annotated[str, Meta(description="Sender of the mails.")] = ""
     rate_anonymous_per_minute: Annotated[int, Meta(ge=0, description="Requests a minute and client without a token; 0: no limit.")] = 120
-    rate_sign_in_per_minute: Annotated[
-        int, Meta(ge=0, description="Sign-ins, sign-ups and resets a minute and client; 0: no limit.")
-    ] = 20
+    rate_sign_in_per_minute: Annotated[int, Meta(ge=0, description="Sign-ins, sign-ups and resets a minute and client; 0: no limit.")] = 20
     rate_user_per_minute: Annotated[int, Meta(ge=0, description="Requests a minute and user; 0: no limit.")] = 1_200
     rate_service_per_minute: Annotated[int, Meta(ge=0, description="Requests a minute and API key; 0: no limit.")] = 0
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is logged.")] = "info"
@@ -110,7 +106,9 @@ def described() -> list[tuple[str, str, str, str]]:
     """Rows (environment variable, allowed, default, description) of the settings table in the README."""
     rows = []
     for field in msgspec.structs.fields(Settings):
-        shown = "" if field.name == "data_dir" else _shown(field.default if field.default is not msgspec.NODEFAULT else field.default_factory())
+        shown = (
+            "" if field.name == "data_dir" else _shown(field.default if field.default is not msgspec.NODEFAULT else field.default_factory())
+        )
         rows.append((PREFIX + field.name.upper(), _allowed(field.name), shown, field.type.__metadata__[-1].description))
     return rows
 
@@ -178,7 +176,9 @@ def _check_together(settings: Settings) -> None:
             allowed="127.0.0.1, or any address with tls_cert and tls_key, with trusted_proxies, or with insecure = true",
         )
     for name in STORE_FIELDS:
-        _check_url(name, getattr(settings, name), ("postgresql", "postgres") if "database" in name else ("redis", "rediss", "valkey", "valkeys"))
+        _check_url(
+            name, getattr(settings, name), ("postgresql", "postgres") if "database" in name else ("redis", "rediss", "valkey", "valkeys")
+        )
     _check_url("smtp_url", settings.smtp_url, ("smtp", "smtps"))
     _check_url("public_url", settings.public_url, ("http", "https"))
 
@@ -192,7 +192,9 @@ def _check_url(name: str, value: str, schemes: tuple[str, ...]) -> None:
     except ValueError:
         well_formed = False
     if not well_formed:
-        raise errors.BadSetting(setting=PREFIX + name.upper(), value="(hidden)", allowed=" or ".join(f"{scheme}://host[:port][/name]" for scheme in schemes))
+        raise errors.BadSetting(
+            setting=PREFIX + name.upper(), value="(hidden)", allowed=" or ".join(f"{scheme}://host[:port][/name]" for scheme in schemes)
+        )
 
 
 def _known_names() -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 `Read` and `Write` are two types, so that a type checker refuses a write where a replica may answer; `commit` happens here, at
 the end of `Database.write()`, and in `ledger/posting.py` for a batch, nowhere else. Everything goes through SQLAlchemy sessions
-but the ledger's hot path, which has a small asyncpg pool of its own.
+but the ledger's hot path: a lane owns one asyncpg connection.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -19,9 +19,14 @@ from piggybank import errors
 POOL_SIZE = 5  # connections of a process for everything but the ledger's hot path
 POOL_OVERFLOW = 5  # more of them under load
 POOL_WAIT_S = 5
-LEDGER_POOL_SIZE = 4  # connections: the lane, its retry, a replay, one for reads
 CONNECT_TIMEOUT_S = 5
-CONNECTION_LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError)
+CONNECTION_LOST = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+)
 
 
 class Read(AsyncSession):
@@ -51,13 +56,10 @@ class Database:
             ),
         )
         self.engine: AsyncEngine = self._config.get_engine()
-        self._ledger_pool: asyncpg.Pool | None = None
 
-    async def ledger_pool(self) -> asyncpg.Pool:
-        """The hot path's own connections, opened at the first need (the database may be away when the process starts)."""
-        if self._ledger_pool is None:
-            self._ledger_pool = await asyncpg.create_pool(self.url, min_size=0, max_size=LEDGER_POOL_SIZE, timeout=CONNECT_TIMEOUT_S)
-        return self._ledger_pool
+    async def connect(self) -> asyncpg.Connection:
+        """A connection of its own, for the ledger's lane."""
+        return await asyncpg.connect(self.url, timeout=CONNECT_TIMEOUT_S)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Read]:
@@ -75,10 +77,7 @@ class Database:
                 await session.commit()
 
     async def close(self) -> None:
-        """Close every connection."""
-        if self._ledger_pool is not None:
-            self._ledger_pool.terminate()
-            self._ledger_pool = None
+        """Close every pooled connection."""
         await self.engine.dispose()
 
 

@@ -1,0 +1,124 @@
+"""Balances as clients see them: the struct, its cached form, and the read that falls back to the database.
+
+Money decisions never read this: they are made under the account's lock.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import text
+
+from piggybank import cache, errors, ids, money
+from piggybank.cache import Cache, Entry
+from piggybank.db.engines import Database
+
+KIND = "balance"
+
+
+class Balance(Struct, frozen=True, kw_only=True):
+    """Whole minor units: `available = balance - held`; `owed` is what a settlement took beyond it. True at `as_of`."""
+
+    account_id: UUID
+    currency: str
+    minor_unit: int
+    balance: int
+    held: int
+    owed: int
+    available: int
+    version: int
+    as_of: datetime
+
+
+class Cached(Balance, frozen=True, kw_only=True):
+    """What the cache keeps for an account: its balance, its count of posted rows, and whose it is."""
+
+    transactions_count: int
+    user_id: UUID
+
+
+class Stored(Struct, frozen=True):
+    """A changed balance, encoded once for the cache and for the outbox."""
+
+    account_id: UUID
+    version: int
+    payload: bytes
+
+    @property
+    def entry(self) -> Entry:
+        return Entry(str(self.account_id), self.version, self.payload)
+
+
+class _Row(Protocol):
+    id: UUID
+    user_id: UUID
+    currency: str
+    balance: int
+    held: int
+    owed: int
+    version: int
+    transactions_count: int
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Cached).decode
+
+
+def moment(at_ms: int) -> datetime:
+    """Milliseconds of the epoch as a time in UTC."""
+    return datetime.fromtimestamp(at_ms / 1_000, UTC)
+
+
+def cached(row: _Row, now_ns: int) -> Cached:
+    """The cached form of an account row that was true at `now_ns`."""
+    return Cached(
+        account_id=row.id,
+        currency=row.currency,
+        minor_unit=money.MINOR_UNITS[row.currency],
+        balance=row.balance,
+        held=row.held,
+        owed=row.owed,
+        available=row.balance - row.held,
+        version=row.version,
+        as_of=moment(now_ns // 1_000_000),
+        transactions_count=row.transactions_count,
+        user_id=row.user_id,
+    )
+
+
+def stored(row: _Row, now_ns: int) -> Stored:
+    """`row`, encoded."""
+    return Stored(row.id, row.version, _encode(cached(row, now_ns)))
+
+
+def news(changed: Sequence[Stored]) -> str:
+    """The payload of the outbox row that tells of these balances: a JSON list of what the cache keeps."""
+    return f"[{','.join(one.payload.decode() for one in changed)}]"
+
+
+_SELECT = text("""
+SELECT id, user_id, currency, balance, held, owed, version, transactions_count
+FROM accounts
+WHERE bucket = :bucket AND id = :id
+""")
+
+
+async def read(db: Database, store: Cache, account_id: UUID, *, only_user: UUID | None = None, min_version: int = 0) -> Cached:
+    """The balance of an account, at least as new as `min_version`; `only_user`: whose it must be. Raises NotFound."""
+    found = await store.read(KIND, str(account_id))
+    if found.payload is not None and found.version >= min_version:
+        balance = _decode(found.payload)
+    else:
+        async with db.read() as session:
+            row = (await session.execute(_SELECT, {"bucket": ids.bucket_of(account_id), "id": account_id})).one_or_none()
+        if row is None:
+            raise errors.NotFound(account_id=str(account_id))
+        balance = cached(row, time.time_ns())
+        await store.fill(KIND, found, Entry(str(account_id), balance.version, _encode(balance)), cache.BALANCE_TTL_S)
+    if only_user is not None and balance.user_id != only_user:
+        raise errors.NotFound(account_id=str(account_id))
+    return balance

@@ -1,0 +1,232 @@
+"""Group commit: one lane a process; while a batch is being committed the next one gathers.
+
+There is no timer: a quiet system has batches of one and no added latency, a busy one amortises the commit. The lane owns its
+connection and runs in a task of its own, so a caller that hangs up cancels nothing. Requests and bulk commands queue apart and
+take turns. What can pass (a lost connection, a conflict, a restart) is tried again by the batch's own keys for RETRY_FOR_S; what
+cannot (a poisoned command) is found by posting the batch one by one.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from uuid import UUID
+
+import asyncpg
+import structlog
+from msgspec import Struct
+
+from piggybank import cache, errors
+from piggybank.cache import Cache
+from piggybank.db.engines import Database
+from piggybank.ledger import balances, posting
+from piggybank.ledger.rules import Outcome, Submission
+
+MAX_BATCH = 256  # commands in one transaction
+MAX_QUEUE = 4_096  # commands that wait, before the next is refused
+MAX_BULK_QUEUE = 16_384  # the same for bulk commands
+RETRY_FOR_S = 10  # then the outcome is unknown, or the database away
+RETRY_PAUSE_S = 0.1  # between tries while the database is away
+STUCK_AFTER_S = 30  # a batch that long means that the lane is dead
+WATCH_EVERY_S = 1
+MAX_CLASHES = 3  # tries with keys read before the batch is split
+MAX_FORGOTTEN = 1_024  # outbox rows that one batch deletes
+
+log = structlog.get_logger()
+
+
+class _Waiting(Struct):
+    submission: Submission
+    future: asyncio.Future[Outcome]
+    since: float
+
+
+class Ledger:
+    """The one door through which money changes."""
+
+    def __init__(self, db: Database, store: Cache) -> None:
+        self._db = db
+        self._cache = store
+        self._connection: asyncpg.Connection | None = None
+        self._queue: deque[_Waiting] = deque()
+        self._bulk: deque[_Waiting] = deque()
+        self._bulk_turn = False
+        self._work = asyncio.Event()
+        self._lane: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._answering: set[asyncio.Task[None]] = set()
+        self._in_flight: list[_Waiting] = []
+        self._in_flight_since = 0.0
+        self._forget: deque[UUID] = deque(maxlen=MAX_FORGOTTEN)
+        self.draining = False
+
+    @property
+    def alive(self) -> bool:
+        """False when the lane has ended or hangs: the process must go."""
+        running = self._lane is not None and not self._lane.done()
+        return running and not (self._in_flight and time.monotonic() - self._in_flight_since > STUCK_AFTER_S)
+
+    @property
+    def waiting(self) -> int:
+        """Commands in the queues."""
+        return len(self._queue) + len(self._bulk)
+
+    async def start(self) -> None:
+        """Start the lane; the database may be away."""
+        self._lane = asyncio.create_task(self._run(), name="ledger lane")
+        self._watch = asyncio.create_task(self._look_after(), name="ledger watch")
+
+    async def stop(self) -> None:
+        """Take nothing more, finish what waits, close the connection."""
+        self.draining = True
+        self._work.set()
+        if self._lane is not None:
+            await asyncio.wait([self._lane], timeout=RETRY_FOR_S + WATCH_EVERY_S)
+            self._lane.cancel()
+        if self._answering:
+            await asyncio.wait(self._answering)
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._disconnect()
+
+    async def submit(self, submission: Submission) -> Outcome:
+        """Post one command: a batch of one, or part of a larger one.
+
+        Raises what is not an answer: Overloaded, ShuttingDown, DatabaseUnavailable, AccountBusy, IdempotencyKeyInUse,
+        OutcomeUnknown, InternalError.
+        """
+        return await self._enqueue(self._queue, submission, MAX_QUEUE)
+
+    async def submit_many(self, submissions: Sequence[Submission]) -> list[Outcome | errors.Error]:
+        """Post many, each for itself: an outcome, or what went wrong, for each, in order. They queue apart from the rest."""
+        futures = [self._enqueue(self._bulk, submission, MAX_BULK_QUEUE) for submission in submissions]
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, errors.Error):
+                raise result
+        return [result for result in results if isinstance(result, Outcome | errors.Error)]
+
+    def _enqueue(self, queue: deque[_Waiting], submission: Submission, limit: int) -> asyncio.Future[Outcome]:
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        if self.draining:
+            future.set_exception(errors.ShuttingDown())
+        elif len(queue) >= limit:
+            future.set_exception(errors.Overloaded())
+        else:
+            queue.append(_Waiting(submission, future, time.monotonic()))
+            self._work.set()
+        return future
+
+    async def _run(self) -> None:
+        while not (self.draining and not self.waiting):
+            if not self.waiting:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            batch = self._take()
+            self._in_flight, self._in_flight_since = batch, time.monotonic()
+            await self._post(batch, time.monotonic() + RETRY_FOR_S)
+            self._in_flight = []
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch: bulk commands and the rest take turns, so neither starves the other."""
+        self._bulk_turn = bool(self._bulk) and (not self._queue or not self._bulk_turn)
+        queue = self._bulk if self._bulk_turn else self._queue
+        return [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
+
+    async def _post(self, batch: list[_Waiting], until: float) -> None:
+        """Post a batch and see that everyone in it is answered, whatever happens."""
+        read_keys = skip_locked = maybe_committed = False
+        clashes = 0
+        while True:
+            try:
+                await self._try(batch, read_keys=read_keys, skip_locked=skip_locked)
+                return
+            except posting.KeyClash:
+                read_keys, clashes = True, clashes + 1
+                if clashes > MAX_CLASHES:
+                    await self._split(batch, until, errors.IdempotencyKeyInUse())
+                    return
+            except posting.Blocked as blocked:
+                if blocked.on_key:
+                    await self._split(batch, until, errors.IdempotencyKeyInUse())
+                    return
+                skip_locked = True
+            except Exception as cause:
+                if not posting.is_passing(cause):
+                    log.exception("a command could not be posted", commands=len(batch))
+                    await self._split(batch, until, errors.InternalError())
+                    return
+                maybe_committed |= isinstance(cause, posting.OutcomeLost)
+                read_keys = True
+                await self._disconnect()
+                if time.monotonic() >= until:
+                    log.warning("the database is away", error=repr(cause), commands=len(batch))
+                    _fail(batch, errors.OutcomeUnknown() if maybe_committed else errors.DatabaseUnavailable())
+                    return
+                await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def _split(self, batch: list[_Waiting], until: float, error: errors.Error) -> None:
+        """One of these stands in the way (and nothing is committed): post them one by one, fail the one that fails alone."""
+        if len(batch) == 1:
+            _fail(batch, error)
+            return
+        for one in batch:
+            if time.monotonic() < until:
+                await self._post([one], until)
+            else:
+                _fail([one], errors.Overloaded())
+
+    async def _try(self, batch: list[_Waiting], *, read_keys: bool, skip_locked: bool) -> None:
+        if self._connection is None:
+            self._connection = await self._db.connect()
+        forget = list(self._forget)
+        posted = await posting.post(
+            self._connection,
+            [one.submission for one in batch],
+            forget=forget,
+            read_keys=read_keys,
+            skip_locked=skip_locked,
+        )
+        for _ in forget:
+            self._forget.popleft()
+        task = asyncio.create_task(self._answer(batch, posted))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, batch: list[_Waiting], posted: posting.Posted) -> None:
+        """Write the cache through, then answer; the lane is on its next batch already."""
+        if posted.changed and await self._cache.write(balances.KIND, [one.entry for one in posted.changed], cache.BALANCE_TTL_S):
+            assert posted.outbox_id is not None
+            self._forget.append(posted.outbox_id)
+        for one, outcome in zip(batch, posted.outcomes, strict=True):
+            if not one.future.done():
+                one.future.set_result(outcome)
+
+    async def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    async def _look_after(self) -> None:
+        """Once a second: tell those who wait too long, and end the process when the lane is dead."""
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            now = time.monotonic()
+            for queue in (self._queue, self._bulk):
+                while queue and now - queue[0].since > RETRY_FOR_S:
+                    _fail([queue.popleft()], errors.Overloaded())  # it was not started
+            if self._in_flight and now - self._in_flight_since > RETRY_FOR_S + WATCH_EVERY_S:
+                _fail(self._in_flight, errors.OutcomeUnknown())
+            if not (self.alive or self.draining):
+                log.critical("the ledger's lane is dead; this process ends")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fail(batch: Sequence[_Waiting], error: errors.Error) -> None:
+    for one in batch:
+        if not one.future.done():
+            one.future.set_exception(error)
+            one.future.exception()  # seen: a caller that hung up leaves no warning behind

@@ -1,0 +1,128 @@
+"""What the ledger can be told to do.
+
+A request (`Deposit` to `Reverse`) may be refused; a settlement (`Settle`) is a fact and is not. `account_id` is the account
+whose owner the idempotency key belongs to. What a command needs that never changes (a posted row, the account of a payment)
+the caller has looked up; what may change is read by the ledger under the lock.
+"""
+
+from typing import Literal
+from uuid import UUID
+
+from msgspec import Struct
+
+SystemAccount = Literal["clearing", "fees", "transfers", "adjustments"]
+SettlementKind = Literal["deposit", "refund", "chargeback", "chargeback_reversal", "payout_return", "fee", "adjustment"]
+Destination = dict[str, str]
+
+
+class Actor(Struct, frozen=True):
+    """Who asks. A `user` reaches their own accounts only; the rest reach all. Keys of different kinds never meet."""
+
+    kind: Literal["user", "operator", "service", "system"]
+    user_id: UUID | None = None
+
+
+SYSTEM = Actor("system")
+
+
+class Command(Struct, frozen=True, kw_only=True):
+    """What every command takes."""
+
+    account_id: UUID
+    reference: str | None = None
+    description: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class Deposit(Command, frozen=True, kw_only=True):
+    """Money came in, recorded by the team's own backend."""
+
+    amount: int
+    currency: str | None = None
+
+
+class Withdraw(Command, frozen=True, kw_only=True):
+    """Money went out at once."""
+
+    amount: int
+    currency: str | None = None
+
+
+class Hold(Command, frozen=True, kw_only=True):
+    """Reserve money for a withdrawal that is completed or cancelled later: opens a payment."""
+
+    amount: int
+    currency: str | None = None
+    destination: Destination | None = None
+
+
+class CompletePayment(Command, frozen=True, kw_only=True):
+    """The held withdrawal was paid out: post it and release the hold. A fact: no rule refuses it while the payment is open."""
+
+    payment_id: UUID
+
+
+class CancelPayment(Command, frozen=True, kw_only=True):
+    """Release the hold; nothing is posted."""
+
+    payment_id: UUID
+
+
+class Transfer(Command, frozen=True, kw_only=True):
+    """From `account_id` to `to_account`, both or none."""
+
+    to_account: UUID
+    amount: int
+    currency: str | None = None
+
+
+class Leg(Struct, frozen=True):
+    """A posted row that is to be reversed."""
+
+    transaction_id: UUID
+    account_id: UUID
+    kind: str
+    system_account: SystemAccount
+    amount: int
+
+
+class Reverse(Command, frozen=True, kw_only=True):
+    """Undo a posted transaction with a row of its own; both legs of a transfer or none, once."""
+
+    transaction_id: UUID
+    transfer_id: UUID | None
+    legs: tuple[Leg, ...]
+
+
+class Freeze(Command, frozen=True, kw_only=True):
+    """Refuse every request on the account from now on."""
+
+
+class Unfreeze(Command, frozen=True, kw_only=True):
+    """Take requests again."""
+
+
+class Close(Command, frozen=True, kw_only=True):
+    """End an empty account for good."""
+
+
+class Settle(Command, frozen=True, kw_only=True):
+    """A fact from outside, once for each (source, effect): posted whatever the account's state; a shortage becomes `owed`.
+
+    `amount` is positive; the kind gives the sign, except for an `adjustment`, which is signed.
+    """
+
+    kind: SettlementKind
+    amount: int
+    source: str
+    effect: str
+    payment_id: UUID | None = None
+
+
+def accounts_of(command: Command) -> tuple[UUID, ...]:
+    """Every account that the command locks."""
+    if isinstance(command, Transfer):
+        return command.account_id, command.to_account
+    if isinstance(command, Reverse):
+        return tuple(leg.account_id for leg in command.legs)
+    return (command.account_id,)

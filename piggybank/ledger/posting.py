@@ -1,0 +1,279 @@
+"""Post a batch: lock, read, decide, write, commit.
+
+READ COMMITTED gives each statement a snapshot of its own, and only the locked rows are refreshed after a wait; so what is decided
+upon is never read in the statement that waited. Between BEGIN and COMMIT, whatever the size of the batch:
+
+1. LOCK the accounts in id order (with their rows as they are under the lock);
+2. KNOWN_KEYS, only after a clash (see 4);
+3. REFERRED: the payments and effects that commands name, only where there are any;
+4. WRITE everything at once, each row once. A key that exists already makes the count of new keys short: the batch is rolled
+   back and posted again with statement 2. So the common batch, whose keys are all new, needs two statements, and a key row is
+   written once, with its answer.
+
+Every transaction takes locks in the same order (accounts by id, then keys sorted), so two processes cannot deadlock. This module
+and `db/` are the only ones that commit.
+"""
+
+import time
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from piggybank import errors, ids
+from piggybank.ledger import balances, commands, idempotency
+from piggybank.ledger.rules import Account, Book, Outcome, Payment, Submission, decide
+
+LOCK = """
+SELECT id, user_id, currency, status, balance, held, owed, clearing, fees, transfers, adjustments, version, sequence,
+       transactions_count, open_payments, last_transaction_id
+FROM accounts
+WHERE bucket = ANY($1::smallint[]) AND id = ANY($2::uuid[])
+ORDER BY id
+FOR NO KEY UPDATE
+"""
+
+# After a lock timeout: whatever is still locked is answered "busy", the rest goes on.
+LOCK_FREE_ONES = LOCK + "SKIP LOCKED"
+EXISTING = "SELECT id FROM accounts WHERE bucket = ANY($1::smallint[]) AND id = ANY($2::uuid[])"
+
+KNOWN_KEYS = """
+SELECT owner, actor::text, key, fingerprint, answer
+FROM idempotency_keys
+WHERE bucket = ANY($1::smallint[]) AND owner = ANY($2::uuid[]) AND key = ANY($3::text[])
+"""
+
+REFERRED = """
+SELECT 'payment', id, account_id, status, amount, held, transaction_id, NULL::smallint, NULL, NULL
+FROM payments
+WHERE bucket = ANY($1::smallint[]) AND id = ANY($2::uuid[])
+UNION ALL
+SELECT 'effect', NULL, NULL, NULL, NULL, NULL, transaction_id, bucket, source, effect
+FROM effects
+WHERE (bucket, source, effect) IN (SELECT * FROM unnest($3::smallint[], $4::text[], $5::text[]))
+"""
+
+WRITE = """
+WITH keys AS (
+    INSERT INTO idempotency_keys (owner, bucket, actor, key, fingerprint, answer, created_at)
+    SELECT owner, bucket, actor::"char", key, fingerprint, answer, $1
+    FROM unnest($2::uuid[], $3::smallint[], $4::text[], $5::text[], $6::bytea[], $7::bytea[])
+         AS new (owner, bucket, actor, key, fingerprint, answer)
+    ON CONFLICT DO NOTHING
+    RETURNING 1
+), posted AS (
+    INSERT INTO transactions (id, account_id, amount, balance_after, sequence, kind, system_account, transfer_id, payment_id,
+                              reverses, reference, description, metadata, bucket)
+    SELECT * FROM unnest($8::uuid[], $9::uuid[], $10::bigint[], $11::bigint[], $12::bigint[], $13::text[], $14::text[],
+                         $15::uuid[], $16::uuid[], $17::uuid[], $18::text[], $19::text[], $20::jsonb[], $21::smallint[])
+), changed AS (
+    UPDATE accounts
+    SET status = new.status, balance = new.balance, held = new.held, owed = new.owed, clearing = new.clearing, fees = new.fees,
+        transfers = new.transfers, adjustments = new.adjustments, version = new.version, sequence = new.sequence,
+        transactions_count = new.transactions_count, open_payments = new.open_payments,
+        last_transaction_id = new.last_transaction_id
+    FROM unnest($22::uuid[], $23::smallint[], $24::text[], $25::bigint[], $26::bigint[], $27::bigint[], $28::bigint[],
+                $29::bigint[], $30::bigint[], $31::bigint[], $32::bigint[], $33::bigint[], $34::bigint[], $35::int[], $36::uuid[])
+         AS new (id, bucket, status, balance, held, owed, clearing, fees, transfers, adjustments, version, sequence,
+                 transactions_count, open_payments, last_transaction_id)
+    WHERE accounts.id = new.id AND accounts.bucket = new.bucket
+), opened AS (
+    INSERT INTO payments (id, account_id, kind, method, status, amount, held, destination, reference, description, metadata,
+                          bucket, updated_at)
+    SELECT *, $1 FROM unnest($37::uuid[], $38::uuid[], $39::text[], $40::text[], $41::text[], $42::bigint[], $43::bigint[],
+                             $44::jsonb[], $45::text[], $46::text[], $47::jsonb[], $48::smallint[])
+), settled AS (
+    UPDATE payments
+    SET status = new.status, held = new.held, transaction_id = new.transaction_id, updated_at = $1
+    FROM unnest($49::uuid[], $50::smallint[], $51::text[], $52::bigint[], $53::uuid[])
+         AS new (id, bucket, status, held, transaction_id)
+    WHERE payments.id = new.id AND payments.bucket = new.bucket
+), happened AS (
+    INSERT INTO effects (bucket, source, effect, transaction_id)
+    SELECT * FROM unnest($54::smallint[], $55::text[], $56::text[], $57::uuid[])
+), told AS (
+    INSERT INTO outbox (id, bucket, topic, payload)
+    SELECT $58::uuid, $59::smallint, 'ledger.posted', $60::jsonb WHERE $58 IS NOT NULL
+), forgotten AS (
+    DELETE FROM outbox WHERE bucket = ANY($61::smallint[]) AND id = ANY($62::uuid[])
+)
+SELECT count(*) FROM keys
+"""
+
+
+class KeyClash(Exception):
+    """A key of the batch exists already, or was taken between reading and writing."""
+
+
+class Blocked(Exception):
+    """A lock could not be had in time; `on_key` when it was a key, not an account."""
+
+    def __init__(self, *, on_key: bool) -> None:
+        super().__init__(on_key)
+        self.on_key = on_key
+
+
+class OutcomeLost(Exception):
+    """The connection broke while COMMIT was under way."""
+
+
+class Posted(msgspec.Struct, frozen=True):
+    """A committed batch: an outcome a submission, and the balances that changed, with the outbox row that tells of them."""
+
+    outcomes: list[Outcome]
+    changed: list[balances.Stored]
+    outbox_id: UUID | None
+
+
+async def post(
+    connection: asyncpg.Connection,
+    batch: Sequence[Submission],
+    *,
+    forget: Sequence[UUID] = (),
+    read_keys: bool = False,
+    skip_locked: bool = False,
+) -> Posted:
+    """Post `batch` in one transaction. `forget`: outbox rows whose news has arrived.
+
+    Raises KeyClash (again with `read_keys`), Blocked (again with `skip_locked`, or alone), OutcomeLost (again with `read_keys`),
+    or asyncpg's own errors.
+    """
+    account_ids = sorted({account_id for submission in batch for account_id in commands.accounts_of(submission.command)})
+    buckets = list({ids.bucket_of(account_id) for account_id in account_ids})
+    existing = await connection.fetch(EXISTING, buckets, account_ids) if skip_locked else ()
+    transaction = connection.transaction()
+    await transaction.start()
+    stage = "lock"
+    try:
+        book = Book(time.time_ns())
+        rows = await connection.fetch(LOCK_FREE_ONES if skip_locked else LOCK, buckets, account_ids)
+        book.accounts = {row[0]: Account(*row) for row in rows}
+        book.busy = frozenset(row[0] for row in existing) - book.accounts.keys()
+        if read_keys:
+            await _read_keys(connection, book, batch)
+        await _read_referred(connection, book, batch)
+        outcomes = [decide(book, submission) for submission in batch]
+        stage = "write"
+        outbox_id = ids.new_id(account_ids[0].int & 0xFF, book.now_ns) if book.changed else None
+        changed = [balances.stored(account, book.now_ns) for account in book.changed.values()]
+        if book.new_keys or book.changed or forget:
+            written = await connection.fetchval(WRITE, *_columns(book, outbox_id, changed, forget))
+            if written < len(book.new_keys):
+                raise KeyClash
+    except asyncpg.LockNotAvailableError as cause:
+        await transaction.rollback()
+        raise Blocked(on_key=stage == "write") from cause
+    except BaseException:
+        if not connection.is_closed():
+            await transaction.rollback()
+        raise
+    try:
+        await transaction.commit()
+    except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError) as cause:
+        raise OutcomeLost from cause
+    return Posted(outcomes, changed, outbox_id)
+
+
+async def _read_keys(connection: asyncpg.Connection, book: Book, batch: Sequence[Submission]) -> None:
+    keys = list({submission.key for submission in batch if submission.key})
+    owners = list({account.user_id for account in book.accounts.values()})
+    for owner, actor, key, fingerprint, answer in await connection.fetch(KNOWN_KEYS, _buckets(owners), owners, keys):
+        book.keys[owner, actor, key] = (fingerprint, idempotency.recalled(answer))
+
+
+async def _read_referred(connection: asyncpg.Connection, book: Book, batch: Sequence[Submission]) -> None:
+    payment_ids: set[UUID] = set()
+    effects: set[tuple[int, str, str]] = set()
+    for command, *_ in batch:
+        match command:
+            case commands.CompletePayment(payment_id=payment_id) | commands.CancelPayment(payment_id=payment_id):
+                payment_ids.add(payment_id)
+            case commands.Settle(account_id=account_id, source=source, effect=effect):
+                effects.add((ids.bucket_of(account_id), source, effect))
+            case commands.Reverse(transaction_id=transaction_id, transfer_id=transfer_id):
+                subject = transfer_id or transaction_id
+                effects.add((ids.bucket_of(subject), "reversal", str(subject)))
+    if not (payment_ids or effects):
+        return
+    wanted = _transposed(sorted(effects), 3)
+    for what, *row in await connection.fetch(REFERRED, _buckets(payment_ids), list(payment_ids), *wanted):
+        if what == "payment":
+            book.payments[row[0]] = Payment(*row[:6])
+        else:
+            book.effects[row[6], row[7], row[8]] = row[5]
+
+
+def _columns(book: Book, outbox_id: UUID | None, changed: list[balances.Stored], forget: Sequence[UUID]) -> list[Any]:
+    """The arguments of WRITE."""
+    # sorted, so that two processes that insert the same keys wait for each other in one order
+    keys = sorted(book.new_keys, key=lambda row: row.scope)
+    accounts = book.changed.values()
+    return list(
+        chain(
+            (
+                _moment(book.now_ns),
+                [row.scope[0] for row in keys],
+                [ids.bucket_of(row.scope[0]) for row in keys],
+                [row.scope[1] for row in keys],
+                [row.scope[2] for row in keys],
+                [row.fingerprint for row in keys],
+                [idempotency.stored(row.decision) for row in keys],
+            ),
+            _with_metadata(_transposed(book.new_transactions, 13), 12),
+            ([ids.bucket_of(row.id) for row in book.new_transactions],),
+            ([account.id for account in accounts], [ids.bucket_of(account.id) for account in accounts]),
+            ([getattr(account, field) for account in accounts] for field in Account.__struct_fields__[3:]),
+            _with_metadata(_transposed(book.new_payments, 11), 7, 10),
+            ([ids.bucket_of(row.id) for row in book.new_payments],),
+            ([payment.id for payment in book.changed_payments.values()], _buckets_of(book.changed_payments)),
+            ([getattr(payment, field) for payment in book.changed_payments.values()] for field in ("status", "held", "transaction_id")),
+            _transposed(book.new_effects, 4),
+            (outbox_id, outbox_id.int & 0xFF if outbox_id else None, balances.news(changed) if outbox_id else None),
+            (_buckets(forget), list(forget)),
+        )
+    )
+
+
+def _transposed(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+
+
+def _with_metadata(columns: list[list[Any]], *positions: int) -> list[list[Any]]:
+    """Dictionaries of these columns as JSON text, which is what asyncpg takes for jsonb."""
+    for position in positions:
+        columns[position] = [None if value is None else msgspec.json.encode(value).decode() for value in columns[position]]
+    return columns
+
+
+def _buckets(row_ids: Any) -> list[int]:
+    return list({ids.bucket_of(row_id) for row_id in row_ids})
+
+
+def _buckets_of(row_ids: Any) -> list[int]:
+    return [ids.bucket_of(row_id) for row_id in row_ids]
+
+
+def _moment(now_ns: int) -> Any:
+    return balances.moment(now_ns // 1_000_000)
+
+
+def is_passing(cause: BaseException) -> bool:
+    """True for what a retry of the batch may get over: conflicts, timeouts, shutdowns, a lost connection, a demoted primary."""
+    return isinstance(
+        cause,
+        OSError
+        | asyncpg.SerializationError
+        | asyncpg.DeadlockDetectedError
+        | asyncpg.QueryCanceledError
+        | asyncpg.OperatorInterventionError
+        | asyncpg.CannotConnectNowError
+        | asyncpg.ReadOnlySQLTransactionError
+        | asyncpg.PostgresConnectionError
+        | asyncpg.InterfaceError
+        | asyncpg.TooManyConnectionsError
+        | OutcomeLost
+        | errors.DatabaseUnavailable,
+    )
