@@ -76,7 +76,7 @@ def load(data_dir: Path | None = None, environment: Mapping[str, str] | None = N
     for name in (STORES_FILE, OPERATOR_FILE):
         values |= _from_file(folder / name)
     values |= _from_environment(environment)
-    values["data_dir"] = str(folder)
+    values["data_dir"] = folder
     settings = _convert(values)
     _check_together(settings)
     return settings
