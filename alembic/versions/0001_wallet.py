@@ -135,6 +135,7 @@ CREATE TABLE transactions (
 ) PARTITION BY RANGE (id);
 CREATE TABLE transactions_all PARTITION OF transactions FOR VALUES FROM (MINVALUE) TO (MAXVALUE);
 CREATE INDEX transactions_history ON transactions (account_id, id DESC);
+CREATE INDEX transactions_transfer ON transactions (transfer_id) WHERE transfer_id IS NOT NULL;
 
 CREATE TABLE payments (
     id uuid NOT NULL,
