@@ -78,7 +78,7 @@ CREATE TABLE currencies (
 
 -- one row: who this installation is. A cache entry carries the epoch, which changes at failover and restore.
 CREATE TABLE installation (
-    only boolean PRIMARY KEY DEFAULT true CHECK (only),
+    one_row boolean PRIMARY KEY DEFAULT true CHECK (one_row),
     id uuid NOT NULL,
     epoch text NOT NULL,
     reports_through date
