@@ -1,0 +1,17 @@
+# `make test` needs Python 3.11+ with venv, nothing else: the rest is installed into .venv, checked by hash.
+PYTHON := .venv/bin/python
+WORKERS ?= 2
+UV_LOCK := uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --python-version 3.11
+.PHONY: up test test-deep lint check fmt bench lock clean
+
+up: .venv/ready ; $(PYTHON) -m piggybank --data-dir .data up
+test: .venv/ready ; $(PYTHON) -m pytest -n $(WORKERS) -m "not deep"
+test-deep: .venv/ready ; $(PYTHON) -m pytest -m deep
+lint: .venv/ready ; $(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check . && $(PYTHON) -m mypy
+check: lint test
+fmt: .venv/ready ; $(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
+bench: .venv/ready ; $(PYTHON) -m tests.bench.deposits
+lock: ; $(UV_LOCK) --extra embedded pyproject.toml -o requirements.lock && echo hatchling | $(UV_LOCK) -c requirements.lock - -o requirements-build.lock && $(UV_LOCK) --extra embedded --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+clean: ; rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+
+.venv/ready: requirements-dev.lock installer/develop.sh ; @sh installer/develop.sh

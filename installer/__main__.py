@@ -1,0 +1,79 @@
+"""What install.sh hands over to: look, ask, act, say where it is."""
+
+import json
+import os
+import sys
+
+from installer import look, units
+from installer.act import act, step
+from installer.options import Options, parse
+from installer.program import Failed
+
+GOODBYE = """
+piggybank runs at {url}
+
+  Become its operator (the link works once):
+    {link}
+
+  A first deposit, from nothing:
+    PB={cli} URL={url}
+    TOKEN=$($PB apikeys create --name first --scopes users:write,accounts:write,accounts:read,ledger:write --json | {get} token)
+    post() {{ curl -sS{insecure} "$URL$1" -H "Authorization: Bearer $TOKEN" -H "Idempotency-Key: $2" -H "Content-Type: application/json" -d "$3"; }}
+    USER_ID=$(post /v1/users u-1 '{{"external_id": "customer-1"}}' | {get} id)
+    ACCOUNT_ID=$(post /v1/accounts a-1 "{{\\"user_id\\": \\"$USER_ID\\", \\"currency\\": \\"ZAR\\"}}" | {get} id)
+    post /v1/accounts/$ACCOUNT_ID/deposits d-1 '{{"amount": 10000, "method": "direct"}}'
+
+  Look after it:   {cli} status | doctor | verify | down | up --detach
+  After a reboot:  {reboot}
+"""
+GET = "python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])'"
+
+
+def main() -> int:
+    os.environ.pop("PYTHONPATH", None)  # install.sh set it for us alone
+    options = parse(sys.argv[1:], os.environ, sys.executable)
+    step(1, "Looking at this machine (nothing is changed)")
+    findings = look.look(options)
+    look.show(findings)
+    stopped = any(finding.level == "stop" for finding in findings)
+    if options.check:
+        if options.json:
+            print(json.dumps({"ok": not stopped, "findings": look.as_json(findings)}))
+        return 2 if stopped else 0
+    if stopped:
+        print("Nothing was changed. Put right what says STOP, then run this again.", file=sys.stderr)
+        return 2
+    if not _agreed(options):
+        print("Nothing was changed.", file=sys.stderr)
+        return 2
+    try:
+        made = act(options)
+    except (Failed, OSError) as cause:
+        print(f"\nIt did not work: {cause}", file=sys.stderr)
+        return 1
+    print(_goodbye(options, made), file=sys.stderr if options.json else sys.stdout)
+    if options.json:
+        print(json.dumps(made))
+    return 0
+
+
+def _agreed(options: Options) -> bool:
+    """Asks only where somebody can answer."""
+    if options.yes or not sys.stdin.isatty():
+        return True
+    answer = input(f"Install into {options.data_dir} and listen on {options.listen}:{options.port}? [Y/n] ")
+    return answer.strip().lower() in ("", "y", "yes")
+
+
+def _goodbye(options: Options, made: dict[str, str | None]) -> str:
+    if units.systemd_runs():
+        reboot = f"systemd starts it ({units.name(options)})"
+    else:
+        reboot = f"no systemd here; put this line into `crontab -e`:\n    {units.crontab_line(options)}"
+    link = made["operator_link"] or f"there is an operator already; another one: {made['cli']} users operator-link"
+    insecure = " -k" if str(made["url"]).startswith("https://127.") else ""
+    return GOODBYE.format(url=made["url"], link=link, cli=made["cli"], get=GET, reboot=reboot, insecure=insecure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""The second half: what is done, step by step. Every step may be repeated."""
+
+import fcntl
+import grp
+import http.client
+import json
+import os
+import pwd
+import re
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from installer import program, units
+from installer.look import runs_here
+from installer.options import SETTINGS_FILE, Options
+from installer.program import Failed
+
+READY_TIMEOUT_S = 120
+COMMAND_TIMEOUT_S = 180
+POLL_S = 0.2
+USERS_LISTED_MAX = 1_000
+STEPS = 7
+
+SETTINGS_HEAD = """\
+# The settings of this installation; README.md lists all of them. `installer/install.sh` with a flag changes that line only.
+# After changing something: piggybank down, then start it again.
+"""
+
+
+def act(options: Options) -> dict[str, str | None]:
+    """Bring the installation to what the options say; returns what `--json` prints. Raises `Failed`."""
+    with _alone(options):
+        if program.is_installed(options):
+            step(2, f"Libraries and program are there: {program.wanted(options)}")
+        else:
+            step(2, f"Installing the libraries into {program.wanted(options)} (about a minute)")
+            program.install_libraries(options)
+            step(3, "Installing piggybank")
+            program.install_piggybank(options)
+        new_program = program.switch(options)
+        step(4, "Folder, user and settings")
+        _prepare_folder(options)
+        new_settings = _write_settings(options)
+        step(5, "Starting")
+        _start(options, restart=new_program or new_settings)
+        step(6, "Waiting until it answers")
+        _wait_ready(options)
+        step(7, "Making the operator's one-time link")
+        link = _operator_link(options)
+        program.remove_old(options)
+    return {"url": _url(options), "data_dir": str(options.data_dir), "cli": str(options.cli), "operator_link": link}
+
+
+def step(number: int, text: str) -> None:
+    """One line of progress."""
+    print(f"{number}/{STEPS} {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _alone(options: Options) -> Iterator[None]:
+    """One installer a folder at a time."""
+    os.umask(0o022)  # the program must be readable by the system user
+    options.data_dir.mkdir(parents=True, exist_ok=True)
+    with (options.data_dir / ".install.lock").open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise Failed(f"another installer works on {options.data_dir}; wait until it ends") from cause
+        yield
+
+
+def _prepare_folder(options: Options) -> None:
+    """The installed program makes the system user and the folder's rights: it knows both."""
+    code = "import pathlib, sys; from piggybank.appliance.embedded import prepare_folder; prepare_folder(pathlib.Path(sys.argv[1]))"
+    _run(str(options.data_dir / "current" / "venv" / "bin" / "python"), "-c", code, str(options.data_dir))
+    for name in ("tls_cert", "tls_key"):
+        path = options.settings.get(name)
+        if path and os.geteuid() == 0 and not _readable_by_system_user(str(path)):
+            raise Failed(f"the system user {units.SYSTEM_USER} cannot read {path}\n  setfacl -m u:{units.SYSTEM_USER}:r {path}")
+
+
+def _readable_by_system_user(path: str) -> bool:
+    user = pwd.getpwnam(units.SYSTEM_USER)
+    command = ["/bin/sh", "-c", 'test -r "$0"', path]
+    return subprocess.run(command, user=user.pw_uid, group=user.pw_gid, extra_groups=[], check=False, cwd="/").returncode == 0
+
+
+def _write_settings(options: Options) -> bool:
+    """Write the chosen settings into piggybank.toml line by line, so that what people wrote there stays; True when it changed."""
+    path = options.data_dir / SETTINGS_FILE
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = (before or SETTINGS_HEAD).splitlines()
+    for name, value in options.chosen.items():
+        line = f"{name} = {json.dumps(value, ensure_ascii=False)}"
+        places = [number for number, old in enumerate(lines) if re.match(rf"\s*{name}\s*=", old)]
+        if places:
+            lines[places[0]] = line
+        else:
+            lines.append(line)
+    after = "\n".join(lines) + "\n"
+    if after == before:
+        return False
+    making = path.with_name(path.name + ".new")
+    making.write_text(after, encoding="utf-8")
+    making.chmod(0o640)  # it may hold the password of a mail server
+    if os.geteuid() == 0:
+        os.chown(making, 0, grp.getgrnam(units.SYSTEM_USER).gr_gid)
+    making.replace(path)
+    return True
+
+
+def _start(options: Options, *, restart: bool) -> None:
+    if units.systemd_runs():
+        _start_unit(options, restart=restart)
+        return
+    running = runs_here(options)
+    if running and restart:
+        _run(str(options.cli), "down")
+        running = False
+    if not running:
+        _run(str(options.cli), "up", "--detach")
+
+
+def _start_unit(options: Options, *, restart: bool) -> None:
+    path, text = units.path(options), units.text(options, as_root=os.geteuid() == 0)
+    new_unit = not path.is_file() or path.read_text(encoding="utf-8") != text
+    if new_unit:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        _systemctl("daemon-reload")
+    if units.systemctl("is-active", "--quiet", path.name).returncode != 0 and runs_here(options):
+        _run(str(options.cli), "down")  # started by hand: from now on the unit keeps it
+    _systemctl("enable", path.name)
+    _systemctl("restart" if restart or new_unit else "start", path.name)
+    if os.geteuid() != 0:
+        subprocess.run(["loginctl", "enable-linger"], check=False, capture_output=True)  # so that it runs while nobody is signed in
+
+
+def _systemctl(*arguments: str) -> None:
+    done = units.systemctl(*arguments)
+    if done.returncode != 0:
+        raise Failed(f"systemctl {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+def _wait_ready(options: Options) -> None:
+    until = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < until:
+        if _answers(options):
+            return
+        time.sleep(POLL_S)
+    raise Failed(f"it does not answer on {options.listen}:{options.port}; what its log says: {options.data_dir}/logs, or: {options.cli} doctor")
+
+
+def _answers(options: Options) -> bool:
+    """Asks its own port directly: a proxy of the environment has nothing to do with this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.listen, options.listen)
+    connection: http.client.HTTPConnection
+    if options.settings.get("tls_cert"):
+        connection = http.client.HTTPSConnection(host, options.port, timeout=5, context=ssl._create_unverified_context())
+    else:
+        connection = http.client.HTTPConnection(host, options.port, timeout=5)
+    try:
+        connection.request("GET", "/health/ready")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _operator_link(options: Options) -> str | None:
+    """None once there is an operator (with very many users one is taken to be there)."""
+    users = json.loads(_run(str(options.cli), "users", "list", "--json"))["items"]
+    if len(users) >= USERS_LISTED_MAX or any(user["role"] == "operator" for user in users):
+        return None
+    made: dict[str, Any] = json.loads(_run(str(options.cli), "users", "operator-link", "--json"))
+    return str(made["link"])
+
+
+def _url(options: Options) -> str:
+    """As `Settings.url` has it."""
+    if options.settings.get("public_url"):
+        return str(options.settings["public_url"]).rstrip("/")
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(options.listen, options.listen)
+    return f"{'https' if options.settings.get('tls_cert') else 'http'}://{host}:{options.port}"
+
+
+def _run(*command: str) -> str:
+    """A command of the installed program; its own words when it fails."""
+    # files, not pipes: what `up --detach` leaves behind must not keep us waiting for the end of a pipe
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=COMMAND_TIMEOUT_S, check=False, cwd="/", env=_environment()
+            )
+        except subprocess.TimeoutExpired as cause:
+            raise Failed(f"{' '.join(command)} did not end within {COMMAND_TIMEOUT_S} s") from cause
+        out.seek(0)
+        err.seek(0)
+        said = out.read()
+        if done.returncode != 0:
+            raise Failed(f"{' '.join(command)}\n  {err.read().strip() or said.strip()}")
+    return said
+
+
+def _environment() -> dict[str, str]:
+    """What the service will see after a reboot: no setting of this shell."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PIGGYBANK_")}

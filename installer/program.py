@@ -1,0 +1,125 @@
+"""The program, side by side by version: `versions/<version>-<mark>/` holds one virtual environment, `current` points at one of them.
+
+The mark is made of the source, the locks and the Python, so the same checkout is installed once and a changed one beside the old.
+"""
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from installer.options import Options
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SOURCES = ("piggybank", "alembic", "pyproject.toml", "requirements.lock", "requirements-build.lock")
+FINISHED = "installed"  # a version without this file was interrupted
+KEPT_VERSIONS = 2
+LOG_TAIL_LINES = 6
+LOCKED = ("--require-hashes", "--only-binary", ":all:", "--no-input")
+
+# pip as a library of the new environment; the machine's own pip configuration counts, but for where to install to
+PIP_ENVIRONMENT = {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
+WRAPPER = """\
+#!/bin/sh
+# The command of the installation in {data_dir}; written by installer/install.sh.
+exec {current}/venv/bin/piggybank --data-dir {data_dir} "$@"
+"""
+
+
+class Failed(Exception):
+    """A step went wrong; the text says what to do."""
+
+
+def wanted(options: Options) -> Path:
+    """The folder that this checkout's program belongs in."""
+    source = (CHECKOUT / "piggybank" / "__init__.py").read_text(encoding="utf-8")
+    version = re.search(r'__version__ = "([^"]+)"', source)
+    assert version is not None, "piggybank/__init__.py names the version"
+    mark = hashlib.sha256(f"{sys.version}{sys.base_prefix}".encode())
+    for path in _source_files():
+        mark.update(str(path.relative_to(CHECKOUT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return options.data_dir / "versions" / f"{version[1]}-{mark.hexdigest()[:8]}"
+
+
+def is_installed(options: Options) -> bool:
+    """True when the checkout's program is there, whole."""
+    return (wanted(options) / FINISHED).is_file()
+
+
+def install_libraries(options: Options) -> None:
+    """A fresh virtual environment with what requirements.lock says, each file checked against its hash."""
+    place = wanted(options)
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    _logged(place, sys.executable, "-m", "venv", str(place / "venv"))
+    _pip(place, "install", *LOCKED, "-r", str(CHECKOUT / "requirements.lock"))
+
+
+def install_piggybank(options: Options) -> None:
+    """piggybank itself, built with the locked build tools, which do not stay."""
+    place = wanted(options)
+    with tempfile.TemporaryDirectory(prefix="piggybank-build-") as tools:
+        _pip(place, "install", *LOCKED, "--target", tools, "-r", str(CHECKOUT / "requirements-build.lock"))
+        _pip(place, "install", "--no-deps", "--no-build-isolation", "--no-cache-dir", str(CHECKOUT), PYTHONPATH=tools)
+    (place / FINISHED).touch()
+
+
+def switch(options: Options) -> bool:
+    """Point `current` and the command at it; True when that changed something."""
+    current, command = options.data_dir / "current", options.cli
+    target = Path("versions") / wanted(options).name
+    changed = not current.is_symlink() or current.readlink() != target
+    if changed:
+        link = options.data_dir / "current.new"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        link.replace(current)
+    command.parent.mkdir(exist_ok=True)
+    wrapper = WRAPPER.format(current=shlex.quote(str(current)), data_dir=shlex.quote(str(options.data_dir)))
+    if not command.is_file() or command.read_text(encoding="utf-8") != wrapper:
+        making = command.with_name("piggybank.new")
+        making.write_text(wrapper, encoding="utf-8")
+        making.chmod(0o755)
+        making.replace(command)
+    return changed
+
+
+def remove_old(options: Options) -> None:
+    """Keep the version in use and the one before it."""
+    versions = sorted((options.data_dir / "versions").iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for version in [path for path in versions if path != wanted(options)][KEPT_VERSIONS - 1 :]:
+        shutil.rmtree(version, ignore_errors=True)
+
+
+def _source_files() -> Iterator[Path]:
+    for name in SOURCES:
+        path = CHECKOUT / name
+        found = [path] if path.is_file() else sorted(path.rglob("*"))
+        yield from (file for file in found if file.is_file() and "__pycache__" not in file.parts)
+
+
+def _pip(place: Path, *arguments: str, **environment: str) -> None:
+    _logged(place, str(place / "venv" / "bin" / "python"), "-m", "pip", *arguments, **environment)
+
+
+def _logged(place: Path, *command: str, **environment: str) -> None:
+    """Run a step quietly; its words are in install.log, and shown when it fails."""
+    log = place / "install.log"
+    with log.open("a", encoding="utf-8") as file:
+        print("$", shlex.join(command), file=file, flush=True)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False, cwd=place, env={**os.environ, **PIP_ENVIRONMENT, **environment}
+        )
+    if done.returncode != 0:
+        tail = "\n".join("    " + line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:])
+        raise Failed(
+            f"this command ended with {done.returncode}: {shlex.join(command)}\n{tail}\n"
+            f"  The whole log: {log}\n"
+            "  If the package index could not be reached: pip takes PIP_INDEX_URL, PIP_CERT, https_proxy and pip.conf. Then run this again."
+        )

@@ -1,0 +1,104 @@
+"""How it comes back after a reboot: a systemd unit where systemd runs, else a line for cron."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from installer.options import Options, default_data_dir
+
+PRIVILEGED_PORTS = 1_024
+SYSTEM_USER = "piggybank"
+
+UNIT = """\
+# Written by installer/install.sh, which writes it again: put changes into a drop-in (systemctl edit {name}).
+[Unit]
+Description=piggybank wallet in {shown_dir}
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=exec
+{user}ExecStart="{cli}" up
+# a stop that was asked for (piggybank down) ends with 0 and stays; everything else is started again
+Restart=on-failure
+RestartSec=2
+KillMode=mixed
+TimeoutStopSec=90
+UMask=0077
+LimitNOFILE=65536
+NoNewPrivileges=yes
+{hardening}
+[Install]
+WantedBy={wanted_by}
+"""
+
+# What a system service can be kept from; a user's own systemd may not set these up.
+HARDENING = """\
+ProtectSystem=strict
+ReadWritePaths="{data_dir}"
+PrivateDevices=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+CapabilityBoundingSet={capabilities}
+AmbientCapabilities={capabilities}
+"""
+
+
+def name(options: Options) -> str:
+    """`piggybank.service` for the default folder, else with a mark of the folder, so that two live side by side."""
+    if options.data_dir == default_data_dir():
+        return "piggybank.service"
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", options.data_dir.name).strip("-").lower()[:32]
+    return f"piggybank-{slug}-{hashlib.sha256(str(options.data_dir).encode()).hexdigest()[:6]}.service"
+
+
+def text(options: Options, *, as_root: bool) -> str:
+    """The unit file."""
+    data_dir = str(options.data_dir).replace("\\", "\\\\").replace("%", "%%")
+    capabilities = "CAP_NET_BIND_SERVICE" if options.port < PRIVILEGED_PORTS else ""
+    return UNIT.format(
+        name=name(options),
+        shown_dir=data_dir,
+        user=f"User={SYSTEM_USER}\nGroup={SYSTEM_USER}\n" if as_root else "",
+        cli=f"{data_dir}/bin/piggybank",
+        hardening=HARDENING.format(data_dir=data_dir, capabilities=capabilities) if as_root else "",
+        wanted_by="multi-user.target" if as_root else "default.target",
+    )
+
+
+def path(options: Options) -> Path:
+    """Where the unit belongs."""
+    if os.geteuid() == 0:
+        return Path("/etc/systemd/system") / name(options)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "systemd" / "user" / name(options)
+
+
+def systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The system's systemctl for root, the user's own for everybody else."""
+    scope = [] if os.geteuid() == 0 else ["--user"]
+    return subprocess.run(["systemctl", *scope, *arguments], capture_output=True, text=True, check=False)
+
+
+def systemd_runs() -> bool:
+    """True where systemd is the first process here and takes our orders."""
+    if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
+        return False
+    return systemctl("show", "--property=Version").returncode == 0
+
+
+def crontab_line(options: Options) -> str:
+    """For machines without systemd."""
+    return f"@reboot '{options.cli}' up --detach".replace("%", "\\%")
