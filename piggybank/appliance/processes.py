@@ -1,0 +1,170 @@
+"""One long-running process: start it, find it again, stop it.
+
+A process outlives its supervisor, so who it is stands in `run/<name>.json`: pid, start time and command line. All three must match
+before anything is adopted or signalled; a pid alone may be another program by now.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from piggybank.appliance import system_user
+from piggybank.appliance.system_user import SystemUser
+
+START_TIME_TOLERANCE_S = 2.0  # the kernel counts from boot, and the clock may have been set since
+LOG_MODE = 0o640
+
+
+class Program(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run; `name` is unique in the data folder."""
+
+    name: str
+    argv: tuple[str, ...]
+    run_dir: Path
+    log: Path
+    user: SystemUser | None = None
+    environment: Mapping[str, str] = {}
+    stop_signal: int = signal.SIGTERM
+    kill_signal: int = signal.SIGKILL
+    stop_timeout_s: float = 30.0
+
+    @property
+    def record(self) -> Path:
+        return self.run_dir / f"{self.name}.json"
+
+
+class Running:
+    """A live process: our own child, or one adopted from a supervisor that died."""
+
+    def __init__(self, program: Program, process: psutil.Process, child: subprocess.Popen[bytes] | None) -> None:
+        self.program = program
+        self.pid = process.pid
+        self.adopted = child is None
+        self.since = process.create_time()
+        self._process = process
+        self._child = child
+
+    def alive(self) -> bool:
+        """False once it ended (a zombie that nobody reaps has ended, too)."""
+        if self._child is not None:
+            return self._child.poll() is None
+        return is_live(self._process)
+
+    @property
+    def exit_code(self) -> int | None:
+        return None if self._child is None else self._child.poll()
+
+    def signal(self, number: int) -> None:
+        """Send a signal if it is still that process."""
+        if self.alive():
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                self._process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> bool:
+        """True when it ended in time."""
+        until = time.monotonic() + timeout_s
+        while self.alive():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def stop(self) -> bool:
+        """Ask, wait, then force. True when asking was enough."""
+        self.signal(self.program.stop_signal)
+        gently = self.wait(self.program.stop_timeout_s)
+        if not gently:
+            self.signal(self.program.kill_signal)
+            if not self.wait(10):
+                self.signal(signal.SIGKILL)
+                self.wait(10)
+        self.program.record.unlink(missing_ok=True)
+        return gently
+
+
+class _Child(subprocess.Popen[bytes]):
+    """A child that may outlive us on purpose, which Popen's destructor takes for a mistake."""
+
+    def __del__(self) -> None:
+        pass
+
+
+def start(program: Program) -> Running:
+    """Start it in a session of its own: a Ctrl-C at the terminal is the supervisor's to pass on."""
+    # NOFOLLOW: root must not be led out of the data folder by a link that the system user put there
+    log = os.open(program.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, LOG_MODE)
+    try:
+        system_user.give(log, program.user, LOG_MODE)
+        child = _Child(  # our own programs
+            program.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+            umask=0o077,
+            env={**os.environ, **program.environment},
+            **system_user.as_user(program.user),
+        )
+    finally:
+        os.close(log)
+    process = psutil.Process(child.pid)
+    record = {"pid": child.pid, "started": process.create_time(), "argv": list(program.argv)}
+    write_file(program.record, json.dumps(record) + "\n")
+    return Running(program, process, child)
+
+
+def find(program: Program) -> Running | None:
+    """The live process of an earlier supervisor; a record of a dead one, or of a pid that is now another program, is cleared."""
+    try:
+        record = json.loads(program.record.read_text(encoding="utf-8"))
+        process = psutil.Process(int(record["pid"]))
+        same = (
+            is_live(process)
+            and abs(process.create_time() - float(record["started"])) < START_TIME_TOLERANCE_S
+            and process.cmdline() == list(record["argv"])  # not program.argv: an upgrade may have moved the program
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError, psutil.Error):
+        same = False
+    if not same:
+        program.record.unlink(missing_ok=True)
+        return None
+    return Running(program, process, None)
+
+
+def is_live(process: psutil.Process) -> bool:
+    """Running, and not a zombie."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def runs_with(pid: int, word: str) -> bool:
+    """True when that pid is alive and `word` stands in its command line."""
+    try:
+        process = psutil.Process(pid)
+        return is_live(process) and word in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def write_file(path: Path, text: str, mode: int = 0o600, user: SystemUser | None = None) -> None:
+    """Whole or not at all, and on the disk before it counts."""
+    making = path.with_name(path.name + ".new")
+    making.unlink(missing_ok=True)
+    handle = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        system_user.give(file.fileno(), user, mode)
+        os.fsync(file.fileno())
+    making.rename(path)

@@ -1,0 +1,145 @@
+"""Who the stores and the web run as: oneself, or, started by root, the system user `piggybank`.
+
+PostgreSQL refuses to run as root, and nothing that listens should. The user is made when it is missing; what it must read and
+cannot (binaries below somebody's 0700 home) is copied by `binaries.py`, and folders on the way to the data folder let this user
+alone pass by an access list.
+"""
+
+import os
+import pwd
+import shutil
+import struct
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from piggybank import errors
+
+NAME = "piggybank"
+COMMAND_TIMEOUT_S = 120
+
+# POSIX ACL as the kernel stores it: version 2, then (tag, permissions, id) each
+_ACL = "system.posix_acl_access"
+_ENTRY = struct.Struct("<HHI")
+_USER_OWNER, _USER, _GROUP_OWNER, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+_ENTER = 0x1
+_NO_ID = 0xFFFFFFFF
+
+
+class SystemUser(NamedTuple):
+    """The user that a root supervisor gives its children."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def chosen() -> SystemUser | None:
+    """None: run as oneself. For root the system user, made when missing."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        found = pwd.getpwnam(NAME)
+    except KeyError:
+        _make()
+        found = pwd.getpwnam(NAME)
+    return SystemUser(NAME, found.pw_uid, found.pw_gid)
+
+
+def give(file: int | Path, user: SystemUser | None, mode: int) -> None:
+    """Make an open file or a folder the user's, with `mode`."""
+    if user is not None:
+        os.chown(file, user.uid, user.gid)
+    os.chmod(file, mode)  # noqa: PTH101 - a descriptor, or a path
+
+
+def make_folder(path: Path, user: SystemUser | None, mode: int = 0o700) -> None:
+    """A folder of the user's; the folders above it are made open to enter."""
+    for above in reversed(path.parents):
+        above.mkdir(mode=0o755, exist_ok=True)
+    path.mkdir(exist_ok=True)
+    give(path, user, mode)
+
+
+def can(user: SystemUser | None, *command: str) -> bool:
+    """Whether a command ends well as that user: the only honest test of what it may read."""
+    try:
+        return run(user, *command, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def run(
+    user: SystemUser | None, *command: str, check: bool = True, text: str = "", environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a short command as the user; a failure is `errors.StoreFailed` with its last words."""
+    done: subprocess.CompletedProcess[str] = subprocess.run(  # type: ignore[call-overload]  # noqa: S603 - our own binaries
+        command,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        check=False,
+        cwd="/",
+        env={**os.environ, **(environment or {})},
+        **as_user(user),
+    )
+    if check and done.returncode != 0:
+        words = (done.stderr or done.stdout).strip().splitlines()
+        raise errors.StoreFailed(command=Path(command[0]).name, says=" / ".join(words[-3:]))
+    return done
+
+
+def as_user(user: SystemUser | None) -> dict[str, object]:
+    """The keywords of subprocess that drop to the user."""
+    return {} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": [user.gid]}
+
+
+def let_enter(path: Path, user: SystemUser | None) -> list[Path]:
+    """Let the user pass the folders above `path`; returns those whose access list had to be changed.
+
+    Raises `errors.CannotProceed` where the file system has no access lists.
+    """
+    if user is None:
+        return []
+    changed = []
+    for folder in reversed(path.parents):
+        if can(user, "/bin/sh", "-c", 'cd "$0"', str(folder)):
+            continue
+        try:
+            _grant_entry(folder, user)
+        except OSError as cause:
+            raise errors.CannotProceed(
+                what=f"user {user.name} cannot enter {folder}", do=f"choose another data folder, or: chmod o+x {folder}"
+            ) from cause
+        changed.append(folder)
+    return changed
+
+
+def _grant_entry(folder: Path, user: SystemUser) -> None:
+    status = folder.stat()
+    try:
+        stored = os.getxattr(folder, _ACL)
+        entries = [entry for entry in _ENTRY.iter_unpack(stored[4:]) if (entry[0], entry[2]) != (_USER, user.uid)]
+    except OSError:
+        mode = status.st_mode
+        entries = [(_USER_OWNER, mode >> 6 & 7, _NO_ID), (_GROUP_OWNER, mode >> 3 & 7, _NO_ID), (_OTHER, mode & 7, _NO_ID)]
+    granted = [entry for entry in entries if entry[0] != _MASK] + [(_USER, _ENTER, user.uid)]
+    mask = 0
+    for tag, permissions, _ in granted:
+        mask |= permissions if tag in (_USER, _GROUP_OWNER, _GROUP) else 0
+    granted.append((_MASK, mask, _NO_ID))
+    os.setxattr(folder, _ACL, struct.pack("<I", 2) + b"".join(_ENTRY.pack(*entry) for entry in sorted(granted)))
+
+
+def _make() -> None:
+    tool = shutil.which("useradd") or shutil.which("useradd", path="/usr/sbin:/sbin")
+    if tool is None:
+        raise errors.CannotProceed(what=f"there is no user {NAME} and no useradd", do=f"make a system user named {NAME}, or start as an ordinary user")
+    shell = next((path for path in ("/usr/sbin/nologin", "/sbin/nologin") if Path(path).exists()), "/bin/false")
+    run(None, tool, "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent", "--shell", shell, NAME, check=False)
+    try:
+        pwd.getpwnam(NAME)  # two first starts may meet here: what counts is that the user is there
+    except KeyError as cause:
+        raise errors.CannotProceed(what=f"useradd could not make the user {NAME}", do=f"make a system user named {NAME}") from cause
