@@ -26,6 +26,7 @@ class Error(Exception):
     def __init__(self, **details: Any) -> None:
         super().__init__(details)
         self.details = details
+        self.replayed = False  # a refusal that was given before
 
     def __str__(self) -> str:
         return f"{self.title} ({', '.join(f'{name}: {value}' for name, value in self.details.items())})" if self.details else self.title
@@ -209,6 +210,12 @@ class OutcomeUnknown(Error):
 
 class ShuttingDown(Error):
     """The server is stopping. Try again."""
+
+    retryable = True
+
+
+class MailFailed(Error):
+    """The mail server did not take a mail; it is tried again."""
 
     retryable = True
 

@@ -40,6 +40,21 @@ class Cached(Balance, frozen=True, kw_only=True):
     transactions_count: int
     user_id: UUID
 
+    def shown(self) -> Balance:
+        """What a client sees of it."""
+        return Balance(**{field: getattr(self, field) for field in Balance.__struct_fields__})
+
+
+class BalanceAt(Struct, frozen=True, kw_only=True):
+    """The posted balance just before a moment, and the sequence of the last row before it. Holds of the past are not kept."""
+
+    account_id: UUID
+    currency: str
+    minor_unit: int
+    balance: int
+    sequence: int
+    at: datetime
+
 
 class Stored(Struct, frozen=True):
     """A changed balance, encoded once for the cache and for the outbox."""
@@ -107,6 +122,17 @@ WHERE bucket = :bucket AND id = :id
 """)
 
 
+# Ids are in posting order and carry their time: one step down the history index.
+_SELECT_AT = text("""
+SELECT a.user_id, a.currency, t.balance_after, t.sequence
+FROM accounts a
+LEFT JOIN LATERAL (
+    SELECT balance_after, sequence FROM transactions WHERE account_id = a.id AND id < :below ORDER BY id DESC LIMIT 1
+) t ON true
+WHERE a.bucket = :bucket AND a.id = :id
+""")
+
+
 async def read(db: Database, store: Cache, account_id: UUID, *, only_user: UUID | None = None, min_version: int = 0) -> Cached:
     """The balance of an account, at least as new as `min_version`; `only_user`: whose it must be. Raises NotFound."""
     found = await store.read(KIND, str(account_id))
@@ -122,3 +148,20 @@ async def read(db: Database, store: Cache, account_id: UUID, *, only_user: UUID 
     if only_user is not None and balance.user_id != only_user:
         raise errors.NotFound(account_id=str(account_id))
     return balance
+
+
+async def read_at(db: Database, account_id: UUID, at: datetime, *, only_user: UUID | None = None) -> BalanceAt:
+    """The posted balance just before `at`; 0 before the first row. Raises NotFound."""
+    values = {"bucket": ids.bucket_of(account_id), "id": account_id, "below": ids.first_id_at(at)}
+    async with db.read() as session:
+        row = (await session.execute(_SELECT_AT, values)).one_or_none()
+    if row is None or only_user not in (None, row.user_id):
+        raise errors.NotFound(account_id=str(account_id))
+    return BalanceAt(
+        account_id=account_id,
+        currency=row.currency,
+        minor_unit=money.MINOR_UNITS[row.currency],
+        balance=row.balance_after or 0,
+        sequence=row.sequence or 0,
+        at=at,
+    )

@@ -1,0 +1,48 @@
+"""Undo a posted transaction: what is to be reversed is looked up here (posted rows never change), decided in the ledger."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import text
+
+from piggybank import errors, ids
+from piggybank.db.engines import Read
+from piggybank.ledger.commands import Leg, Reverse
+
+LEGS_WITHIN = timedelta(days=1)  # both legs of a transfer; their ids differ by clock skew at most. Prunes months.
+
+_NAMED = text("""
+SELECT id, account_id, kind, system_account, amount, transfer_id
+FROM transactions
+WHERE id = :id AND bucket = :bucket
+""")
+
+_LEGS = text("""
+SELECT id, account_id, kind, system_account, amount, transfer_id
+FROM transactions
+WHERE transfer_id = :transfer_id AND id >= :low AND id < :high
+""")
+
+
+async def reversal_of(
+    read: Read, transaction_id: UUID, *, reference: str | None, description: str | None, metadata: dict[str, str] | None
+) -> Reverse:
+    """The command that reverses a transaction, with the other leg when it is of a transfer. Raises NotFound."""
+    named = (await read.execute(_NAMED, {"id": transaction_id, "bucket": ids.bucket_of(transaction_id)})).one_or_none()
+    if named is None:
+        raise errors.NotFound(transaction_id=str(transaction_id))
+    rows = [named]
+    if named.transfer_id is not None:
+        moment = ids.time_of(named.transfer_id)
+        bounds = {"low": ids.first_id_at(moment - LEGS_WITHIN), "high": ids.first_id_at(moment + LEGS_WITHIN)}
+        rows = list(await read.execute(_LEGS, {"transfer_id": named.transfer_id, **bounds}))
+        assert len(rows) == 2, "a transfer has two legs"
+    return Reverse(
+        account_id=named.account_id,
+        transaction_id=transaction_id,
+        transfer_id=named.transfer_id,
+        legs=tuple(Leg(row.id, row.account_id, row.kind, row.system_account, row.amount) for row in rows),
+        reference=reference,
+        description=description,
+        metadata=metadata,
+    )
