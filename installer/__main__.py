@@ -18,7 +18,7 @@ piggybank runs at {url}
   A first deposit, from nothing:
     PB={cli} URL={url}
     TOKEN=$($PB apikeys create --name first --scopes users:write,accounts:write,accounts:read,ledger:write --json | {get} token)
-    post() {{ curl -sS{insecure} "$URL$1" -H "Authorization: Bearer $TOKEN" -H "Idempotency-Key: $2" -H "Content-Type: application/json" -d "$3"; }}
+    post() {{ curl -sS{insecure} "$URL$1" -H "Authorization: Bearer $TOKEN" -H "Idempotency-Key: $2" --json "$3"; }}
     USER_ID=$(post /v1/users u-1 '{{"external_id": "customer-1"}}' | {get} id)
     ACCOUNT_ID=$(post /v1/accounts a-1 "{{\\"user_id\\": \\"$USER_ID\\", \\"currency\\": \\"ZAR\\"}}" | {get} id)
     post /v1/accounts/$ACCOUNT_ID/deposits d-1 '{{"amount": 10000, "method": "direct"}}'

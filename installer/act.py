@@ -26,6 +26,7 @@ COMMAND_TIMEOUT_S = 180
 POLL_S = 0.2
 USERS_LISTED_MAX = 1_000
 STEPS = 7
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - how to reach oneself, by what is listened on
 
 SETTINGS_HEAD = """\
 # The settings of this installation; README.md lists all of them. `installer/install.sh` with a flag changes that line only.
@@ -36,14 +37,15 @@ SETTINGS_HEAD = """\
 def act(options: Options) -> dict[str, str | None]:
     """Bring the installation to what the options say; returns what `--json` prints. Raises `Failed`."""
     with _alone(options):
-        if program.is_installed(options):
-            step(2, f"Libraries and program are there: {program.wanted(options)}")
+        place = program.wanted(options)
+        if program.is_installed(place):
+            step(2, f"Libraries and program are there: {place}")
         else:
-            step(2, f"Installing the libraries into {program.wanted(options)} (about a minute)")
-            program.install_libraries(options)
+            step(2, f"Installing the libraries into {place} (about a minute)")
+            program.install_libraries(place)
             step(3, "Installing piggybank")
-            program.install_piggybank(options)
-        new_program = program.switch(options)
+            program.install_piggybank(place)
+        new_program = program.switch(options, place)
         step(4, "Folder, user and settings")
         _prepare_folder(options)
         new_settings = _write_settings(options)
@@ -53,7 +55,7 @@ def act(options: Options) -> dict[str, str | None]:
         _wait_ready(options)
         step(7, "Making the operator's one-time link")
         link = _operator_link(options)
-        program.remove_old(options)
+        program.remove_old(place)
     return {"url": _url(options), "data_dir": str(options.data_dir), "cli": str(options.cli), "operator_link": link}
 
 
@@ -154,15 +156,18 @@ def _wait_ready(options: Options) -> None:
         if _answers(options):
             return
         time.sleep(POLL_S)
-    raise Failed(f"it does not answer on {options.listen}:{options.port}; what its log says: {options.data_dir}/logs, or: {options.cli} doctor")
+    raise Failed(f"it does not answer on {options.listen}:{options.port}; look into {options.data_dir}/logs, or run: {options.cli} doctor")
 
 
 def _answers(options: Options) -> bool:
     """Asks its own port directly: a proxy of the environment has nothing to do with this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.listen, options.listen)
+    host = EVERYWHERE.get(options.listen, options.listen)
     connection: http.client.HTTPConnection
     if options.settings.get("tls_cert"):
-        connection = http.client.HTTPSConnection(host, options.port, timeout=5, context=ssl._create_unverified_context())
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False  # the certificate has the public name, not the loopback's
+        context.verify_mode = ssl.CERT_NONE  # only whether it answers is asked, and nothing is told
+        connection = http.client.HTTPSConnection(host, options.port, timeout=5, context=context)
     else:
         connection = http.client.HTTPConnection(host, options.port, timeout=5)
     try:
@@ -187,7 +192,8 @@ def _url(options: Options) -> str:
     """As `Settings.url` has it."""
     if options.settings.get("public_url"):
         return str(options.settings["public_url"]).rstrip("/")
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(options.listen, options.listen)
+    host = EVERYWHERE.get(options.listen, options.listen)
+    host = f"[{host}]" if ":" in host else host
     return f"{'https' if options.settings.get('tls_cert') else 'http'}://{host}:{options.port}"
 
 
@@ -197,7 +203,14 @@ def _run(*command: str) -> str:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=COMMAND_TIMEOUT_S, check=False, cwd="/", env=_environment()
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                timeout=COMMAND_TIMEOUT_S,
+                check=False,
+                cwd="/",
+                env=_environment(),
             )
         except subprocess.TimeoutExpired as cause:
             raise Failed(f"{' '.join(command)} did not end within {COMMAND_TIMEOUT_S} s") from cause

@@ -103,14 +103,18 @@ def _python() -> list[Finding]:
     else:
         findings.append(Finding("python", "ok", f"{version} ({sys.executable})"))
     if missing:
-        findings.append(Finding("make", "warn", "not installed; the installation does not need it, `make test` does", f"as root: {APT} make"))
+        findings.append(
+            Finding("make", "warn", "not installed; the installation does not need it, `make test` does", f"as root: {APT} make")
+        )
     return findings
 
 
 def _system() -> Finding:
     machine = platform.machine()
     if machine not in ARCHITECTURES:
-        return Finding("system", "stop", f"architecture {machine}", f"use one of {', '.join(ARCHITECTURES)}: the database comes as a binary")
+        return Finding(
+            "system", "stop", f"architecture {machine}", f"use one of {', '.join(ARCHITECTURES)}: the database comes as a binary"
+        )
     if sys.platform == "darwin":
         return Finding("system", "warn", f"macOS, {machine}", "good for development; run it on Linux where money is real")
     libc, version = platform.libc_ver()
@@ -163,7 +167,12 @@ def _folder(options: Options) -> Finding:
         # the database refuses to run as root, so everything runs as a system user, who must get there
         closed = [str(part) for part in options.data_dir.parents if part.exists() and not part.stat().st_mode & 0o001]
         if closed:
-            return Finding("folder", "warn", f"{', '.join(closed)} is closed to other users", "the user piggybank alone is let through, by an access list")
+            return Finding(
+                "folder",
+                "warn",
+                f"{', '.join(closed)} is closed to other users",
+                "the user piggybank alone is let through, by an access list",
+            )
     elif not os.access(near, os.W_OK | os.X_OK):
         return Finding("folder", "stop", f"{near} cannot be written by this user", "choose another --data-dir, or run it as root")
     return Finding("folder", "ok", str(options.data_dir))
@@ -196,7 +205,9 @@ def _fsync(options: Options) -> Finding:
         return Finding("fsync", "stop", f"{cause.strerror} in {near}", "choose a --data-dir on a healthy disk")
     median = statistics.median(took_ms)
     if median > FSYNC_ADVISED_MS:
-        return Finding("fsync", "warn", f"{median:.1f} ms", f"over {FSYNC_ADVISED_MS:.0f} ms: every deposit waits that long; use a local SSD")
+        return Finding(
+            "fsync", "warn", f"{median:.1f} ms", f"over {FSYNC_ADVISED_MS:.0f} ms: every deposit waits that long; use a local SSD"
+        )
     return Finding("fsync", "ok", f"{median:.2f} ms")
 
 
@@ -226,7 +237,9 @@ def _port(options: Options) -> Finding:
                 return Finding("port", "ok", f"{where}, in use by this installation")
             return Finding("port", "stop", f"{where} is in use by another program", "give another one with --port")
         if cause.errno == errno.EADDRNOTAVAIL:
-            return Finding("port", "stop", f"{options.listen} is not an address of this machine", "give --listen 127.0.0.1, 0.0.0.0 or one of its own")
+            return Finding(
+                "port", "stop", f"{options.listen} is not an address of this machine", "give --listen 127.0.0.1, 0.0.0.0 or one of its own"
+            )
         return Finding("port", "stop", f"{where}: {cause.strerror}", "give a --port of 1024 or more")
     return Finding("port", "ok", f"{where} is free")
 
@@ -251,5 +264,10 @@ def _environment(options: Options) -> list[Finding]:
     if not options.ignored:
         return []
     return [
-        Finding("environment", "warn", f"{', '.join(options.ignored)} is set in this shell only", f"put it into {options.data_dir}/piggybank.toml")
+        Finding(
+            "environment",
+            "warn",
+            f"{', '.join(options.ignored)} is set in this shell only",
+            f"put it into {options.data_dir}/piggybank.toml",
+        )
     ]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+Value = str | int | bool | list[str]
+
 PREFIX = "PIGGYBANK_"
 SETTINGS_FILE = "piggybank.toml"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -28,8 +30,8 @@ class Options:
     """`chosen` holds only the settings that were asked for; `settings` adds what the folder's file says, then the defaults."""
 
     data_dir: Path
-    chosen: Mapping[str, str | int | bool | list[str]]
-    settings: Mapping[str, str | int | bool | list[str]]
+    chosen: Mapping[str, Value]
+    settings: Mapping[str, Value]
     yes: bool
     json: bool
     check: bool
@@ -65,11 +67,13 @@ def parse(arguments: list[str], environment: Mapping[str, str], python: str) -> 
     data_dir = Path(flags.data_dir or environment.get(f"{PREFIX}DATA_DIR") or default_data_dir()).expanduser().absolute()
     if any(character in str(data_dir) for character in "\n\r\0'\""):
         parser.error("--data-dir: the path may not contain quotes or line breaks")
-    chosen = {name: value for name in SETTING_FLAGS if (value := _chosen(parser, name, getattr(flags, name), environment)) not in (None, "")}
+    asked = {name: _chosen(parser, name, getattr(flags, name), environment) for name in SETTING_FLAGS}
+    chosen: dict[str, Value] = {name: value for name, value in asked.items() if value is not None}
+    defaults: dict[str, Value] = {"listen": DEFAULT_LISTEN, "port": DEFAULT_PORT}
     return Options(
         data_dir=data_dir,
         chosen=chosen,
-        settings={"listen": DEFAULT_LISTEN, "port": DEFAULT_PORT} | _already_set(parser, data_dir / SETTINGS_FILE) | chosen,
+        settings=defaults | _already_set(parser, data_dir / SETTINGS_FILE) | chosen,
         yes=flags.yes or flags.json,
         json=flags.json,
         check=flags.check,
@@ -86,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--data-dir", metavar="DIR", help=f"folder of the installation: program, database, logs (default {default_data_dir()})")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help=f"folder of the installation: program, database, logs (default {default_data_dir()})"
+    )
     parser.add_argument("--port", metavar="N", help=f"port of the HTTP API (default {DEFAULT_PORT})")
     parser.add_argument("--listen", metavar="ADDR", help=f"address to listen on (default {DEFAULT_LISTEN})")
     parser.add_argument("--public-url", metavar="URL", help="address that people reach it by; goes into links")
@@ -101,9 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _chosen(
-    parser: argparse.ArgumentParser, name: str, flag: str | bool | None, environment: Mapping[str, str]
-) -> str | int | bool | list[str] | None:
+def _chosen(parser: argparse.ArgumentParser, name: str, flag: str | bool | None, environment: Mapping[str, str]) -> Value | None:
     value = flag if flag is not None else environment.get(PREFIX + name.upper())
     shown = "--" + name.replace("_", "-")
     if value is None:
@@ -127,7 +131,7 @@ def _chosen(
     return value
 
 
-def _already_set(parser: argparse.ArgumentParser, path: Path) -> dict[str, str | int | bool | list[str]]:
+def _already_set(parser: argparse.ArgumentParser, path: Path) -> dict[str, Value]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, PermissionError):

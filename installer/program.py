@@ -37,7 +37,7 @@ class Failed(Exception):
 
 
 def wanted(options: Options) -> Path:
-    """The folder that this checkout's program belongs in."""
+    """The folder that this checkout's program, as it is now, belongs in."""
     source = (CHECKOUT / "piggybank" / "__init__.py").read_text(encoding="utf-8")
     version = re.search(r'__version__ = "([^"]+)"', source)
     assert version is not None, "piggybank/__init__.py names the version"
@@ -47,33 +47,31 @@ def wanted(options: Options) -> Path:
     return options.data_dir / "versions" / f"{version[1]}-{mark.hexdigest()[:8]}"
 
 
-def is_installed(options: Options) -> bool:
-    """True when the checkout's program is there, whole."""
-    return (wanted(options) / FINISHED).is_file()
+def is_installed(place: Path) -> bool:
+    """True when that version is there, whole."""
+    return (place / FINISHED).is_file()
 
 
-def install_libraries(options: Options) -> None:
+def install_libraries(place: Path) -> None:
     """A fresh virtual environment with what requirements.lock says, each file checked against its hash."""
-    place = wanted(options)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     _logged(place, sys.executable, "-m", "venv", str(place / "venv"))
     _pip(place, "install", *LOCKED, "-r", str(CHECKOUT / "requirements.lock"))
 
 
-def install_piggybank(options: Options) -> None:
+def install_piggybank(place: Path) -> None:
     """piggybank itself, built with the locked build tools, which do not stay."""
-    place = wanted(options)
     with tempfile.TemporaryDirectory(prefix="piggybank-build-") as tools:
         _pip(place, "install", *LOCKED, "--target", tools, "-r", str(CHECKOUT / "requirements-build.lock"))
         _pip(place, "install", "--no-deps", "--no-build-isolation", "--no-cache-dir", str(CHECKOUT), PYTHONPATH=tools)
     (place / FINISHED).touch()
 
 
-def switch(options: Options) -> bool:
+def switch(options: Options, place: Path) -> bool:
     """Point `current` and the command at it; True when that changed something."""
     current, command = options.data_dir / "current", options.cli
-    target = Path("versions") / wanted(options).name
+    target = Path("versions") / place.name
     changed = not current.is_symlink() or current.readlink() != target
     if changed:
         link = options.data_dir / "current.new"
@@ -90,10 +88,10 @@ def switch(options: Options) -> bool:
     return changed
 
 
-def remove_old(options: Options) -> None:
+def remove_old(place: Path) -> None:
     """Keep the version in use and the one before it."""
-    versions = sorted((options.data_dir / "versions").iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    for version in [path for path in versions if path != wanted(options)][KEPT_VERSIONS - 1 :]:
+    versions = sorted(place.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for version in [path for path in versions if path != place][KEPT_VERSIONS - 1 :]:
         shutil.rmtree(version, ignore_errors=True)
 
 
@@ -114,7 +112,13 @@ def _logged(place: Path, *command: str, **environment: str) -> None:
     with log.open("a", encoding="utf-8") as file:
         print("$", shlex.join(command), file=file, flush=True)
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False, cwd=place, env={**os.environ, **PIP_ENVIRONMENT, **environment}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            check=False,
+            cwd=place,
+            env={**os.environ, **PIP_ENVIRONMENT, **environment},
         )
     if done.returncode != 0:
         tail = "\n".join("    " + line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:])
