@@ -1,0 +1,154 @@
+"""Who may do what: one table, one guard.
+
+A route that is not in the table keeps the app from starting. Whether a thing is one's own is not asked here: the handlers answer
+404 for what belongs to somebody else.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+from litestar.routes import BaseRoute, HTTPRoute
+
+from piggybank import errors
+from piggybank.api.limits import Limiter
+from piggybank.identity.tokens import Principal, Tokens
+
+BEARER = b"bearer "
+
+
+class Access(NamedTuple):
+    """Who may call a route: `scope` is what an API key needs (None: no key may); `limit` the class of its rate limit."""
+
+    anonymous: bool = False
+    user: bool = False
+    operator: bool = False
+    scope: str | None = None
+    limit: Literal["general", "sign_in", "none"] = "general"
+    public: bool = False  # nobody looks at a token: not even the database may be asked
+
+
+PUBLIC = Access(anonymous=True, user=True, operator=True, public=True)
+PROBE = PUBLIC._replace(limit="none")
+SIGN_IN = PUBLIC._replace(limit="sign_in")
+OWN = Access(user=True, operator=True)  # a person's own things; a key is no person
+OPERATOR = Access(operator=True)
+
+
+def _everyone(scope: str) -> Access:
+    return Access(user=True, operator=True, scope=scope)
+
+
+def _staff(scope: str) -> Access:
+    return Access(operator=True, scope=scope)
+
+
+ROUTES: dict[str, Access] = {
+    "POST /v1/users": Access(anonymous=True, operator=True, scope="users:write", limit="sign_in"),
+    "GET /v1/users/me": OWN,
+    "PATCH /v1/users/me": OWN,
+    "GET /v1/users": _staff("users:read"),
+    "GET /v1/users/{user_id}": _everyone("users:read"),
+    "POST /v1/users/claim": SIGN_IN,
+    "POST /v1/users/reset-request": SIGN_IN,
+    "POST /v1/users/reset": SIGN_IN,
+    "POST /v1/sessions": SIGN_IN,
+    "DELETE /v1/sessions/current": OWN,
+    "POST /v1/api-keys": OPERATOR,
+    "GET /v1/api-keys": OPERATOR,
+    "DELETE /v1/api-keys/{key_id}": OPERATOR,
+    "GET /v1/currencies": PUBLIC,
+    "POST /v1/accounts": _everyone("accounts:write"),
+    "GET /v1/accounts": _everyone("accounts:read"),
+    "GET /v1/accounts/{account_id}": _everyone("accounts:read"),
+    "PATCH /v1/accounts/{account_id}": _everyone("accounts:write"),
+    "GET /v1/accounts/{account_id}/balance": _everyone("accounts:read"),
+    "POST /v1/accounts/{account_id}/freeze": _staff("accounts:write"),
+    "POST /v1/accounts/{account_id}/unfreeze": _staff("accounts:write"),
+    "POST /v1/accounts/{account_id}/close": _everyone("accounts:write"),
+    "GET /v1/accounts/{account_id}/transactions": _everyone("accounts:read"),
+    "GET /v1/transactions/{transaction_id}": _everyone("accounts:read"),
+    "GET /v1/accounts/{account_id}/payments": _everyone("accounts:read"),
+    "GET /v1/payments/{payment_id}": _everyone("accounts:read"),
+    "POST /v1/payments/{payment_id}/cancel": _everyone("payments:write"),
+    "POST /v1/payments/{payment_id}/complete": _staff("payments:write"),
+    "POST /v1/accounts/{account_id}/deposits": _everyone("ledger:write"),
+    "POST /v1/accounts/{account_id}/withdrawals": _everyone("ledger:write"),
+    "POST /v1/transfers": _everyone("ledger:write"),
+    "GET /v1/transfers/{transfer_id}": _everyone("accounts:read"),
+    "POST /v1/transactions:batch": _staff("ledger:write"),
+    "POST /v1/transactions/{transaction_id}/reversal": _staff("ledger:write"),
+    "GET /v1/reports/summary": _everyone("accounts:read"),
+    "GET /v1/ops/status": _staff("ops:read"),
+    "GET /health/live": PROBE,
+    "GET /health/ready": PROBE,
+    "GET /welcome": PUBLIC,
+    "GET /welcome/{name}": PUBLIC,
+    "GET /schema": PUBLIC,
+    "GET /schema/openapi.json": PUBLIC,
+    "GET /schema/static/{name}": PUBLIC,
+}
+
+
+def check(routes: Iterable[BaseRoute]) -> None:
+    """Every route has a row; raises `errors.CannotProceed` naming those that have none."""
+    missing = sorted(set(route_names(routes)) - ROUTES.keys())
+    if missing:
+        raise errors.CannotProceed(detail=f"no row in api/guards.py for: {', '.join(missing)}")
+
+
+def route_names(routes: Iterable[BaseRoute]) -> list[str]:
+    """`METHOD /path/{parameter}` of every route that answers something."""
+    return [
+        f"{method} {route.path_format}" for route in routes if isinstance(route, HTTPRoute) for method in route.methods if method != "OPTIONS"
+    ]
+
+
+class Guard:
+    """Litestar's guard for every route: who is it, may they, and not too often."""
+
+    def __init__(self, tokens: Tokens, limiter: Limiter) -> None:
+        self._tokens = tokens
+        self._limiter = limiter
+
+    async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        scope = connection.scope
+        if scope["method"] == "OPTIONS":  # type: ignore[typeddict-item]  # the app has no websockets
+            return
+        access = ROUTES[f"{scope['method']} {scope['path_template']}"]  # type: ignore[typeddict-item]
+        token = None if access.public else bearer(scope["headers"])
+        principal: Principal | None = None
+        if token is not None:
+            try:
+                principal = await self._tokens.authenticate(token)
+            except errors.Unauthenticated:
+                await self._limiter.count(scope, "general", None)  # guessing tokens is limited like any stranger
+                raise
+        scope["user"] = principal
+        await self._limiter.count(scope, access.limit, principal)
+        admit(access, principal)
+
+
+def admit(access: Access, principal: Principal | None) -> None:
+    """Raises `errors.Unauthenticated` or `errors.Forbidden` where the row says no."""
+    if principal is None:
+        if not access.anonymous:
+            raise errors.Unauthenticated
+    elif principal.role == "service":
+        if access.scope is None:
+            raise errors.Forbidden(detail="An API key cannot do that.")
+        if access.scope not in principal.scopes:
+            raise errors.Forbidden(detail="The API key lacks a scope.", needs_scope=access.scope)
+    elif not (access.operator if principal.role == "operator" else access.user):
+        raise errors.Forbidden(detail="Only an operator may do that." if access.operator else "A user may not do that.")
+
+
+def bearer(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The token of `Authorization: Bearer <token>`; None without that header; raises `errors.Unauthenticated` for another scheme."""
+    for name, value in headers:
+        if name == b"authorization":
+            if value[:7].lower() != BEARER:
+                raise errors.Unauthenticated
+            return value[7:].strip().decode("latin-1")
+    return None

@@ -1,0 +1,283 @@
+"""The API's description: OpenAPI 3.1 as JSON, and a page that shows it, both without a request to another host.
+
+What every operation may answer is derived, not repeated: from its method, its parameters and its row in `guards.ROUTES`. The
+statuses that only some routes have (409, 422, ..) hang on the method too, so no client meets one that is not described.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from litestar import Request, Response, get
+from litestar.exceptions import NotFoundException
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.spec import Components, OpenAPI, SecurityScheme, Server, Tag
+
+import piggybank
+from piggybank import errors
+from piggybank.api import guards, problems, requests
+
+YEAR_S = 31_536_000
+SCHEMA_CACHE = "public, max-age=300, s-maxage=3600"
+STATIC_CACHE = f"public, max-age={YEAR_S}, immutable"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+DESCRIPTION = """\
+A wallet backend: accounts, deposits, withdrawals, transfers, history and reports.
+
+**Sign in.** Send `Authorization: Bearer <token>`. A person's token comes from `POST /v1/sessions` and lasts 7 days; a program uses an
+API key with scopes (`piggybank apikeys create`).
+
+**Money** is whole minor units of the account's currency: `1250` is 12.50 USD. A 2xx means that it is committed.
+
+**Try again safely.** Every POST that moves money needs an `Idempotency-Key` of yours. Send the same key and body again whenever you do
+not know what became of a request: the answer is the same, with `Idempotency-Replayed: true`, and nothing happens twice. A problem with
+`"retryable": true` may be sent again after `Retry-After` seconds.
+
+**Errors** are `application/problem+json` (RFC 9457) with a stable `code` and the `request_id` that is also in the `Request-Id` header.
+
+**Lists** are newest first: pass `next_cursor` back as `cursor` until it is null.
+"""
+
+TAGS = [
+    Tag("users", "People who sign in."),
+    Tag("sessions", "Signing in and out."),
+    Tag("api-keys", "Programs that sign in."),
+    Tag("accounts", "Who has how much."),
+    Tag("movements", "Deposits, withdrawals, transfers, reversals."),
+    Tag("history", "What was posted."),
+    Tag("payments", "What is under way."),
+    Tag("reports", "Sums by day, week and month."),
+    Tag("operations", "For those who run it."),
+    Tag("health", "For supervisors and load balancers."),
+]
+
+CONFIG = OpenAPIConfig(
+    title="piggybank",
+    version=piggybank.__version__,
+    description=DESCRIPTION,
+    tags=TAGS,
+    servers=[Server(url="/")],
+    use_handler_docstrings=True,
+    components=Components(
+        security_schemes={
+            "bearer": SecurityScheme(type="http", scheme="bearer", description="A session's token (`pbs_..`) or an API key (`pbk_..`).")
+        }
+    ),
+)
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>piggybank API</title>
+<link rel="stylesheet" href="/schema/static/swagger-ui.css?{version}">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/schema/static/swagger-ui-bundle.js?{version}"></script>
+<script src="/schema/static/start.js?{version}"></script>
+</body>
+</html>
+"""
+_START = """window.ui = SwaggerUIBundle({
+  url: "/schema/openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  persistAuthorization: false,
+  presets: [SwaggerUIBundle.presets.apis],
+  validatorUrl: null,
+});
+"""
+_ASSETS = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript", "start.js": "text/javascript"}
+
+# The errors that a status is most often, for the examples.
+_EXAMPLES: dict[int, tuple[errors.Error, ...]] = {
+    400: (problems.invalid("amount", "must be at least 1", "out_of_range"), errors.IdempotencyKeyRequired()),
+    401: (errors.Unauthenticated(),),
+    403: (errors.Forbidden(detail="The API key lacks a scope.", needs_scope="ledger:write"),),
+    404: (errors.NotFound(),),
+    405: (errors.MethodNotAllowed(),),
+    409: (errors.InsufficientFunds(available=400, requested=1250), errors.AccountFrozen(), errors.IdempotencyKeyInUse()),
+    413: (errors.PayloadTooLarge(),),
+    415: (errors.UnsupportedMediaType(),),
+    422: (errors.IdempotencyKeyReused(),),
+    429: (errors.TooManyRequests(retry_after_s=12, limit_per_minute=1_200),),
+    500: (errors.InternalError(),),
+    503: (errors.DatabaseUnavailable(), errors.ProviderNotConfigured()),
+}
+_MEANING = {
+    400: "Not well formed",
+    401: "No valid token",
+    403: "Not allowed",
+    404: "Not there, or not yours",
+    405: "Another method",
+    409: "Refused by a rule, or in conflict",
+    413: f"More than {requests.BODY_MAX_BYTES} bytes",
+    415: "Not JSON",
+    422: "The Idempotency-Key was used with another body",
+    429: "Too many requests",
+    500: "A fault of ours",
+    503: "Not now; send it again",
+}
+_METHODS = ("get", "post", "patch", "put", "delete")
+
+
+def routes(described: Callable[[], OpenAPI]) -> list[HTTPRouteHandler]:
+    """The routes of the description; `described` makes the framework's document, once, when first asked."""
+
+    @lru_cache(1)
+    def made() -> tuple[bytes, str]:
+        return _with_tag(msgspec.json.encode(document(described().to_schema())))
+
+    @get("/schema/openapi.json", sync_to_thread=True, include_in_schema=False)
+    def schema(request: Request[Any, Any, Any]) -> Response[bytes]:
+        return _cached(request, *made(), media_type="application/json", cache_control=SCHEMA_CACHE)
+
+    return [schema, page, static]
+
+
+@get("/schema", sync_to_thread=False, include_in_schema=False)
+def page(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """The page for people."""
+    html = _with_tag(_PAGE.format(version=piggybank.__version__).encode())
+    response = _cached(request, *html, media_type="text/html", cache_control=SCHEMA_CACHE)
+    response.headers["Content-Security-Policy"] = PAGE_POLICY
+    return response
+
+
+@get("/schema/static/{name:str}", sync_to_thread=True, include_in_schema=False)
+def static(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
+    """What the page loads; its address carries the version, so it may be kept for ever."""
+    if name not in _ASSETS:
+        raise NotFoundException
+    return _cached(request, *_asset(name), media_type=_ASSETS[name], cache_control=STATIC_CACHE)
+
+
+@lru_cache
+def _asset(name: str) -> tuple[bytes, str]:
+    if name == "start.js":
+        return _with_tag(_START.encode())
+    package = find_spec("swagger_ui")  # found, not imported: only its files are wanted
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    return _with_tag((Path(package.submodule_search_locations[0]) / "static" / name).read_bytes())
+
+
+def _with_tag(body: bytes) -> tuple[bytes, str]:
+    return body, f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+
+
+def _cached(request: Request[Any, Any, Any], body: bytes, tag: str, *, media_type: str, cache_control: str) -> Response[bytes]:
+    headers = {"ETag": tag, "Cache-Control": cache_control}
+    known = request.headers.get("if-none-match", "")
+    if known.strip() == "*" or tag in (part.strip().removeprefix("W/") for part in known.split(",")):
+        return Response(b"", status_code=304, headers=headers, media_type=media_type)
+    return Response(body, headers=headers, media_type=media_type)
+
+
+def document(schema: dict[str, Any]) -> dict[str, Any]:
+    """The framework's document, and what holds for every operation: who may, what can go wrong, which headers come."""
+    components = schema.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    found = msgspec.json.schema_components([problems.Problem], ref_template="#/components/schemas/{name}")[1]
+    for name, described in found.items():
+        schemas[name] = described
+    schemas["Problem"]["additionalProperties"] = True
+    components["headers"] = _HEADERS
+    components["responses"] = {f"Problem{status}": _problem(status) for status in _MEANING}
+    for path, item in schema["paths"].items():
+        for method in _METHODS:
+            if method in item:
+                _complete(f"{method.upper()} {path}", item[method], guards.ROUTES[f"{method.upper()} {path}"])
+    return schema
+
+
+_HEADERS: dict[str, Any] = {
+    "Request-Id": {"description": "The client's, or made here.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}},
+    "WWW-Authenticate": {"schema": {"type": "string", "const": "Bearer"}},
+    "Allow": {"schema": {"type": "string"}},
+    "RateLimit-Limit": {"description": "Requests a minute; absent where nothing is limited.", "schema": {"type": "integer"}},
+    "RateLimit-Remaining": {"description": "How many are left in this minute.", "schema": {"type": "integer"}},
+    "RateLimit-Reset": {"description": "Seconds until the minute ends.", "schema": {"type": "integer"}},
+    "Idempotency-Replayed": {"description": "`true`: the answer to an earlier request with this key.", "schema": {"type": "string"}},
+}
+
+
+def _problem(status: int) -> dict[str, Any]:
+    headers = ["Request-Id"]
+    headers += ["WWW-Authenticate"] if status == 401 else []
+    headers += ["Allow"] if status == 405 else []
+    headers += ["Retry-After"] if status in (429, 503) else []
+    examples = {
+        error.code: {"value": msgspec.json.decode(problems.body(error, status, "6f1c0c9e4f5b4f0c8d4b1f4f0a6c2d11"))}
+        for error in _EXAMPLES[status]
+    }
+    return {
+        "description": f"{_MEANING[status]}.",
+        "headers": {name: _header(name) for name in headers},
+        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": examples}},
+    }
+
+
+def _header(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/headers/{name}"}
+
+
+def _complete(name: str, operation: dict[str, Any], access: guards.Access) -> None:
+    """Security, statuses and headers of one operation."""
+    takes_key = any(parameter.get("name") == "Idempotency-Key" for parameter in operation.get("parameters", ()))
+    answers: dict[str, Any] = operation["responses"]
+    answers.pop("400", None)  # the framework's own idea of an error
+    for answer in answers.values():
+        answer.setdefault("headers", {})["Request-Id"] = _header("Request-Id")
+        if takes_key:
+            answer["headers"]["Idempotency-Replayed"] = _header("Idempotency-Replayed")
+        if access.limit != "none":
+            for header in ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"):
+                answer["headers"][header] = _header(header)
+    for status in sorted(_statuses(name, operation, access)):
+        answers.setdefault(str(status), {"$ref": f"#/components/responses/Problem{status}"})
+    if access.public:
+        operation["security"] = []
+    else:
+        operation["security"] = [{"bearer": []}, *([{}] if access.anonymous else [])]
+        operation["description"] = f"{operation.get('description') or ''}\n\n{_who(access)}".strip()
+
+
+def _statuses(name: str, operation: dict[str, Any], access: guards.Access) -> set[int]:
+    method, _, path = name.partition(" ")
+    if access.limit == "none":
+        return {500}
+    statuses = {400, 429, 500, 503}
+    if not access.public:
+        statuses |= {401, 403}
+    if "{" in path or method in ("POST", "PATCH", "DELETE"):
+        statuses |= {404}
+    if method in ("POST", "PATCH", "DELETE"):
+        statuses |= {409}
+    if path == "/v1/sessions":
+        statuses |= {401}  # wrong credentials
+    if method == "POST":
+        statuses |= {403, 422}
+    if "requestBody" in operation:
+        statuses |= {413, 415}
+    return statuses
+
+
+def _who(access: guards.Access) -> str:
+    may = ["anybody"] if access.anonymous else []
+    may += ["a user, for their own"] if access.user else []
+    may += ["an operator"] if access.operator else []
+    may += [f"an API key with `{access.scope}`"] if access.scope else []
+    return f"May be called by: {', '.join(may)}."

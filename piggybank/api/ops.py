@@ -1,0 +1,95 @@
+"""What an operator looks at first."""
+
+import time
+from datetime import UTC, datetime
+from typing import Annotated
+
+from litestar import get
+from msgspec import Meta, Struct
+from sqlalchemy import text
+
+import piggybank
+from piggybank import errors, ids
+from piggybank.api.health import Readiness
+from piggybank.cache import Cache
+from piggybank.db.engines import Database
+from piggybank.ledger import Ledger
+from piggybank.queues import Queue
+
+_OUTBOX = text("SELECT count(*) AS waiting, min(id) AS oldest FROM (SELECT id FROM outbox ORDER BY id LIMIT 10000) AS some")
+
+
+class Counts(Struct, frozen=True, kw_only=True):
+    """Of this process, since it started."""
+
+    hits: int
+    misses: int
+
+
+class Stores(Struct, frozen=True, kw_only=True):
+    """Which stores answer right now."""
+
+    database: bool
+    cache: bool
+    queue: bool
+
+
+class Outbox(Struct, frozen=True, kw_only=True):
+    """Events that are committed and not yet carried out."""
+
+    waiting: Annotated[int, Meta(description="Rows, counted up to 10,000.")]
+    oldest_age_s: float
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """One process's view of the installation."""
+
+    version: str
+    schema_revision: str
+    epoch: str
+    started_at: datetime
+    uptime_s: float
+    ready: bool
+    reasons: list[str]
+    clock_off_s: float
+    ledger_waiting: Annotated[int, Meta(description="Commands that wait for their batch in this process.")]
+    cache: Annotated[dict[str, Counts], Meta(description="Hits and misses by kind of value.")]
+    outbox: Outbox | None
+    stores: Stores
+
+
+_started = time.time()
+
+
+@get("/v1/ops/status", tags=["operations"], summary="How the installation is")
+async def status(db: Database, cache: Cache, ledger: Ledger, queue: Queue, readiness: Readiness) -> Status:
+    """Answers also while stores are away: what is not known is null."""
+    outbox = await _outbox(db)
+    reasons = readiness.reasons
+    return Status(
+        version=piggybank.__version__,
+        schema_revision=readiness.revision,
+        epoch=cache.epoch,
+        started_at=datetime.fromtimestamp(_started, UTC),
+        uptime_s=round(time.time() - _started, 1),
+        ready=not reasons,
+        reasons=reasons,
+        clock_off_s=round(readiness.clock_off_s, 3),
+        ledger_waiting=ledger.waiting,
+        cache={kind: Counts(hits=cache.hits[kind], misses=cache.misses[kind]) for kind in sorted(cache.hits.keys() | cache.misses.keys())},
+        outbox=outbox,
+        stores=Stores(database=outbox is not None, cache=await cache.ping(), queue=await queue.ping()),
+    )
+
+
+async def _outbox(db: Database) -> Outbox | None:
+    try:
+        async with db.read() as read:
+            row = (await read.execute(_OUTBOX)).one()
+    except errors.DatabaseUnavailable:
+        return None
+    age_s = (datetime.now(UTC) - ids.time_of(row.oldest)).total_seconds() if row.oldest else 0.0
+    return Outbox(waiting=row.waiting, oldest_age_s=round(max(0.0, age_s), 1))
+
+
+routes = [status]

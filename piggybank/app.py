@@ -1,0 +1,137 @@
+"""The web process: its parts, its routes, its start and its end.
+
+Everything starts while the stores are away and finds them later: connections open at their first need, the epoch and the schema
+are asked for in the background. The end is a drain: no longer ready, then nothing new, then what was taken is finished.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from litestar import Litestar, Request
+from litestar.di import Provide
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Struct
+
+from piggybank import queues, settings as settings_file, telemetry
+from piggybank.api import guards, health, openapi, ops, problems, requests, transactions
+from piggybank.api.health import Readiness
+from piggybank.api.limits import Limiter
+from piggybank.cache import Cache
+from piggybank.db.engines import Database
+from piggybank.identity.tokens import Principal, Tokens
+from piggybank.jobs.work import Work
+from piggybank.ledger import Ledger
+from piggybank.queues import Queue
+from piggybank.settings import Settings
+from piggybank.worker import running_worker
+
+ROUTES: list[HTTPRouteHandler] = [
+    *health.routes,
+    *transactions.routes,
+    *ops.routes,
+]
+
+_log = telemetry.logger("app")
+
+
+class Parts(Struct, frozen=True, kw_only=True):
+    """What one web process is made of."""
+
+    settings: Settings
+    db: Database
+    cache: Cache
+    ledger: Ledger
+    tokens: Tokens
+    queue: Queue
+    readiness: Readiness
+    limiter: Limiter
+
+
+def open_parts(settings: Settings) -> Parts:
+    """The parts, put together; nothing is connected yet."""
+    db, cache = Database(settings.database_url), Cache(settings.cache_url)
+    ledger = Ledger(db, cache)
+    return Parts(
+        settings=settings,
+        db=db,
+        cache=cache,
+        ledger=ledger,
+        tokens=Tokens(db, cache),
+        queue=queues.open_queue(settings.queue_url),
+        readiness=Readiness(db, cache, ledger),
+        limiter=Limiter(settings),
+    )
+
+
+def create_app(settings: Settings | None = None) -> Litestar:
+    """The ASGI app; without settings (a server's factory) those of the environment."""
+    settings = settings_file.load() if settings is None else settings
+    telemetry.configure(settings.log_level, settings.log_format)
+    parts = open_parts(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        async with _running(parts):
+            yield
+
+    provided = dependencies(parts)
+
+    def described() -> Litestar:
+        # an app of its own for the document: the framework would serve it beside ours, without ETag and on routes of its choice
+        return Litestar(route_handlers=ROUTES, dependencies=provided, openapi_config=openapi.CONFIG, logging_config=None)
+
+    app = Litestar(
+        route_handlers=[*ROUTES, *openapi.routes(lambda: described().openapi_schema)],
+        dependencies=provided,
+        guards=[guards.Guard(parts.tokens, parts.limiter)],
+        exception_handlers={Exception: problems.answer},
+        request_class=requests.TypedRequest,
+        request_max_body_size=requests.BODY_MAX_BYTES,
+        lifespan=[lifespan],
+        logging_config=None,
+        openapi_config=None,
+    )
+    guards.check(app.routes)
+    app.asgi_handler = requests.Door(app.asgi_handler, https=settings.url.startswith("https:"))
+    return app
+
+
+def dependencies(parts: Parts) -> dict[str, Provide]:
+    """What handlers may ask for, by name."""
+
+    def principal(request: Request[Any, Any, Any]) -> Principal | None:
+        found: Principal | None = request.scope["user"]
+        return found
+
+    def constant(part: object) -> Provide:
+        return Provide(lambda: part, sync_to_thread=False)
+
+    def request_id(request: Request[Any, Any, Any]) -> str:
+        return str(request.scope["state"]["request_id"])
+
+    constants = {"db": parts.db, "cache": parts.cache, "ledger": parts.ledger, "settings": parts.settings, "queue": parts.queue}
+    constants |= {"tokens": parts.tokens, "readiness": parts.readiness}
+    return {name: constant(part) for name, part in constants.items()} | {
+        "principal": Provide(principal, sync_to_thread=False),
+        "request_id": Provide(request_id, sync_to_thread=False),
+    }
+
+
+@asynccontextmanager
+async def _running(parts: Parts) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        for part in (parts.db, parts.cache, parts.queue, parts.limiter):
+            stack.push_async_callback(part.close)
+        await parts.ledger.start()
+        stack.push_async_callback(parts.ledger.stop)
+        parts.readiness.start()
+        stack.push_async_callback(parts.readiness.stop)
+        if parts.settings.worker_processes == 0:
+            await stack.enter_async_context(running_worker(Work(parts.settings, parts.db, parts.cache), parts.queue))
+        _log.info("started")
+        try:
+            yield
+        finally:
+            parts.readiness.draining = True
+            _log.info("stopping")

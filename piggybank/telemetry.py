@@ -1,0 +1,97 @@
+"""Logs: one JSON object a line, without secrets, tokens, e-mail addresses or bodies.
+
+What must not be read is taken out of the finished line, so that it cannot matter how it got in: a field of ours, the text of an
+exception, a library's own record. Nothing here logs a request's body, and tracebacks carry no local variables.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any, TextIO
+
+import msgspec
+import structlog
+from structlog.typing import FilteringBoundLogger, Processor, WrappedLogger
+
+REDACTED = "[redacted]"
+TEXT_MAX_CHARACTERS = 16_000  # a longer text in a line is cut: a runaway message must not fill the disk
+
+_SECRET_FIELDS = frozenset({"authorization", "body", "cookie", "email", "new_password", "password", "secret", "token"})
+_SECRETS = (
+    (re.compile(r"\bpb([skl])_[\w-]{8,}"), rf"pb\1_{REDACTED}"),
+    (re.compile(r"://[^/\s\"'@]*@"), f"://{REDACTED}@"),
+    (re.compile(r"(?i)\bbearer\s+[^\s\"',]+"), f"Bearer {REDACTED}"),
+    (re.compile(r"[^\s\"'\\<>@:/,;()=\[\]]+@[^\s\"'\\<>@:/,;()=\[\]]+"), REDACTED),
+)
+_QUIET = ("asyncio", "sqlalchemy.engine", "saq", "httpx")  # libraries that tell more than we want at `info`
+_NOISY_BELOW = logging.WARNING
+
+
+def configure(level: str, form: str, stream: TextIO | None = None) -> None:
+    """Send our lines and every library's to `stream` (standard error), as `json` or for a person at a `console`."""
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    target = sys.stderr if stream is None else stream
+    shared: list[Processor] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True), _without_secret_fields]
+    last: list[Processor] = [structlog.processors.format_exc_info, _cut, _json if form == "json" else _console, _redacted]
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.WriteLoggerFactory(target),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(threshold)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(threshold, _NOISY_BELOW))
+
+
+def logger(room: str) -> FilteringBoundLogger:
+    """The logger of a part of the house; it follows `configure`, whenever that is called."""
+    bound: FilteringBoundLogger = structlog.get_logger(room=room)
+    return bound
+
+
+def redact(text: str) -> str:
+    """`text` without tokens, e-mail addresses and passwords in URLs."""
+    if "@" in text or "pb" in text or "earer" in text:  # nearly every line ends here
+        for pattern, replacement in _SECRETS:
+            text = pattern.sub(replacement, text)
+    return text
+
+
+def _without_secret_fields(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name in _SECRET_FIELDS & event.keys():
+        event[name] = REDACTED
+    return event
+
+
+def _cut(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name in ("event", "exception"):
+        text = event.get(name, "")
+        if len(text) > TEXT_MAX_CHARACTERS:
+            event[name] = text[: TEXT_MAX_CHARACTERS // 2] + " [cut] " + text[-TEXT_MAX_CHARACTERS // 2 :]  # both ends tell most
+    return event
+
+
+def _json(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
+    return msgspec.json.encode(event, enc_hook=str).decode()
+
+
+def _console(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
+    trace = event.pop("exception", "")
+    head = f"{event.pop('timestamp')} {event.pop('level'):7} {event.pop('event')}"
+    rest = " ".join(f"{name}={value}" for name, value in event.items())
+    return f"{head}  {rest}" + (f"\n{trace}" if trace else "")
+
+
+def _redacted(_: WrappedLogger, __: str, line: str) -> str:
+    return redact(line)
