@@ -1,0 +1,126 @@
+"""Taking from the outbox: rows that were committed with the change that they tell about, deleted when their effect is done.
+
+Never by a high-water mark: a row that is committed late has an old id. No network call happens while a row is locked, so there
+are two ways to take:
+
+- `due` only looks. For effects that may happen twice (the cache takes a value by its version): two sweeps that do the same
+  thing harm nobody, nothing is written before the work, and a killed sweep leaves nothing behind that must run out first.
+- `claim` moves `due_at` ahead under FOR UPDATE SKIP LOCKED and commits before the work. For effects that people would see twice
+  (a mail): another sweep leaves the row alone until the lease ends, so a mail is sent again only after a crash in its middle.
+
+A row whose effect failed is put off by `due_at` and `attempts`, and the others pass it.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from msgspec import Struct
+from sqlalchemy import text
+
+from piggybank import ids
+from piggybank.db.engines import Read, Write
+
+
+class Row(Struct, frozen=True):
+    """`payload` is JSON."""
+
+    id: UUID
+    topic: str
+    attempts: int
+    payload: str
+
+
+_DUE = text("""
+SELECT id, topic, attempts, CAST(payload AS text) AS payload
+FROM outbox
+WHERE id < :before AND topic = :topic AND (due_at IS NULL OR due_at <= :now)
+ORDER BY id
+LIMIT :limit
+""")
+
+_CLAIM = text("""
+WITH due AS (
+    SELECT id, bucket
+    FROM outbox
+    WHERE id < :before AND topic = :topic AND (due_at IS NULL OR due_at <= :now)
+    ORDER BY id
+    LIMIT :limit
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE outbox
+SET due_at = :lease_until
+FROM due
+WHERE outbox.id = due.id AND outbox.bucket = due.bucket
+RETURNING outbox.id, topic, attempts, CAST(payload AS text) AS payload
+""")
+
+# SKIP LOCKED: the ledger deletes rows of its own in its batches, and is never to wait for a sweep that waits for it.
+_DELETE = text("""
+WITH done AS (
+    SELECT id, bucket
+    FROM outbox
+    WHERE bucket = ANY(CAST(:buckets AS smallint[])) AND id = ANY(CAST(:ids AS uuid[]))
+    ORDER BY id
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM outbox USING done WHERE outbox.id = done.id AND outbox.bucket = done.bucket
+""")
+
+_DELETE_OLD = text("""
+WITH old AS (
+    SELECT id, bucket
+    FROM outbox
+    WHERE id < :before AND topic = :topic
+    ORDER BY id
+    LIMIT :limit
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM outbox USING old WHERE outbox.id = old.id AND outbox.bucket = old.bucket RETURNING outbox.id
+""")
+
+_PUT_OFF = text("""
+UPDATE outbox SET attempts = attempts + 1, due_at = :until WHERE bucket = :bucket AND id = :id
+""")
+
+
+async def due(read: Read, topic: str, *, older_than_s: float, limit: int) -> list[Row]:
+    """Rows of `topic` that wait for longer than `older_than_s`, oldest first."""
+    now = datetime.now(UTC)
+    given = {"before": _before(now, older_than_s), "topic": topic, "now": now, "limit": limit}
+    return [Row(*row) for row in await read.execute(_DUE, given)]
+
+
+async def claim(write: Write, topic: str, *, older_than_s: float, limit: int, lease_s: float) -> list[Row]:
+    """The same, for nobody else until `lease_s` seconds have passed."""
+    now = datetime.now(UTC)
+    given = {
+        "before": _before(now, older_than_s),
+        "topic": topic,
+        "now": now,
+        "limit": limit,
+        "lease_until": now + timedelta(seconds=lease_s),
+    }
+    return sorted((Row(*row) for row in await write.execute(_CLAIM, given)), key=lambda row: row.id)
+
+
+async def delete(write: Write, row_ids: Sequence[UUID]) -> None:
+    """Their effect is done. What somebody else is deleting is left to them."""
+    if row_ids:
+        await write.execute(_DELETE, {"buckets": list({ids.bucket_of(row_id) for row_id in row_ids}), "ids": list(row_ids)})
+
+
+async def delete_older(write: Write, topic: str, *, older_than_s: float, limit: int) -> int:
+    """Rows that are too old to matter; answers how many."""
+    given = {"before": _before(datetime.now(UTC), older_than_s), "topic": topic, "limit": limit}
+    return len((await write.execute(_DELETE_OLD, given)).all())
+
+
+async def put_off(write: Write, row: Row, *, pause_s: float) -> None:
+    """Its effect failed: not before `pause_s` seconds again."""
+    given = {"bucket": ids.bucket_of(row.id), "id": row.id, "until": datetime.now(UTC) + timedelta(seconds=pause_s)}
+    await write.execute(_PUT_OFF, given)
+
+
+def _before(now: datetime, older_than_s: float) -> UUID:
+    return ids.first_id_at(now - timedelta(seconds=older_than_s))

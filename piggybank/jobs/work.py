@@ -1,0 +1,15 @@
+"""What a job gets to work with."""
+
+from msgspec import Struct
+
+from piggybank.cache import Cache
+from piggybank.db.engines import Database
+from piggybank.settings import Settings
+
+
+class Work(Struct, frozen=True):
+    """The parts of the process that runs the job."""
+
+    settings: Settings
+    db: Database
+    cache: Cache

@@ -1,0 +1,209 @@
+"""Reading posted transactions: a page, one, the legs of a transfer.
+
+Pages go by id, newest first, never by OFFSET: per account, id order is posting order, and an id carries its time, so the index
+(account_id, id DESC) serves pages and dates alike. The rows, the count and the version are read in one statement, so they
+belong together. Only the first page of the default size is cached, under its account's version: it is never out of date.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Row, text
+
+from piggybank import cache, errors, ids
+from piggybank.cache import Cache, Entry, Found
+from piggybank.db.engines import Database, Read
+from piggybank.ledger import balances
+from piggybank.wallet import pages
+
+PAGE_KIND = "page"
+
+
+class Transaction(Struct, frozen=True, kw_only=True):
+    """One posted movement of one account; `amount` is signed, as the account sees it."""
+
+    id: UUID
+    account_id: UUID
+    kind: str
+    amount: int
+    currency: str
+    balance_after: int
+    sequence: int
+    transfer_id: UUID | None
+    payment_id: UUID | None
+    reverses: UUID | None
+    reference: str | None
+    description: str | None
+    metadata: dict[str, str]
+    created_at: datetime
+
+
+class TransactionPage(Struct, frozen=True, kw_only=True):
+    """Newest first. `total` counts every transaction of the account; null when the list is filtered."""
+
+    items: list[Transaction]
+    next_cursor: str | None
+    total: int | None
+
+
+class Filter(Struct, frozen=True, kw_only=True):
+    """Which transactions of an account: from `since` on, before `until`."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    kind: str | None = None
+    reference: str | None = None
+
+
+NO_FILTER = Filter()
+
+# One statement, one snapshot: the count and the version are those of the rows. Whose account it is, is checked here.
+_PAGE = text("""
+SELECT a.id, a.user_id, a.currency, a.balance, a.held, a.owed, a.version, a.transactions_count,
+       t.id AS transaction_id, t.account_id, t.kind, t.amount, t.balance_after, t.sequence, t.transfer_id, t.payment_id, t.reverses,
+       t.reference, t.description, CAST(t.metadata AS text) AS metadata
+FROM accounts a
+LEFT JOIN LATERAL (
+    SELECT *
+    FROM transactions
+    WHERE account_id = a.id AND id >= :lowest AND id < :below
+      AND (CAST(:kind AS text) IS NULL OR kind = :kind)
+      AND (CAST(:reference AS text) IS NULL OR reference = :reference)
+    ORDER BY id DESC
+    LIMIT :limit
+) t ON true
+WHERE a.bucket = :bucket AND a.id = :account_id AND (CAST(:only_user AS uuid) IS NULL OR a.user_id = :only_user)
+ORDER BY t.id DESC
+""")
+
+_ONE = text("""
+SELECT t.id AS transaction_id, t.account_id, a.currency, t.kind, t.amount, t.balance_after, t.sequence, t.transfer_id, t.payment_id,
+       t.reverses, t.reference, t.description, CAST(t.metadata AS text) AS metadata
+FROM transactions t
+JOIN accounts a ON a.bucket = t.bucket AND a.id = t.account_id
+WHERE t.bucket = :bucket AND t.id = :id AND (CAST(:only_user AS uuid) IS NULL OR a.user_id = :only_user)
+""")
+
+_LEGS = text("""
+SELECT t.id AS transaction_id, t.account_id, a.currency, t.kind, t.amount, t.balance_after, t.sequence, t.transfer_id, t.payment_id,
+       t.reverses, t.reference, t.description, CAST(t.metadata AS text) AS metadata
+FROM transactions t
+JOIN accounts a ON a.bucket = t.bucket AND a.id = t.account_id
+WHERE t.transfer_id = :id AND (CAST(:only_user AS uuid) IS NULL OR a.user_id = :only_user)
+ORDER BY t.amount, t.id
+""")
+
+
+async def page(
+    db: Database,
+    store: Cache,
+    account_id: UUID,
+    wanted: Filter = NO_FILTER,
+    *,
+    only_user: UUID | None = None,
+    cursor: str | None = None,
+    limit: int = pages.LIMIT_DEFAULT,
+    min_version: int = 0,
+) -> TransactionPage:
+    """A page of an account's transactions, at least as new as `min_version`; `only_user`: whose it must be.
+
+    Raises NotFound, and InvalidRequest for a cursor that is not of this list.
+    """
+    if wanted == NO_FILTER and cursor is None and limit == pages.LIMIT_DEFAULT:
+        return await _first_page(db, store, account_id, only_user, min_version)
+    rows = await _rows(db, account_id, wanted, only_user, cursor, limit)
+    return _page(rows, account_id, wanted, limit)
+
+
+async def one(read: Read, transaction_id: UUID, *, only_user: UUID | None = None) -> Transaction:
+    """One posted transaction; raises NotFound."""
+    given = {"bucket": ids.bucket_of(transaction_id), "id": transaction_id, "only_user": only_user}
+    row = (await read.execute(_ONE, given)).one_or_none()
+    if row is None:
+        raise errors.NotFound(transaction_id=str(transaction_id))
+    return _transaction(row)
+
+
+async def legs(read: Read, transfer_id: UUID, *, only_user: UUID | None = None) -> list[Transaction]:
+    """Both rows of a transfer, the one that took first; of another's account none is seen. Raises NotFound."""
+    rows = (await read.execute(_LEGS, {"id": transfer_id, "only_user": only_user})).all()
+    if not rows:
+        raise errors.NotFound(transfer_id=str(transfer_id))
+    return [_transaction(row) for row in rows]
+
+
+async def _first_page(db: Database, store: Cache, account_id: UUID, only_user: UUID | None, min_version: int) -> TransactionPage:
+    known = await store.read(balances.KIND, str(account_id))
+    found: Found | None = None
+    key = f"{account_id}:{known.version}"
+    if known.payload is not None and known.version >= min_version:
+        if only_user not in (None, msgspec.json.decode(known.payload, type=balances.Cached).user_id):
+            raise errors.NotFound(account_id=str(account_id))
+        found = await store.read(PAGE_KIND, key)
+        if found.payload is not None:
+            return msgspec.json.decode(found.payload, type=TransactionPage)
+    now_ns = time.time_ns()
+    rows = await _rows(db, account_id, NO_FILTER, only_user, None, pages.LIMIT_DEFAULT)
+    answer = _page(rows, account_id, NO_FILTER, pages.LIMIT_DEFAULT)
+    await store.fill(balances.KIND, known, balances.stored(rows[0], now_ns).entry, cache.BALANCE_TTL_S)
+    if found is not None and rows[0].version == known.version:
+        await store.fill(PAGE_KIND, found, Entry(key, known.version, msgspec.json.encode(answer)), cache.PAGE_TTL_S)
+    return answer
+
+
+async def _rows(
+    db: Database, account_id: UUID, wanted: Filter, only_user: UUID | None, cursor: str | None, limit: int
+) -> Sequence[Row[Any]]:
+    """The account with each row of the page, and one more; an account without rows is a row without a transaction."""
+    below = pages.id_at(wanted.until, pages.LAST_ID)
+    if cursor is not None:
+        below = min(below, pages.last_id(cursor, "transactions", account_id, wanted))
+    given = {
+        "bucket": ids.bucket_of(account_id),
+        "account_id": account_id,
+        "only_user": only_user,
+        "lowest": pages.id_at(wanted.since, pages.FIRST_ID),
+        "below": below,
+        "kind": wanted.kind,
+        "reference": wanted.reference,
+        "limit": limit + 1,
+    }
+    async with db.read() as read:
+        rows = (await read.execute(_PAGE, given)).all()
+    if not rows:
+        raise errors.NotFound(account_id=str(account_id))
+    return rows
+
+
+def _page(rows: Sequence[Row[Any]], account_id: UUID, wanted: Filter, limit: int) -> TransactionPage:
+    items = [_transaction(row) for row in rows[:limit] if row.transaction_id is not None]
+    more = len(rows) > limit
+    return TransactionPage(
+        items=items,
+        next_cursor=pages.cursor_after(items[-1].id, "transactions", account_id, wanted) if more else None,
+        total=rows[0].transactions_count if wanted == NO_FILTER else None,
+    )
+
+
+def _transaction(row: Row[Any]) -> Transaction:
+    return Transaction(
+        id=row.transaction_id,
+        account_id=row.account_id,
+        kind=row.kind,
+        amount=row.amount,
+        currency=row.currency,
+        balance_after=row.balance_after,
+        sequence=row.sequence,
+        transfer_id=row.transfer_id,
+        payment_id=row.payment_id,
+        reverses=row.reverses,
+        reference=row.reference,
+        description=row.description,
+        metadata=msgspec.json.decode(row.metadata) if row.metadata else {},
+        created_at=ids.time_of(row.transaction_id),
+    )

@@ -1,0 +1,126 @@
+"""Payments: what is under way, or was. Reading them; they change only through the ledger."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Row, text
+
+from piggybank import errors, ids
+from piggybank.db.engines import Read
+from piggybank.wallet import pages
+
+STATUSES = ("creating", "pending", "processing", "unknown", "completed", "failed", "cancelled", "returned")
+OPEN = "open"  # a filter: the first four
+
+
+class Payment(Struct, frozen=True, kw_only=True):
+    """`held` is what it reserves now; `transaction_id` the row that it was posted by, once it was."""
+
+    id: UUID
+    account_id: UUID
+    kind: str
+    method: str
+    status: str
+    amount: int
+    currency: str
+    held: int
+    transaction_id: UUID | None
+    destination: dict[str, str] | None
+    reference: str | None
+    description: str | None
+    metadata: dict[str, str]
+    created_at: datetime
+    updated_at: datetime
+
+
+class PaymentPage(Struct, frozen=True, kw_only=True):
+    """Newest first."""
+
+    items: list[Payment]
+    next_cursor: str | None
+
+
+# The account comes along without a payment, so that "no payments" and "not your account" differ. Its open ones are a filter, not
+# the partial index, which is for those who look for open payments of everybody.
+_PAGE = text("""
+SELECT a.currency, p.id, p.account_id, p.kind, p.method, p.status, p.amount, p.held, p.transaction_id,
+       CAST(p.destination AS text) AS destination, p.reference, p.description, CAST(p.metadata AS text) AS metadata, p.updated_at
+FROM accounts a
+LEFT JOIN LATERAL (
+    SELECT *
+    FROM payments
+    WHERE account_id = a.id AND id < :below
+      AND (CAST(:status AS text) IS NULL OR status = :status
+           OR (:status = 'open' AND status IN ('creating', 'pending', 'processing', 'unknown')))
+    ORDER BY id DESC
+    LIMIT :limit
+) p ON true
+WHERE a.bucket = :bucket AND a.id = :account_id AND (CAST(:only_user AS uuid) IS NULL OR a.user_id = :only_user)
+ORDER BY p.id DESC
+""")
+
+_ONE = text("""
+SELECT a.currency, p.id, p.account_id, p.kind, p.method, p.status, p.amount, p.held, p.transaction_id,
+       CAST(p.destination AS text) AS destination, p.reference, p.description, CAST(p.metadata AS text) AS metadata, p.updated_at
+FROM payments p
+JOIN accounts a ON a.bucket = p.bucket AND a.id = p.account_id
+WHERE p.bucket = :bucket AND p.id = :id AND (CAST(:only_user AS uuid) IS NULL OR a.user_id = :only_user)
+""")
+
+
+async def page(
+    read: Read,
+    account_id: UUID,
+    *,
+    only_user: UUID | None = None,
+    status: str | None = None,
+    cursor: str | None = None,
+    limit: int = pages.LIMIT_DEFAULT,
+) -> PaymentPage:
+    """A page of an account's payments; `status` is one of STATUSES or OPEN. Raises NotFound, InvalidRequest."""
+    given = {
+        "bucket": ids.bucket_of(account_id),
+        "account_id": account_id,
+        "only_user": only_user,
+        "status": status,
+        "below": pages.LAST_ID if cursor is None else pages.last_id(cursor, "payments", account_id, status),
+        "limit": limit + 1,
+    }
+    rows = (await read.execute(_PAGE, given)).all()
+    if not rows:
+        raise errors.NotFound(account_id=str(account_id))
+    items = [_payment(row) for row in rows[:limit] if row.id is not None]
+    more = len(rows) > limit
+    return PaymentPage(items=items, next_cursor=pages.cursor_after(items[-1].id, "payments", account_id, status) if more else None)
+
+
+async def one(read: Read, payment_id: UUID, *, only_user: UUID | None = None) -> Payment:
+    """One payment; raises NotFound."""
+    given = {"bucket": ids.bucket_of(payment_id), "id": payment_id, "only_user": only_user}
+    row = (await read.execute(_ONE, given)).one_or_none()
+    if row is None:
+        raise errors.NotFound(payment_id=str(payment_id))
+    return _payment(row)
+
+
+def _payment(row: Row[Any]) -> Payment:
+    return Payment(
+        id=row.id,
+        account_id=row.account_id,
+        kind=row.kind,
+        method=row.method,
+        status=row.status,
+        amount=row.amount,
+        currency=row.currency,
+        held=row.held,
+        transaction_id=row.transaction_id,
+        destination=msgspec.json.decode(row.destination) if row.destination else None,
+        reference=row.reference,
+        description=row.description,
+        metadata=msgspec.json.decode(row.metadata) if row.metadata else {},
+        created_at=ids.time_of(row.id),
+        updated_at=row.updated_at,
+    )

@@ -1,0 +1,196 @@
+"""The worker: SAQ's crons, and the outbox sweep beside them.
+
+The sweep is a loop of its own, not a cron: SAQ remembers the job of a worker that was killed for up to its timeout and a
+minute, and a cron stops when the queue is away, but what a failed write-through left must be mended within two seconds whatever
+becomes of the queue. Everything else may wait, and is asked for by SAQ.
+
+`run` is a process of its own, `running_worker` the same inside the web process; neither ends because a store is away.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+import uvloop
+from saq import CronJob, Worker
+from sqlalchemy import text
+
+from piggybank import errors, jobs, queues
+from piggybank.cache import Cache
+from piggybank.db.engines import Database
+from piggybank.jobs.work import Work
+from piggybank.queues import Queue
+from piggybank.settings import Settings
+
+CONCURRENCY = 2  # jobs at once
+DEQUEUE_TIMEOUT_S = 1.0  # so often an idle worker looks whether it is to stop
+DRAIN_S = 20  # a running job may finish when the worker is told to stop
+RESTART_PAUSE_S = 1.0
+RESTART_PAUSE_LONGEST_S = 30.0
+JOB_KEPT_S = 3_600  # in the queue, after its end
+
+_log = structlog.get_logger()
+_EPOCH = text("SELECT epoch FROM installation")
+
+
+def run(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT."""
+    uvloop.run(_run(settings))
+
+
+async def _run(settings: Settings) -> None:
+    db, cache, queue = Database(settings.database_url), Cache(settings.cache_url), queues.open_queue(settings.queue_url)
+    told_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
+    try:
+        async with running_worker(Work(settings, db, cache), queue):
+            _log.info("worker_started", jobs=sorted(jobs.JOBS))
+            await told_to_stop.wait()
+            _log.info("worker_stopping")
+    finally:
+        await queue.close()
+        await cache.close()
+        await db.close()
+
+
+@asynccontextmanager
+async def running_worker(work: Work, queue: Queue) -> AsyncIterator[None]:
+    """The worker at work beside the block; it lets running jobs finish when the block ends."""
+    _quieten_saq()
+    worker = _JobWorker(work, queue)
+    sweep = _Sweep(work)
+    tasks = [asyncio.create_task(_for_ever(worker.start), name="worker"), asyncio.create_task(sweep.run(), name="outbox sweep")]
+    try:
+        yield
+    finally:
+        sweep.stopping.set()
+        await worker.stop()
+        _, late = await asyncio.wait(tasks, timeout=DRAIN_S)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _for_ever(start: Callable[[], Awaitable[None]]) -> None:
+    """Start again what ended by an exception."""
+    pause_s = RESTART_PAUSE_S
+    while True:
+        try:
+            return await start()
+        except Exception:
+            _log.exception("worker_failed", again_in_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RESTART_PAUSE_LONGEST_S)
+
+
+class _Sweep:
+    """Sweep the outbox every second, whatever happens to the stores."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._failing = ""
+        self.stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        while not self.stopping.is_set():
+            await self._once()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), jobs.SWEEP_EVERY_S)
+
+    async def _once(self) -> None:
+        try:
+            async with asyncio.timeout(jobs.SWEEP_TIMEOUT_S):
+                await _know_epoch(self._work)
+                await jobs.outbox.sweep(self._work)
+        except (errors.DatabaseUnavailable, TimeoutError) as cause:
+            self._tell(type(cause).__name__)
+        except Exception:
+            _log.exception("job_failed", job="sweep_outbox")
+        else:
+            self._tell("")
+
+    def _tell(self, failing: str) -> None:
+        """Once when it begins and once when it ends, not every second."""
+        if failing and failing != self._failing:
+            _log.warning("outbox_sweep_waits", because=failing)
+        elif self._failing and not failing:
+            _log.info("outbox_sweep_goes_on")
+        self._failing = failing
+
+
+class _JobWorker(Worker[Any]):
+    """SAQ's worker without signal handlers, that finishes its jobs at the end and says once when the queue is away."""
+
+    SIGNALS: list[signal.Signals] = []
+
+    def __init__(self, work: Work, queue: Queue) -> None:
+        self._queue_is_away = False
+        super().__init__(
+            queue,
+            functions=[],
+            cron_jobs=[_cron(work, name, job) for name, job in jobs.JOBS.items()],
+            concurrency=CONCURRENCY,
+            dequeue_timeout=DEQUEUE_TIMEOUT_S,
+            after_process=_log_failure,
+        )
+
+    async def schedule(self, lock: int = 1) -> None:
+        """SAQ calls this every second: it puts the crons back that a queue without its data has lost."""
+        try:
+            await super().schedule(lock)
+        except queues.AWAY as cause:
+            if not self._queue_is_away:
+                _log.warning("queue_is_away", because=type(cause).__name__)
+            self._queue_is_away = True
+        else:
+            if self._queue_is_away:
+                _log.info("queue_is_back")
+            self._queue_is_away = False
+
+    async def stop(self) -> None:
+        """SAQ's stop cancels; a job that runs may finish first."""
+        self.event.set()
+        at_work = [task for task in self.tasks if task.get_name() == "process"]
+        if at_work:
+            await asyncio.wait(at_work, timeout=DRAIN_S)
+        await super().stop()
+
+
+def _cron(work: Work, name: str, job: jobs.Job) -> CronJob[Any]:
+    async def run(_context: object) -> int:
+        return await job.run(work)
+
+    run.__qualname__ = name  # what SAQ calls it by
+    return CronJob(run, job.cron, timeout=job.timeout_s, retries=job.retries, ttl=JOB_KEPT_S)
+
+
+async def _log_failure(context: Any) -> None:
+    cause = context.get("exception")
+    if cause is not None:
+        job = context["job"]
+        _log.error("job_failed", job=job.function, attempt=job.attempts, exc_info=cause)
+
+
+async def _know_epoch(work: Work) -> None:
+    """The cache is of no use before this process knows which past it belongs to."""
+    if not work.cache.epoch:
+        async with work.db.read() as session:
+            work.cache.epoch = await session.scalar(_EPOCH) or ""
+
+
+def _quieten_saq() -> None:
+    """What SAQ says of failed jobs and of a queue that is away is said above, once."""
+    logger = logging.getLogger("saq")
+    logger.setLevel(logging.WARNING)
+    if _is_news not in logger.filters:
+        logger.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    cause = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(cause, queues.AWAY) or record.msg.startswith("Error processing job"))
