@@ -46,6 +46,11 @@ def _staff(scope: str) -> Access:
 
 ROUTES: dict[str, Access] = {
     "POST /v1/users": Access(anonymous=True, operator=True, scope="users:write", limit="sign_in"),
+    "POST /v1/users/claim": SIGN_IN,
+    "POST /v1/users/reset-request": SIGN_IN,
+    "POST /v1/users/reset": SIGN_IN,
+    "GET /v1/users": _staff("users:read"),
+    "GET /v1/users/{user_id}": _staff("users:read"),
     "GET /v1/users/me": OWN,
     "PATCH /v1/users/me": OWN,
     "GET /v1/users": _staff("users:read"),
@@ -101,7 +106,11 @@ def check(routes: Iterable[BaseRoute]) -> None:
 def route_names(routes: Iterable[BaseRoute]) -> list[str]:
     """`METHOD /path/{parameter}` of every route that answers something."""
     return [
-        f"{method} {route.path_format}" for route in routes if isinstance(route, HTTPRoute) for method in route.methods if method != "OPTIONS"
+        f"{method} {route.path_format}"
+        for route in routes
+        if isinstance(route, HTTPRoute)
+        for method in route.methods
+        if method != "OPTIONS"
     ]
 
 

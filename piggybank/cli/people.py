@@ -51,7 +51,7 @@ def users() -> None:
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input; else it is asked for at a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 @click.pass_context
-def create_user(  # noqa: PLR0917 - click calls it by name
+def create_user(
     ctx: click.Context, email: str | None, external_id: str | None, name: str | None, operator: bool, password_stdin: bool, as_json: bool
 ) -> None:
     """Create a user, without a password when only --external-id is given.

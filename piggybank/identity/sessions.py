@@ -22,7 +22,6 @@ SESSIONS_MAX = 100  # of one user; a new sign-in ends the oldest
 FAILURES_MAX = 10  # then the address is locked
 LOCK_S = 15 * 60
 FAILURES_KEPT_S = 24 * 3_600  # failures older than this do not count
-_PRUNED_MAX = 20  # rows; each failure takes old ones away, so the table stays as small as the last day's failures
 
 _FAIL = text("""
 INSERT INTO failed_sign_ins AS f (address_hash, failures, updated_at) VALUES (:address_hash, 1, now())
@@ -33,17 +32,13 @@ ON CONFLICT (address_hash) DO UPDATE SET
         THEN now() + make_interval(secs => :lock_s) END,
     updated_at = now()
 """)
-_PRUNE = text("""
-DELETE FROM failed_sign_ins WHERE address_hash IN (
-    SELECT address_hash FROM failed_sign_ins WHERE updated_at < now() - make_interval(secs => :kept_s)
-    ORDER BY updated_at LIMIT :pruned_max FOR UPDATE SKIP LOCKED)
-""")
 _UNLOCK = text("DELETE FROM failed_sign_ins WHERE address_hash = :address_hash")
 
 
 class SignedIn(NamedTuple):
     """A new session; the token is told once."""
 
+    id: UUID
     token: str
     expires_at: datetime
     user: User
@@ -70,10 +65,11 @@ async def sign_in(db: Database, tokens: Tokens, email: str, password: str) -> Si
             raise errors.WrongCredentials  # changed since it was compared
         locked.password_hash = renewed
         ended = await _end_oldest(write, user.id)
-        write.add(Session(id=ids.new_id(ids.bucket_of(user.id)), user_id=user.id, token_hash=hash_of(token), expires_at=expires_at))
+        session = Session(id=ids.new_id(ids.bucket_of(user.id)), user_id=user.id, token_hash=hash_of(token), expires_at=expires_at)
+        write.add(session)
         await unlock(write, email)
     await tokens.bury(ended)
-    return SignedIn(token, expires_at, locked)
+    return SignedIn(session.id, token, expires_at, locked)
 
 
 async def sign_out(db: Database, tokens: Tokens, principal: Principal) -> None:
@@ -113,7 +109,6 @@ async def count_failure(write: Write, email: str) -> None:
     await write.execute(
         _FAIL, {"address_hash": _address_hash(email), "failures_max": FAILURES_MAX, "lock_s": LOCK_S, "kept_s": FAILURES_KEPT_S}
     )
-    await write.execute(_PRUNE, {"kept_s": FAILURES_KEPT_S, "pruned_max": _PRUNED_MAX})
 
 
 async def _end(write: Write, *which: ColumnElement[bool]) -> Sequence[bytes]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -18,7 +18,8 @@ from piggybank.identity.tokens import Principal, Tokens
 
 EMAIL_MAX_CHARACTERS = 254
 # One @, something on both sides, a dot in the domain, ASCII: what every mail server takes. Whether it is theirs only a mail can tell.
-_EMAIL = re.compile(r"[!-?A-~]{1,64}@[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)+")
+EMAIL_PATTERN = r"[!-?A-~]{1,64}@[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})+"
+_EMAIL = re.compile(EMAIL_PATTERN)
 _TAKEN = {"users_email": errors.EmailTaken, "users_external_id_key": errors.ExternalIdTaken}
 
 
@@ -32,11 +33,20 @@ class Newcomer(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
 
 
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    """What to change; UNSET stays as it is."""
+
+    name: str | msgspec.UnsetType | None = msgspec.UNSET
+    metadata: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    password: str | None = None
+    current_password: str | None = None
+
+
 def normalised(email: str) -> str:
     """One spelling of an address; raises `errors.InvalidRequest`."""
     plain = email.strip().lower()
     if len(plain) > EMAIL_MAX_CHARACTERS or not _EMAIL.fullmatch(plain):
-        raise errors.InvalidRequest(field="email", allowed="an e-mail address like name@example.com")
+        raise errors.InvalidRequest(detail="email: not an address like name@example.com")
     return plain
 
 
@@ -65,9 +75,9 @@ async def create(db: Database, newcomer: Newcomer, *, role: str, actor: str) -> 
     Raises `errors.EmailTaken`, `errors.ExternalIdTaken`, `errors.WeakPassword`.
     """
     if newcomer.email is None and newcomer.external_id is None:
-        raise errors.InvalidRequest(field="email", allowed="email or external_id, or both")
+        raise errors.InvalidRequest(detail="email: send email or external_id, or both")
     if newcomer.email is None and newcomer.password is not None:
-        raise errors.InvalidRequest(field="password", allowed="only together with an email")
+        raise errors.InvalidRequest(detail="password: only together with an email")
     user = await _prepared(newcomer, role)
     async with db.write() as write:
         await _insert(write, user)
@@ -110,63 +120,58 @@ async def page(read: Read, *, after: UUID | None, limit: int, external_id: str |
     return (await read.scalars(query)).all()
 
 
-async def change(db: Database, user_id: UUID, values: dict[str, Any]) -> User:
-    """Set the name or the metadata; raises `errors.NotFound`."""
+async def change(db: Database, tokens: Tokens, principal: Principal, changes: Changes) -> User:
+    """What a user changes of themselves; a new password needs the current one and ends every other session.
+
+    Raises `errors.WrongCredentials`, `errors.WeakPassword`, `errors.SignInLocked`.
+    """
+    assert principal.user_id is not None
+    proven = None if changes.password is None else await _proven(db, principal.user_id, changes.current_password or "", changes.password)
+    ended: Sequence[bytes] = ()
     async with db.write() as write:
-        user = await _locked(write, user_id)
-        if "name" in values:
-            user.name = values["name"]
-        if "metadata" in values:
-            user.extra = values["metadata"]
+        user = await locked(write, principal.user_id)
+        if changes.name is not msgspec.UNSET:
+            user.name = changes.name
+        if changes.metadata is not msgspec.UNSET:
+            user.extra = changes.metadata
+        if proven is not None:
+            if user.password_hash != proven.before:
+                raise errors.WrongCredentials  # changed meanwhile: what was given is no longer the current one
+            user.password_hash = proven.after
+            ended = await sessions.end_all(write, user.id, but=principal.token_id)
+            await links.end_resets(write, user.id)
+            audit.record(write, principal.actor, "user.password", f"user:{user.id}", {"sessions_ended": len(ended)})
         user.updated_at = datetime.now(UTC)
+    await tokens.bury(ended)
     return user
 
 
-async def change_password(db: Database, tokens: Tokens, principal: Principal, current: str, new: str) -> None:
-    """Ends every other session; raises `errors.WrongCredentials`, `errors.WeakPassword`."""
-    assert principal.user_id is not None
+async def locked(write: Write, user_id: UUID) -> User:
+    """The user, for this transaction alone; raises `errors.NotFound`."""
+    user = (await write.scalars(select(User).where(User.id == user_id).with_for_update())).one_or_none()
+    if user is None:
+        raise errors.NotFound(user=str(user_id))
+    return user
+
+
+class _Proven(NamedTuple):
+    """Hashes of the password that was given as the current one and of the new one."""
+
+    before: str | None
+    after: str
+
+
+async def _proven(db: Database, user_id: UUID, current: str, new: str) -> _Proven:
     async with passwords.turn() as turn:
         async with db.write() as write:
-            user = await of_id(write, principal.user_id)
+            user = await of_id(write, user_id)
             await sessions.refuse_locked(write, user.email or "")
         if not await turn.matches(user.password_hash, current):
             async with db.write() as write:  # a stolen session is not a place to guess the password
                 await sessions.count_failure(write, user.email or "")
             raise errors.WrongCredentials
         passwords.check(new, user.email)
-        password_hash = await turn.hash(new)
-    async with db.write() as write:
-        locked = await _locked(write, user.id)
-        if locked.password_hash != user.password_hash:
-            raise errors.WrongCredentials  # somebody else changed it meanwhile: what was given is no longer the current one
-        locked.password_hash = password_hash
-        locked.updated_at = datetime.now(UTC)
-        ended = await sessions.end_all(write, user.id, but=principal.token_id)
-        await links.end_resets(write, user.id)
-        audit.record(write, principal.actor, "user.password", f"user:{user.id}", {"sessions_ended": len(ended)})
-    await tokens.bury(ended)
-
-
-async def reset_password(db: Database, tokens: Tokens, link: str, new: str) -> None:
-    """By a reset link; ends all sessions and the lock. Raises `errors.LinkInvalid`, `errors.WeakPassword`."""
-    async with db.read() as read:
-        user_id = (await links.check(read, link, "reset")).user_id
-        assert user_id is not None
-        user = await of_id(read, user_id)
-    passwords.check(new, user.email)
-    async with passwords.turn() as turn:
-        password_hash = await turn.hash(new)
-    async with db.write() as write:
-        await links.use(write, link, "reset")
-        locked = await _locked(write, user_id)
-        locked.password_hash = password_hash
-        locked.updated_at = datetime.now(UTC)
-        ended = await sessions.end_all(write, user_id)
-        await links.end_resets(write, user_id)
-        if user.email:
-            await sessions.unlock(write, user.email)
-        audit.record(write, f"user:{user_id}", "user.reset", f"user:{user_id}", {"sessions_ended": len(ended)})
-    await tokens.bury(ended)
+        return _Proven(user.password_hash, await turn.hash(new))
 
 
 async def _prepared(newcomer: Newcomer, role: str) -> User:
@@ -198,10 +203,3 @@ async def _insert(write: Write, user: User) -> None:
             if constraint in str(cause.orig):
                 raise error from cause
         raise
-
-
-async def _locked(write: Write, user_id: UUID) -> User:
-    user = (await write.scalars(select(User).where(User.id == user_id).with_for_update())).one_or_none()
-    if user is None:
-        raise errors.NotFound(user=str(user_id))
-    return user

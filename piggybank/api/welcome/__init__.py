@@ -1,0 +1,52 @@
+"""The page behind a one-time link: become an operator, sign up with an invite, set a new password.
+
+The token is in the fragment (`/welcome#invite=..`), which a browser keeps to itself; the script sends it in a body. Nothing is
+loaded from elsewhere, and addresses are relative, so the page also works below a path of a proxy.
+"""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from litestar import Response, get
+from litestar.exceptions import NotFoundException
+
+PAGE_CACHE = "public, max-age=300"
+ASSET_CACHE = "public, max-age=31536000, immutable"  # their address has their hash
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_FOLDER = Path(__file__).parent
+_ASSETS = {"welcome.css": "text/css", "welcome.js": "text/javascript"}
+
+
+@get("/welcome", sync_to_thread=False, include_in_schema=False)
+def page() -> Response[bytes]:
+    """The page, with the assets of this version."""
+    headers = {"Cache-Control": PAGE_CACHE, "Content-Security-Policy": POLICY}
+    return Response(_page(), media_type="text/html; charset=utf-8", headers=headers)
+
+
+@get("/welcome/{name:str}", sync_to_thread=False, include_in_schema=False)
+def asset(name: str) -> Response[bytes]:
+    """What the page loads."""
+    if name not in _ASSETS:
+        raise NotFoundException
+    return Response(_content(name), media_type=f"{_ASSETS[name]}; charset=utf-8", headers={"Cache-Control": ASSET_CACHE})
+
+
+routes = [page, asset]
+
+
+@lru_cache
+def _content(name: str) -> bytes:
+    return (_FOLDER / name).read_bytes()
+
+
+@lru_cache
+def _page() -> bytes:
+    html = _content("welcome.html")
+    for name in _ASSETS:
+        html = html.replace(name.encode(), f"{name}?{hashlib.blake2b(_content(name), digest_size=6).hexdigest()}".encode())
+    return html
