@@ -13,8 +13,9 @@ from litestar.di import Provide
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
-from piggybank import queues, settings as settings_file, telemetry
-from piggybank.api import guards, health, openapi, ops, problems, requests, transactions
+from piggybank import queues, telemetry
+from piggybank import settings as settings_file
+from piggybank.api import accounts, apikeys, auth, guards, health, openapi, ops, problems, requests, transactions, users, welcome
 from piggybank.api.health import Readiness
 from piggybank.api.limits import Limiter
 from piggybank.cache import Cache
@@ -28,6 +29,10 @@ from piggybank.worker import running_worker
 
 ROUTES: list[HTTPRouteHandler] = [
     *health.routes,
+    *auth.routes,
+    *users.routes,
+    *apikeys.routes,
+    *accounts.routes,
     *transactions.routes,
     *ops.routes,
 ]
@@ -82,7 +87,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         return Litestar(route_handlers=ROUTES, dependencies=provided, openapi_config=openapi.CONFIG, logging_config=None)
 
     app = Litestar(
-        route_handlers=[*ROUTES, *openapi.routes(lambda: described().openapi_schema)],
+        route_handlers=[*ROUTES, *welcome.routes, *openapi.routes(lambda: described().openapi_schema)],
         dependencies=provided,
         guards=[guards.Guard(parts.tokens, parts.limiter)],
         exception_handlers={Exception: problems.answer},

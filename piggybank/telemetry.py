@@ -32,8 +32,12 @@ def configure(level: str, form: str, stream: TextIO | None = None) -> None:
     """Send our lines and every library's to `stream` (standard error), as `json` or for a person at a `console`."""
     threshold = logging.getLevelNamesMapping()[level.upper()]
     target = sys.stderr if stream is None else stream
-    shared: list[Processor] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True), _without_secret_fields]
-    last: list[Processor] = [structlog.processors.format_exc_info, _cut, _json if form == "json" else _console, _redacted]
+    shared: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_secret_fields,
+    ]
+    last: list[Processor] = [structlog.processors.format_exc_info, _cut, _json if form == "json" else _console]
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -83,15 +87,11 @@ def _cut(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> MutableM
 
 
 def _json(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
-    return msgspec.json.encode(event, enc_hook=str).decode()
+    return redact(msgspec.json.encode(event, enc_hook=str).decode())
 
 
 def _console(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
     trace = event.pop("exception", "")
     head = f"{event.pop('timestamp')} {event.pop('level'):7} {event.pop('event')}"
     rest = " ".join(f"{name}={value}" for name, value in event.items())
-    return f"{head}  {rest}" + (f"\n{trace}" if trace else "")
-
-
-def _redacted(_: WrappedLogger, __: str, line: str) -> str:
-    return redact(line)
+    return redact(f"{head}  {rest}" + (f"\n{trace}" if trace else ""))

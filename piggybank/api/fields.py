@@ -27,7 +27,9 @@ Amount = Annotated[
         examples=[1250],
     ),
 ]
-CurrencyCode = Annotated[str, Meta(pattern="^[A-Z]{3}$", description="ISO 4217 code; GET /v1/currencies lists those enabled here.", examples=["USD"])]
+CurrencyCode = Annotated[
+    str, Meta(pattern="^[A-Z]{3}$", description="ISO 4217 code; GET /v1/currencies lists those enabled here.", examples=["USD"])
+]
 Reference = Annotated[
     str,
     Meta(

@@ -50,7 +50,7 @@ ROUTES: dict[str, Access] = {
     "POST /v1/users/reset-request": SIGN_IN,
     "POST /v1/users/reset": SIGN_IN,
     "GET /v1/users": _staff("users:read"),
-    "GET /v1/users/{user_id}": _staff("users:read"),
+    "GET /v1/users/{user_id}": _everyone("users:read"),
     "GET /v1/users/me": OWN,
     "PATCH /v1/users/me": OWN,
     "GET /v1/users": _staff("users:read"),

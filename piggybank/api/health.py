@@ -22,7 +22,9 @@ CLOCK_TOLERANCE_S = 1.0  # ids carry the time of the process that made them
 LOOK_EVERY_S = 10.0
 LOOK_AGAIN_S = 0.5  # while the database is away or behind
 
-_INSTALLATION = text("SELECT epoch, (SELECT version_num FROM alembic_version) AS revision, extract(epoch FROM clock_timestamp()) AS now FROM installation")
+_INSTALLATION = text(
+    "SELECT epoch, (SELECT version_num FROM alembic_version) AS revision, extract(epoch FROM clock_timestamp()) AS now FROM installation"
+)
 
 _log = telemetry.logger("health")
 

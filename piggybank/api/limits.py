@@ -14,6 +14,7 @@ from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 from litestar.types import Scope
+from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
 from piggybank import errors, telemetry
@@ -24,6 +25,8 @@ WINDOW_S = 60
 SHARED_TIMEOUT_S = 0.1
 SHARED_REST_S = 1.0  # after a failure, so long Valkey is not asked
 IPV6_CLIENT_BITS = 64  # one customer's network: its addresses are one client
+
+_STRANGERS = {"general": "anonymous", "sign_in": "sign_in"}  # which limit one without a token has
 
 _log = telemetry.logger("limits")
 
@@ -55,14 +58,9 @@ class SharedWindow:
 
     def __init__(self, url: str) -> None:
         plain = url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
-        self._store = RedisStorage(
-            f"async+{plain}",
-            implementation="redispy",
-            key_prefix="piggybank:rate",
-            socket_timeout=SHARED_TIMEOUT_S,
-            socket_connect_timeout=SHARED_TIMEOUT_S,
-        )
-        self._limiter = FixedWindowRateLimiter(self._store)
+        self._pool = ConnectionPool.from_url(plain, socket_timeout=SHARED_TIMEOUT_S, socket_connect_timeout=SHARED_TIMEOUT_S)
+        store = RedisStorage(f"async+{plain}", implementation="redispy", key_prefix="piggybank:rate", connection_pool=self._pool)  # type: ignore[arg-type]
+        self._limiter = FixedWindowRateLimiter(store)
         self._local = LocalWindow()
         self._resting_until = 0.0
 
@@ -77,7 +75,7 @@ class SharedWindow:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._store.bridge.get_connection().aclose()
+        await self._pool.aclose()
 
     async def _ask(self, item: RateLimitItem, kind: str, who: str) -> tuple[int, int]:
         allowed = await self._limiter.hit(item, kind, who)
@@ -103,10 +101,7 @@ class Limiter:
         """One more request; raises `errors.TooManyRequests`."""
         if limit == "none":
             return
-        if principal is not None:
-            kind = principal.kind
-        else:
-            kind = "sign_in" if limit == "sign_in" else "anonymous"
+        kind = principal.kind if principal is not None else _STRANGERS[limit]
         allowed = self._limits[kind]
         if not allowed:
             return
@@ -132,7 +127,9 @@ def networks(texts: list[str]) -> list[Network]:
         try:
             found.append(ip_network(text, strict=False))
         except ValueError as cause:
-            raise errors.BadSetting(setting="PIGGYBANK_TRUSTED_PROXIES", value=text, allowed="addresses or networks, as 10.0.0.0/8") from cause
+            raise errors.BadSetting(
+                setting="PIGGYBANK_TRUSTED_PROXIES", value=text, allowed="addresses or networks, as 10.0.0.0/8"
+            ) from cause
     return found
 
 

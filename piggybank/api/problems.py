@@ -132,6 +132,8 @@ def answer(request: Request[Any, Any, Any], exception: Exception) -> Response[by
 def body(error: errors.Error, status: int, request_id: str) -> bytes:
     """The problem as JSON: the fixed fields, then the error's own details."""
     details = dict(error.details)
+    if "field" in details:  # how rooms below say what this one calls `invalid`
+        details["errors"] = [{"field": details.pop("field"), "message": details.pop("message"), "code": details.pop("code", "malformed")}]
     field_errors = [msgspec.convert(wrong, FieldError, from_attributes=True) for wrong in details.pop("errors", ())] or msgspec.UNSET
     problem = Problem(
         title=error.title,
@@ -179,7 +181,9 @@ def _of_database(cause: BaseException | None) -> errors.Error:
     match cause:
         case asyncpg.CharacterNotInRepertoireError() | asyncpg.UntranslatableCharacterError():
             return invalid("body", "has a character that cannot be stored (NUL)", "malformed")
-        case asyncpg.QueryCanceledError() | asyncpg.LockNotAvailableError() | asyncpg.DeadlockDetectedError() | asyncpg.SerializationError():
+        case (
+            asyncpg.QueryCanceledError() | asyncpg.LockNotAvailableError() | asyncpg.DeadlockDetectedError() | asyncpg.SerializationError()
+        ):
             return errors.Overloaded()
         case asyncpg.TooManyConnectionsError() | asyncpg.ReadOnlySQLTransactionError():
             return errors.DatabaseUnavailable()
