@@ -185,6 +185,8 @@ CREATE TABLE outbox (
     bucket smallint NOT NULL,
     topic text NOT NULL,
     payload jsonb NOT NULL,
+    attempts smallint NOT NULL DEFAULT 0,
+    due_at timestamptz,
     PRIMARY KEY (id, bucket)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
 

@@ -38,6 +38,7 @@ _GRANTS = {
     "SELECT, INSERT, DELETE": "idempotency_keys",
     "SELECT, INSERT, UPDATE, DELETE": "outbox, failed_sign_ins",
     "INSERT, UPDATE": "reports",
+    "DELETE": "sessions, links",
     "UPDATE (reports_through)": "installation",
 }
 
