@@ -21,6 +21,11 @@ class Actor(Struct, frozen=True):
     kind: Literal["user", "operator", "service", "system"]
     user_id: UUID | None = None
 
+    @property
+    def letter(self) -> str:
+        """What an idempotency key is stored under."""
+        return {"user": "u", "operator": "o", "service": "s", "system": "y"}[self.kind]
+
 
 SYSTEM = Actor("system")
 

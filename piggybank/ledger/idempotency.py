@@ -17,7 +17,7 @@ from piggybank import errors
 MAX_KEY_LENGTH = 255  # characters
 KEPT_DAYS = 90
 
-Scope = tuple[UUID, str, str]  # owner, kind of actor (first letter), key
+Scope = tuple[UUID, str, str]  # owner, kind of actor (its letter), key
 
 
 class Answer(Struct, frozen=True, array_like=True):

@@ -230,7 +230,7 @@ def decide(book: Book, submission: Submission) -> Outcome:
             raise errors.NotFound(account_id=str(account.id))
     except errors.Error as error:
         return Outcome(error)
-    scope = (account.user_id, actor.kind[0], key)
+    scope = (account.user_id, actor.letter, key)
     known = book.keys.get(scope) if key else None
     if known is not None:
         return Outcome(known[1], replayed=True) if known[0] == fingerprint else Outcome(errors.IdempotencyKeyReused())
