@@ -5,7 +5,7 @@ from typing import Annotated, TypeVar
 from uuid import UUID
 
 from litestar import Response
-from litestar.params import Parameter
+from litestar.params import HeaderParameter
 from msgspec import Struct
 
 from piggybank import errors, ids, money
@@ -23,8 +23,8 @@ _KEY = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_LENGTH}}}")
 
 IdempotencyKey = Annotated[
     str | None,
-    Parameter(
-        header="Idempotency-Key",
+    HeaderParameter(
+        name="Idempotency-Key",
         description="Required. Any text of yours, 1 to 255 visible ASCII characters, new for each movement. Send the same key again "
         "when you do not know what became of a request: you get the same answer, and nothing happens twice. Kept for 90 days.",
     ),
