@@ -1,6 +1,7 @@
 """A ledger of one's own on the worker's database, and accounts to try it on."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 import asyncpg
@@ -15,13 +16,32 @@ from piggybank.settings import Settings
 Open = Callable[..., Awaitable[UUID]]
 
 
+@asynccontextmanager
+async def running_ledger(settings: Settings) -> AsyncIterator[Ledger]:
+    """A ledger with its own lane on any database: as many as a test wants are as many processes to it."""
+    db, cache = Database(settings.database_url), Cache(settings.cache_url)
+    ledger = Ledger(db, cache)
+    await ledger.start()
+    yield ledger
+    await ledger.stop()
+    await cache.close()
+    await db.close()
+
+
+async def new_account(sql: asyncpg.Connection, currency: str = "EUR") -> UUID:
+    """An empty account of a new user."""
+    bucket = ids.new_bucket()
+    user_id, account_id = ids.new_id(bucket), ids.new_id(bucket)
+    await sql.execute("INSERT INTO users (id) VALUES ($1)", user_id)
+    await sql.execute("INSERT INTO accounts (id, bucket, user_id, currency) VALUES ($1, $2, $3, $4)", account_id, bucket, user_id, currency)
+    return account_id
+
+
 @pytest.fixture
-async def ledger(db: Database, cache: Cache) -> AsyncIterator[Ledger]:
-    """A ledger with its own lane."""
-    made = Ledger(db, cache)
-    await made.start()
-    yield made
-    await made.stop()
+async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
+    """A ledger on the worker's database."""
+    async with running_ledger(settings) as made:
+        yield made
 
 
 @pytest.fixture
@@ -37,12 +57,7 @@ async def open_account(sql: asyncpg.Connection, ledger: Ledger) -> Open:
     """Make an account of a new user, with `balance` deposited."""
 
     async def make(balance: int = 0, currency: str = "EUR") -> UUID:
-        bucket = ids.new_bucket()
-        user_id, account_id = ids.new_id(bucket), ids.new_id(bucket)
-        await sql.execute("INSERT INTO users (id) VALUES ($1)", user_id)
-        await sql.execute(
-            "INSERT INTO accounts (id, bucket, user_id, currency) VALUES ($1, $2, $3, $4)", account_id, bucket, user_id, currency
-        )
+        account_id = await new_account(sql, currency)
         if balance:
             await ledger.submit(Submission(commands.Deposit(account_id=account_id, amount=balance), SYSTEM, f"seed-{account_id}", b"seed"))
         return account_id

@@ -12,7 +12,6 @@ from piggybank.ledger import SYSTEM, Actor, Ledger, Submission, commands
 from piggybank.ledger.commands import Command
 from piggybank.ledger.idempotency import Answer
 from piggybank.wallet.reversals import reversal_of
-
 from tests.ledger.conftest import Open
 
 

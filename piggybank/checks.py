@@ -1,0 +1,160 @@
+"""`piggybank verify`: derive every balance again from the rows, and name what differs.
+
+Accounts are checked in slices, each one statement in REPEATABLE READ, so postings go on meanwhile and a slice is of one moment.
+What concerns all accounts at once (transfers cancel out, no row without an account) is one statement of its own. Runs with the
+owner's role: the application's has a statement timeout.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from msgspec import Struct
+
+SLICE = 5_000  # accounts in one statement
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """Something that the rows do not bear out."""
+
+    account_id: UUID | None
+    what: str
+    stored: str
+    derived: str
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """After each slice."""
+
+    accounts: int
+    transactions: int
+    findings: list[Finding]
+
+
+_RANGE = "SELECT id FROM (SELECT id FROM accounts WHERE id > $1 ORDER BY id LIMIT $2) slice ORDER BY id DESC LIMIT 1"
+
+# For each account: what its row says, and what its transactions and payments say.
+_SLICE = """
+WITH slice AS (
+    SELECT * FROM accounts WHERE id > $1 AND id <= $2
+), numbered AS (
+    SELECT t.*, sum(t.amount) OVER account AS running, row_number() OVER account AS number
+    FROM transactions t
+    WHERE t.account_id IN (SELECT id FROM slice)
+    WINDOW account AS (PARTITION BY t.account_id ORDER BY t.id)
+), posted AS (
+    SELECT account_id, count(*) AS count, max(sequence) AS sequence, sum(amount) AS balance, max(id::text)::uuid AS last_id,
+           -sum(amount) FILTER (WHERE system_account = 'clearing') AS clearing,
+           -sum(amount) FILTER (WHERE system_account = 'fees') AS fees,
+           -sum(amount) FILTER (WHERE system_account = 'transfers') AS transfers,
+           -sum(amount) FILTER (WHERE system_account = 'adjustments') AS adjustments,
+           count(*) FILTER (WHERE running <> balance_after) AS wrong_balances_after,
+           count(*) FILTER (WHERE number <> sequence) AS wrong_sequences,
+           count(*) FILTER (WHERE bucket <> get_byte(uuid_send(id), 15) OR bucket <> get_byte(uuid_send(account_id), 15)) AS wrong_buckets
+    FROM numbered
+    GROUP BY account_id
+), reserved AS (
+    SELECT account_id, sum(held) AS held,
+           count(*) FILTER (WHERE status IN ('creating', 'pending', 'processing', 'unknown')) AS open_payments,
+           count(*) FILTER (WHERE held > 0 AND status NOT IN ('creating', 'pending', 'processing', 'unknown')) AS held_after_the_end
+    FROM payments
+    WHERE account_id IN (SELECT id FROM slice)
+    GROUP BY account_id
+)
+SELECT s.id, coalesce(p.count, 0) AS posted_rows, difference.what, difference.stored::text, difference.derived::text
+FROM slice s
+LEFT JOIN posted p ON p.account_id = s.id
+LEFT JOIN reserved r ON r.account_id = s.id
+LEFT JOIN LATERAL (VALUES
+    ('balance', s.balance, coalesce(p.balance, 0)),
+    ('held', s.held, coalesce(r.held, 0)),
+    ('owed', s.owed, greatest(0, s.held - s.balance)),
+    ('clearing', s.clearing, coalesce(p.clearing, 0)),
+    ('fees', s.fees, coalesce(p.fees, 0)),
+    ('transfers', s.transfers, coalesce(p.transfers, 0)),
+    ('adjustments', s.adjustments, coalesce(p.adjustments, 0)),
+    ('transactions_count', s.transactions_count, coalesce(p.count, 0)),
+    ('sequence', s.sequence, coalesce(p.sequence, 0)),
+    ('open_payments', s.open_payments, coalesce(r.open_payments, 0)),
+    ('rows out of sequence', 0, coalesce(p.wrong_sequences, 0)),
+    ('rows with a wrong balance_after', 0, coalesce(p.wrong_balances_after, 0)),
+    ('rows in a wrong bucket', 0, coalesce(p.wrong_buckets, 0)),
+    ('ended payments that still hold', 0, coalesce(r.held_after_the_end, 0)),
+    ('last transaction is not the newest row', 0, (s.last_transaction_id IS DISTINCT FROM p.last_id)::int)
+) AS difference (what, stored, derived) ON difference.stored <> difference.derived
+"""
+
+_TRANSFERS = "SELECT currency, sum(transfers) AS sum FROM accounts GROUP BY currency HAVING sum(transfers) <> 0"
+
+_TORN_TRANSFERS = """
+SELECT transfer_id, count(*) AS legs, sum(amount) AS sum
+FROM transactions
+WHERE transfer_id IS NOT NULL
+GROUP BY transfer_id
+HAVING count(*) <> 2 OR sum(amount) <> 0
+LIMIT 100
+"""
+
+_ORPHANS = """
+SELECT account_id, count(*) AS rows
+FROM transactions t
+WHERE NOT EXISTS (SELECT FROM accounts a WHERE a.id = t.account_id AND a.bucket = t.bucket)
+GROUP BY account_id
+LIMIT 100
+"""
+
+_REVERSALS_WITHOUT_EFFECT = """
+SELECT t.account_id, t.id
+FROM transactions t
+WHERE t.kind = 'reversal' AND t.transfer_id IS NULL
+  AND NOT EXISTS (SELECT FROM effects e WHERE e.bucket = t.bucket AND e.source = 'reversal' AND e.effect = t.reverses::text)
+LIMIT 100
+"""
+
+
+async def verify(owner_url: str) -> AsyncIterator[Progress]:
+    """Check everything, slice by slice; the last progress has what concerns all accounts at once."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        low = UUID(int=0)
+        while (high := await connection.fetchval(_RANGE, low, SLICE)) is not None:
+            yield await _slice(connection, low, high)
+            low = high
+        yield Progress(accounts=0, transactions=0, findings=await _overall(connection))
+    finally:
+        await connection.close()
+
+
+async def _slice(connection: asyncpg.Connection, low: UUID, high: UUID) -> Progress:
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        rows = await connection.fetch(_SLICE, low, high)
+    seen = {row["id"]: row["posted_rows"] for row in rows}
+    findings = [
+        Finding(account_id=row["id"], what=row["what"], stored=row["stored"], derived=row["derived"]) for row in rows if row["what"]
+    ]
+    return Progress(accounts=len(seen), transactions=sum(seen.values()), findings=findings)
+
+
+async def _overall(connection: asyncpg.Connection) -> list[Finding]:
+    """Each of these is one statement, so of one moment."""
+
+    def finding(account_id: Any, what: str, derived: str, stored: str = "") -> Finding:
+        return Finding(account_id=account_id, what=what, stored=stored, derived=derived)
+
+    found = [
+        finding(None, f"transfers in {row['currency']} do not cancel out", str(row["sum"]), "0")
+        for row in await connection.fetch(_TRANSFERS)
+    ]
+    found += [
+        finding(None, f"transfer {row['transfer_id']} is torn", f"{row['legs']} legs, sum {row['sum']}", "2 legs, sum 0")
+        for row in await connection.fetch(_TORN_TRANSFERS)
+    ]
+    found += [
+        finding(row["account_id"], "transactions without an account", f"{row['rows']} rows") for row in await connection.fetch(_ORPHANS)
+    ]
+    found += [
+        finding(row["account_id"], "a reversal without its effect", str(row["id"]))
+        for row in await connection.fetch(_REVERSALS_WITHOUT_EFFECT)
+    ]
+    return found
