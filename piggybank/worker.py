@@ -19,7 +19,7 @@ import uvloop
 from saq import CronJob, Worker
 from sqlalchemy import text
 
-from piggybank import errors, jobs, queues
+from piggybank import errors, jobs, queues, telemetry
 from piggybank.cache import Cache
 from piggybank.db.engines import Database
 from piggybank.jobs.work import Work
@@ -39,6 +39,7 @@ _EPOCH = text("SELECT epoch FROM installation")
 
 def run(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT."""
+    telemetry.configure(settings.log_level, settings.log_format)
     uvloop.run(_run(settings))
 
 
@@ -186,7 +187,6 @@ async def _know_epoch(work: Work) -> None:
 def _quieten_saq() -> None:
     """What SAQ says of failed jobs and of a queue that is away is said above, once."""
     logger = logging.getLogger("saq")
-    logger.setLevel(logging.WARNING)
     if _is_news not in logger.filters:
         logger.addFilter(_is_news)
 

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import hashlib
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import msgspec
@@ -16,7 +16,6 @@ _CHECK_BYTES = 6
 _ID_BYTES = 16
 FIRST_ID = UUID(int=0)
 LAST_ID = UUID(int=2**128 - 1)
-_FAR = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 def cursor_after(last: UUID, *query: object) -> str:
@@ -39,7 +38,7 @@ def last_id(cursor: str, *query: object) -> UUID:
 
 def id_at(moment: datetime | None, otherwise: UUID) -> UUID:
     """The smallest id whose `created_at`, which is in milliseconds, is not before `moment`."""
-    return otherwise if moment is None else ids.first_id_at(min(moment, _FAR) + timedelta(microseconds=999))
+    return otherwise if moment is None else ids.first_id_at(moment + timedelta(microseconds=999))
 
 
 def _check(last: UUID, query: tuple[object, ...]) -> bytes:

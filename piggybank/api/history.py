@@ -1,0 +1,106 @@
+"""What was posted: an account's transactions, one of them, the legs of a transfer."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+from uuid import UUID
+
+from litestar import get
+from litestar.params import Parameter
+from msgspec import Struct
+
+from piggybank.api import problems
+from piggybank.api.accounts import Limit, MinVersion
+from piggybank.api.fields import REFERENCE_MAX_CHARACTERS
+from piggybank.api.submissions import only_user
+from piggybank.cache import Cache
+from piggybank.db.engines import Database
+from piggybank.identity.tokens import Principal
+from piggybank.wallet import history, pages
+from piggybank.wallet.history import Filter, Transaction, TransactionPage
+
+CURSOR_MAX_CHARACTERS = 128
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(9000, 1, 1, tzinfo=UTC)
+
+Cursor = Annotated[str | None, Parameter(max_length=CURSOR_MAX_CHARACTERS, description="`next_cursor` of the page before.")]
+From = Annotated[
+    datetime | None,
+    Parameter(query="from", description="Only what was made at or after this moment (RFC 3339, with its offset)."),
+]
+To = Annotated[datetime | None, Parameter(query="to", description="Only what was made before this moment (RFC 3339, with its offset).")]
+Kind = Literal[
+    "deposit",
+    "withdrawal",
+    "transfer_in",
+    "transfer_out",
+    "refund",
+    "chargeback",
+    "chargeback_reversal",
+    "payout_return",
+    "reversal",
+    "adjustment",
+    "fee",
+]
+ReferenceFilter = Annotated[
+    str | None, Parameter(min_length=1, max_length=REFERENCE_MAX_CHARACTERS, description="Only with exactly this reference.")
+]
+
+
+class TransferLegs(Struct, frozen=True, kw_only=True):
+    """A transfer: the row of the account that sent, and the row of the one that received, as far as the caller may see them."""
+
+    id: UUID
+    legs: list[Transaction]
+
+
+@get("/v1/accounts/{account_id:uuid}/transactions", summary="Transactions of an account", tags=["history"])
+async def list_transactions(
+    account_id: UUID,
+    principal: Principal,
+    db: Database,
+    cache: Cache,
+    cursor: Cursor = None,
+    limit: Limit = pages.LIMIT_DEFAULT,
+    since: From = None,
+    until: To = None,
+    kind: Kind | None = None,
+    reference: ReferenceFilter = None,
+    min_version: MinVersion = 0,
+) -> TransactionPage:
+    """Newest first. `total` counts all of the account's transactions, exactly; it is null when the list is filtered."""
+    return await history.page(
+        db,
+        cache,
+        account_id,
+        Filter(since=with_offset("from", since), until=with_offset("to", until), kind=kind, reference=reference),
+        only_user=only_user(principal),
+        cursor=cursor,
+        limit=limit,
+        min_version=min_version,
+    )
+
+
+@get("/v1/transactions/{transaction_id:uuid}", summary="One transaction", tags=["history"])
+async def get_transaction(transaction_id: UUID, principal: Principal, db: Database) -> Transaction:
+    """It never changes: what undoes it is a transaction of its own."""
+    async with db.read() as read:
+        return await history.one(read, transaction_id, only_user=only_user(principal))
+
+
+@get("/v1/transfers/{transfer_id:uuid}", summary="One transfer", tags=["history"])
+async def get_transfer(transfer_id: UUID, principal: Principal, db: Database) -> TransferLegs:
+    """Both sides of it; of somebody else's account nothing is shown."""
+    async with db.read() as read:
+        return TransferLegs(id=transfer_id, legs=await history.legs(read, transfer_id, only_user=only_user(principal)))
+
+
+def with_offset(name: str, moment: datetime | None) -> datetime | None:
+    """A moment in UTC, when it says where on Earth it is meant; what is before all ids or after them comes to the same."""
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise problems.invalid(name, "needs an offset, like 2026-01-31T12:00:00Z", "malformed")
+    return min(max(moment, EARLIEST), LATEST).astimezone(UTC)
+
+
+routes = [list_transactions, get_transaction, get_transfer]

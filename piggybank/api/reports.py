@@ -1,0 +1,69 @@
+"""Reports: sums by day, week or month, in the time zone of who asks."""
+
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Annotated
+from uuid import UUID
+from zoneinfo import ZoneInfo, available_timezones
+
+from litestar import get
+from litestar.params import Parameter
+from msgspec import Struct, field
+
+from piggybank import reports
+from piggybank.api import problems
+from piggybank.api.history import From, To, with_offset
+from piggybank.db.engines import Database
+from piggybank.identity.tokens import Principal
+from piggybank.reports import By, PeriodSum
+
+RANGE_DAYS_DEFAULT = 30
+ZONE_MAX_CHARACTERS = 64
+
+Zone = Annotated[
+    str, Parameter(max_length=ZONE_MAX_CHARACTERS, description="IANA name of the time zone that days begin in: `Africa/Johannesburg`.")
+]
+OneAccount = Annotated[UUID | None, Parameter(description="Only this account. An API key has no accounts of its own and needs it.")]
+ByPeriod = Annotated[By, Parameter(description="Weeks begin on Monday.")]
+
+
+class Summary(Struct, frozen=True, kw_only=True):
+    """`items` has every period for each currency, oldest first; the first and the last are cut at `from` and `to`."""
+
+    since: datetime = field(name="from")
+    until: datetime = field(name="to")
+    by: By
+    tz: str
+    items: list[PeriodSum]
+
+
+@get("/v1/reports/summary", summary="Sums by day, week or month", tags=["reports"])
+async def get_summary(
+    principal: Principal,
+    db: Database,
+    account_id: OneAccount = None,
+    since: From = None,
+    until: To = None,
+    by: ByPeriod = "day",
+    tz: Zone = "UTC",
+) -> Summary:
+    """Of one account, or of all of one's own: at most 366 days, by default the last 30. Exact up to the last commit."""
+    if account_id is None and principal.user_id is None:
+        raise problems.invalid("account_id", "is required: an API key has no accounts of its own", "required")
+    if tz not in _zones():
+        raise problems.invalid("tz", "is not the name of a time zone, like Europe/Berlin", "not_allowed")
+    until = with_offset("to", until) or datetime.now(UTC)
+    since = with_offset("from", since) or until - timedelta(days=RANGE_DAYS_DEFAULT)
+    # of one account, an operator sees anybody's; without one, everybody sees their own
+    only_user = None if account_id is not None and principal.role != "user" else principal.user_id
+    async with db.read() as read:
+        items = await reports.summary(read, since=since, until=until, by=by, zone=ZoneInfo(tz), account_id=account_id, only_user=only_user)
+    return Summary(since=since, until=until, by=by, tz=tz, items=items)
+
+
+@lru_cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+routes = [get_summary]
