@@ -76,7 +76,7 @@ ROUTES: dict[str, Access] = {
     "GET /v1/transactions/{transaction_id}": _everyone("accounts:read"),
     "GET /v1/accounts/{account_id}/payments": _everyone("accounts:read"),
     "GET /v1/payments/{payment_id}": _everyone("accounts:read"),
-    "POST /v1/payments/{payment_id}/cancel": _everyone("payments:write"),
+    "POST /v1/payments/{payment_id}/cancel": _staff("payments:write"),
     "POST /v1/payments/{payment_id}/complete": _staff("payments:write"),
     "POST /v1/accounts/{account_id}/deposits": _everyone("ledger:write"),
     "POST /v1/accounts/{account_id}/withdrawals": _everyone("ledger:write"),
