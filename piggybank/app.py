@@ -4,12 +4,14 @@ Everything starts while the stores are away and finds them later: connections op
 are asked for in the background. The end is a drain: no longer ready, then nothing new, then what was taken is finished.
 """
 
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from litestar import Litestar, Request
 from litestar.di import Provide
+from litestar.exceptions import LitestarDeprecationWarning
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
@@ -82,12 +84,10 @@ def create_app(settings: Settings | None = None) -> Litestar:
 
     provided = dependencies(parts)
 
-    def described() -> Litestar:
-        # an app of its own for the document: the framework would serve it beside ours, without ETag and on routes of its choice
-        return Litestar(route_handlers=ROUTES, dependencies=provided, openapi_config=openapi.CONFIG, logging_config=None)
-
-    app = Litestar(
-        route_handlers=[*ROUTES, *welcome.routes, *openapi.routes(lambda: described().openapi_schema)],
+    # an app of its own for the document: the framework would serve it beside ours, without ETag and on routes of its choice
+    described = _litestar(route_handlers=ROUTES, dependencies=provided, openapi_config=openapi.CONFIG, logging_config=None)
+    app = _litestar(
+        route_handlers=[*ROUTES, *welcome.routes, *openapi.routes(lambda: described.openapi_schema)],
         dependencies=provided,
         guards=[guards.Guard(parts.tokens, parts.limiter)],
         exception_handlers={Exception: problems.answer},
@@ -100,6 +100,13 @@ def create_app(settings: Settings | None = None) -> Litestar:
     guards.check(app.routes)
     app.asgi_handler = requests.Door(app.asgi_handler, https=settings.url.startswith("https:"))
     return app
+
+
+def _litestar(**arguments: Any) -> Litestar:
+    with warnings.catch_warnings():
+        # 2.25 wants `db: NamedDependency[Database]` for `db: Database`, for 3.0; the pin is below 3, and the handlers read better so
+        warnings.simplefilter("ignore", LitestarDeprecationWarning)
+        return Litestar(**arguments)
 
 
 def dependencies(parts: Parts) -> dict[str, Provide]:

@@ -28,6 +28,10 @@ _QUIET = ("asyncio", "sqlalchemy.engine", "saq", "httpx")  # libraries that tell
 _NOISY_BELOW = logging.WARNING
 
 
+class _Ours(logging.StreamHandler[TextIO]):
+    """The handler that `configure` replaces when it is called again."""
+
+
 def configure(level: str, form: str, stream: TextIO | None = None) -> None:
     """Send our lines and every library's to `stream` (standard error), as `json` or for a person at a `console`."""
     threshold = logging.getLevelNamesMapping()[level.upper()]
@@ -44,7 +48,7 @@ def configure(level: str, form: str, stream: TextIO | None = None) -> None:
         logger_factory=structlog.WriteLoggerFactory(target),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(target)
+    handler = _Ours(target)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
@@ -52,7 +56,7 @@ def configure(level: str, form: str, stream: TextIO | None = None) -> None:
         )
     )
     root = logging.getLogger()
-    root.handlers = [handler]
+    root.handlers = [*(other for other in root.handlers if not isinstance(other, _Ours)), handler]
     root.setLevel(threshold)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(threshold, _NOISY_BELOW))

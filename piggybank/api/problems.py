@@ -54,6 +54,7 @@ STATUS: dict[type[errors.Error], int] = {
     errors.AccountBusy: 503,
     errors.OutcomeUnknown: 503,
     errors.ShuttingDown: 503,
+    errors.MailFailed: 503,
     errors.Error: 500,
 }
 
@@ -208,7 +209,7 @@ def _field_errors(exception: HTTPException) -> Iterator[FieldError]:
     if isinstance(exception.extra, list) and exception.extra:
         for wrong in exception.extra:
             key = str(wrong.get("key", "body"))
-            missing_body = key == "data" and wrong["message"].startswith("Object missing")
+            missing_body = key == "data" and wrong["message"] == "'data'"  # a KeyError's text
             yield FieldError(field="body", message="is required", code="required") if missing_body else _in_words(wrong["message"], key)
     elif missing := re.match(r"Missing required (\w+) parameter '(.+?)'", exception.detail):
         yield FieldError(field=missing[2], message=f"is required ({missing[1]} parameter)", code="required")
@@ -261,14 +262,14 @@ _WORDS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"Expected `(?:array|object)` of length >= (?P<a>\d+)", "must have at least {a} entries", "too_short"),
         (r"Expected `(?:array|object)` of length <= (?P<a>\d+)", "must have at most {a} entries", "too_long"),
         (r"Expected `str` matching regex '(?P<a>.*)'", "must match {a}", "malformed"),
-        (r"Invalid enum value (?P<a>.*?)(?: - at|$)", "is not one of the allowed values", "not_allowed"),
+        (r"Invalid (?:enum )?value ", "is not one of the allowed values", "not_allowed"),
         (r"Invalid (?:RFC3339|ISO8601) encoded (?P<t>\w+)|Invalid (?P<u>UUID|uuid)", "is malformed", "malformed"),
         (r"Expected `(?P<want>[^`]+)`, got `(?P<got>[^`]+)`", "must be {want}, not {got}", "wrong_type"),
         (r"(?i)badly formed hexadecimal UUID", "is not a UUID", "malformed"),
         (r"Integer value out of range", "is out of range", "out_of_range"),
     )
 )
-_PATH = re.compile(r" - at `(?P<key>key in )?\$\.?(?P<path>.*)`$")
+_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>.*)`$")
 
 
 def _in_words(message: str, field: str) -> FieldError:
@@ -276,7 +277,7 @@ def _in_words(message: str, field: str) -> FieldError:
     place = _PATH.search(message)
     if place and place["path"]:
         field = place["path"] if field in ("body", "data") else f"{field}.{place['path']}"
-    field = field.replace("[...]", ".*").replace("data.", "", 1) if field != "data" else "body"
+    field = "body" if field == "data" else field.removeprefix("data.").replace("[...]", ".*")
     for pattern, words, code in _WORDS:
         if found := pattern.search(message):
             parts = found.groupdict()
