@@ -181,7 +181,7 @@ class Ledger:
 
     async def _try(self, batch: list[_Waiting], *, read_keys: bool, skip_locked: bool) -> None:
         if self._connection is None:
-            self._connection = await self._db.connect()
+            self._connection = await posting.connect(self._db)
         forget = list(self._forget)
         posted = await posting.post(
             self._connection,

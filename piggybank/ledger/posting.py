@@ -24,8 +24,12 @@ import asyncpg
 import msgspec
 
 from piggybank import errors, ids
+from piggybank.db.engines import Database
 from piggybank.ledger import balances, commands, idempotency
 from piggybank.ledger.rules import Account, Book, Outcome, Payment, Submission, decide
+
+# asyncpg asks the server about array types when it first meets them: on connecting, not under the locks of the first batch.
+WARM_UP = "SELECT NULL::smallint[], NULL::int[], NULL::bigint[], NULL::uuid[], NULL::text[], NULL::bytea[], NULL::jsonb[]"
 
 LOCK = """
 SELECT id, user_id, currency, status, balance, held, owed, clearing, fees, transfers, adjustments, version, sequence,
@@ -126,6 +130,13 @@ class Posted(msgspec.Struct, frozen=True):
     outcomes: list[Outcome]
     changed: list[balances.Stored]
     outbox_id: UUID | None
+
+
+async def connect(db: Database) -> asyncpg.Connection:
+    """A connection for a lane, ready to post."""
+    connection = await db.connect()
+    await connection.fetchrow(WARM_UP)
+    return connection
 
 
 async def post(
