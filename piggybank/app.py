@@ -17,7 +17,24 @@ from msgspec import Struct
 
 from piggybank import queues, telemetry
 from piggybank import settings as settings_file
-from piggybank.api import accounts, apikeys, auth, guards, health, openapi, ops, problems, requests, transactions, users, welcome
+from piggybank.api import (
+    accounts,
+    apikeys,
+    auth,
+    currencies,
+    guards,
+    health,
+    history,
+    openapi,
+    ops,
+    payments,
+    problems,
+    reports,
+    requests,
+    transactions,
+    users,
+    welcome,
+)
 from piggybank.api.health import Readiness
 from piggybank.api.limits import Limiter
 from piggybank.cache import Cache
@@ -34,8 +51,12 @@ ROUTES: list[HTTPRouteHandler] = [
     *auth.routes,
     *users.routes,
     *apikeys.routes,
+    *currencies.routes,
     *accounts.routes,
     *transactions.routes,
+    *history.routes,
+    *payments.routes,
+    *reports.routes,
     *ops.routes,
 ]
 

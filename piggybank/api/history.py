@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 from litestar import get
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from msgspec import Struct
 
 from piggybank.api import problems
@@ -22,12 +22,12 @@ CURSOR_MAX_CHARACTERS = 128
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
-Cursor = Annotated[str | None, Parameter(max_length=CURSOR_MAX_CHARACTERS, description="`next_cursor` of the page before.")]
+Cursor = Annotated[str | None, QueryParameter(max_length=CURSOR_MAX_CHARACTERS, description="`next_cursor` of the page before.")]
 From = Annotated[
     datetime | None,
-    Parameter(query="from", description="Only what was made at or after this moment (RFC 3339, with its offset)."),
+    QueryParameter(name="from", description="Only what was made at or after this moment (RFC 3339, with its offset)."),
 ]
-To = Annotated[datetime | None, Parameter(query="to", description="Only what was made before this moment (RFC 3339, with its offset).")]
+To = Annotated[datetime | None, QueryParameter(name="to", description="Only what was made before this moment (RFC 3339, with its offset).")]
 Kind = Literal[
     "deposit",
     "withdrawal",
@@ -42,7 +42,7 @@ Kind = Literal[
     "fee",
 ]
 ReferenceFilter = Annotated[
-    str | None, Parameter(min_length=1, max_length=REFERENCE_MAX_CHARACTERS, description="Only with exactly this reference.")
+    str | None, QueryParameter(min_length=1, max_length=REFERENCE_MAX_CHARACTERS, description="Only with exactly this reference.")
 ]
 
 

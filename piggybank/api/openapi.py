@@ -74,23 +74,24 @@ CONFIG = OpenAPIConfig(
     ),
 )
 
+# relative addresses: the page also works below a path of a proxy
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>piggybank API</title>
-<link rel="stylesheet" href="/schema/static/swagger-ui.css?{version}">
+<link rel="stylesheet" href="schema/static/swagger-ui.css?{version}">
 </head>
 <body>
 <div id="swagger-ui"></div>
-<script src="/schema/static/swagger-ui-bundle.js?{version}"></script>
-<script src="/schema/static/start.js?{version}"></script>
+<script src="schema/static/swagger-ui-bundle.js?{version}"></script>
+<script src="schema/static/start.js?{version}"></script>
 </body>
 </html>
 """
 _START = """window.ui = SwaggerUIBundle({
-  url: "/schema/openapi.json",
+  url: "schema/openapi.json",
   dom_id: "#swagger-ui",
   deepLinking: true,
   persistAuthorization: false,

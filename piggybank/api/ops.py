@@ -16,7 +16,9 @@ from piggybank.db.engines import Database
 from piggybank.ledger import Ledger
 from piggybank.queues import Queue
 
-_OUTBOX = text("SELECT count(*) AS waiting, min(id) AS oldest FROM (SELECT id FROM outbox ORDER BY id LIMIT 10000) AS some")
+_OUTBOX = text(
+    "SELECT count(*) AS waiting, (array_agg(id ORDER BY id))[1] AS oldest FROM (SELECT id FROM outbox ORDER BY id LIMIT 10000) AS some"
+)
 
 
 class Counts(Struct, frozen=True, kw_only=True):

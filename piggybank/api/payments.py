@@ -5,7 +5,7 @@ from uuid import UUID
 
 import msgspec
 from litestar import Response, get, post
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from msgspec import Struct
 
 from piggybank.api.accounts import Limit
@@ -21,7 +21,7 @@ from piggybank.wallet.payments import Payment, PaymentPage
 
 Status = Annotated[
     Literal["open", "creating", "pending", "processing", "unknown", "completed", "failed", "cancelled", "returned"] | None,
-    Parameter(description="Only payments in this state; `open` is any of the first four after it."),
+    QueryParameter(description="Only payments in this state; `open` is any of the first four after it."),
 ]
 
 

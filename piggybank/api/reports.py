@@ -7,7 +7,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
 
 from litestar import get
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from msgspec import Struct, field
 
 from piggybank import reports
@@ -21,10 +21,10 @@ RANGE_DAYS_DEFAULT = 30
 ZONE_MAX_CHARACTERS = 64
 
 Zone = Annotated[
-    str, Parameter(max_length=ZONE_MAX_CHARACTERS, description="IANA name of the time zone that days begin in: `Africa/Johannesburg`.")
+    str, QueryParameter(max_length=ZONE_MAX_CHARACTERS, description="IANA name of the time zone that days begin in: `Africa/Johannesburg`.")
 ]
-OneAccount = Annotated[UUID | None, Parameter(description="Only this account. An API key has no accounts of its own and needs it.")]
-ByPeriod = Annotated[By, Parameter(description="Weeks begin on Monday.")]
+OneAccount = Annotated[UUID | None, QueryParameter(description="Only this account. An API key has no accounts of its own and needs it.")]
+ByPeriod = Annotated[By, QueryParameter(description="Weeks begin on Monday.")]
 
 
 class Summary(Struct, frozen=True, kw_only=True):
