@@ -99,7 +99,7 @@ def _sweep_abandoned() -> None:
 def _remove(folder: Path) -> None:
     if (folder / "data").exists():
         stores = Embedded(folder / "data")
-        stores.prepare()
+        stores.find_all(None)
         stores.stop()
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -192,12 +192,21 @@ def _make_template(embedded: Embedded) -> None:
 @contextmanager
 def _database_copy(stores: Stores, data_dir: Path, valkey_database: int) -> Iterator[Settings]:
     name = f"test_{uuid4().hex[:12]}"
-    addresses = {
+    addresses: dict[str, str] = {
         key: _on_database(url, name if key.endswith("database_url") else str(valkey_database % VALKEY_DATABASES))
         for key, url in stores.secrets.addresses().items()
     }
     run_apart(lambda: _copy_template(addresses["owner_database_url"], name))
-    yield Settings(data_dir=data_dir, rate_anonymous_per_minute=0, rate_sign_in_per_minute=0, rate_user_per_minute=0, **addresses)
+    yield Settings(
+        data_dir=data_dir,
+        rate_anonymous_per_minute=0,
+        rate_sign_in_per_minute=0,
+        rate_user_per_minute=0,
+        database_url=addresses["database_url"],
+        owner_database_url=addresses["owner_database_url"],
+        cache_url=addresses["cache_url"],
+        queue_url=addresses["queue_url"],
+    )
     run_apart(lambda: _drop(addresses, name, _on_database(stores.admin_url, "postgres")))
 
 

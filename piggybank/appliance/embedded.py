@@ -1,9 +1,9 @@
 """PostgreSQL 18 and two Valkeys in the data folder, on loopback, with no other software on the machine.
 
-    <data>/stores/secrets.toml    passwords and ports, made once
-    <data>/stores/postgres        the cluster          <data>/stores/cache, queue   the Valkeys
-    <data>/stores.toml            the four addresses, as settings
-    <data>/run/<name>.json        who runs             <data>/logs/<name>.log
+<data>/stores/secrets.toml    passwords and ports, made once
+<data>/stores/postgres        the cluster          <data>/stores/cache, queue   the Valkeys
+<data>/stores.toml            the four addresses, as settings
+<data>/run/<name>.json        who runs             <data>/logs/<name>.log
 """
 
 import shutil
@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+import psutil
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -26,6 +27,8 @@ POSTGRES_STOP_TIMEOUT_S = 60
 VALKEY_STOP_TIMEOUT_S = 30
 POLL_S = 0.05
 LOG_TAIL_LINES = 5
+# what we or the installer put there
+OUR_ENTRIES = frozenset({"stores", "stores.toml", "piggybank.toml", "run", "logs", "versions", "current", ".install.lock"})
 
 
 class Embedded:
@@ -58,7 +61,7 @@ class Embedded:
         self.secrets = store_files.load_secrets(self.dir, self.user)
         self._bin = binaries.postgres(self.dir, self.user)
         self._make_cluster()
-        self._list_programs(binaries.valkey(self.dir, self.user))
+        self._list_programs(self._bin / "postgres", binaries.valkey(self.dir, self.user))
         if not any(processes.find(program) for program in self.programs.values()):
             self._leave_taken_ports()
         self._write_configuration()
@@ -96,6 +99,11 @@ class Embedded:
                 raise errors.StoreFailed(store=name, log=str(self.programs[name].log), says=_tail(self.programs[name].log))
             time.sleep(POLL_S)
 
+    def find_all(self, user: SystemUser | None) -> None:
+        """Know what runs without preparing anything: to stop it, to tell about it."""
+        self.user = user
+        self._list_programs(Path("postgres"), Path("valkey-server"))
+
     def stop(self) -> dict[str, bool]:
         """Stop what runs, Valkeys first; for each, whether asking was enough."""
         stopped = {}
@@ -105,7 +113,7 @@ class Embedded:
                 stopped[name] = found.stop()
         return stopped
 
-    def _list_programs(self, valkey: Path) -> None:
+    def _list_programs(self, postgres: Path, valkey: Path) -> None:
         def program(name: str, *argv: str, stop_signal: int, kill_signal: int, stop_timeout_s: float) -> Program:
             return Program(
                 name=name,
@@ -121,7 +129,7 @@ class Embedded:
         # SIGINT is PostgreSQL's fast shutdown, SIGQUIT its immediate one
         self.programs["postgres"] = program(
             "postgres",
-            str(self._bin / "postgres"),
+            str(postgres),
             "-D",
             str(self.dir / "postgres"),
             stop_signal=signal.SIGINT,
@@ -184,16 +192,16 @@ class Embedded:
             processes.write_file(path, text, 0o600, self.user)
 
     def _clear_postmaster_pid(self) -> None:
-        """Nothing of ours runs, so what PostgreSQL's own pid file says is from before a crash.
+        """Clear PostgreSQL's own pid file when that pid is now another program, which PostgreSQL takes for itself.
 
-        PostgreSQL checks the pid itself, but refuses to start when that pid is now another program of the same user; a
-        postmaster that still lives is found by its command line, and then the file stays.
+        Only then: the file also lets PostgreSQL see backends that outlived their postmaster, so while any process works in the
+        cluster's folder, or the pid is simply dead, it stays.
         """
-        path = self.dir / "postgres" / "postmaster.pid"
+        cluster = self.dir / "postgres"
         with suppress(FileNotFoundError, ValueError, IndexError):
-            pid = int(path.read_text(encoding="utf-8").splitlines()[0])
-            if not processes.runs_with(pid, str(self.dir / "postgres")):
-                path.unlink()
+            pid = int((cluster / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
+            if psutil.pid_exists(pid) and not processes.anybody_in(cluster):
+                (cluster / "postmaster.pid").unlink()
 
     def _make_roles(self) -> None:
         """Roles and database, when they are missing. The owner may alter the application's role: it puts the timeouts on it."""
@@ -207,7 +215,8 @@ class Embedded:
             )
         )
         self.psql(
-            "SET log_statement = 'none';\nSET log_min_error_statement = 'panic';\nSET log_min_duration_statement = -1;\n"  # passwords stay out of the log
+            # passwords stay out of the log
+            "SET log_statement = 'none';\nSET log_min_error_statement = 'panic';\nSET log_min_duration_statement = -1;\n"
             + roles
             + f"GRANT {application} TO {owner} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;\n"
             + f"SELECT 'CREATE DATABASE {store_files.DATABASE} OWNER {owner}'"
@@ -244,6 +253,7 @@ def prepare_folder(data_dir: Path) -> SystemUser | None:
     """The data folder with `run` and `logs`, the system user's where there is one; raises `errors.CannotProceed`."""
     try:
         user = system_user.chosen()
+        _check_ours(data_dir)
         for folder in (data_dir, data_dir / "logs", data_dir / "run"):
             system_user.make_folder(folder, user)
         system_user.let_enter(data_dir / "logs", user)
@@ -252,6 +262,12 @@ def prepare_folder(data_dir: Path) -> SystemUser | None:
             what=f"cannot write to {cause.filename}", do="run it as the user who owns that folder, or choose another: --data-dir"
         ) from cause
     return user
+
+
+def _check_ours(data_dir: Path) -> None:
+    """The folder becomes the system user's alone, so it must be ours or empty: not somebody's home, not /tmp."""
+    if data_dir.is_dir() and (entries := {path.name for path in data_dir.iterdir()}) and not entries & OUR_ENTRIES:
+        raise errors.CannotProceed(what=f"{data_dir} holds something else", do="choose an empty or a new folder: --data-dir")
 
 
 def _tail(log: Path) -> str:

@@ -32,6 +32,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     log: Path
     user: SystemUser | None = None
     environment: Mapping[str, str] = {}
+    mark: str = ""  # of what it was started with; another mark: it must be started again to see a change
     stop_signal: int = signal.SIGTERM
     kill_signal: int = signal.SIGKILL
     stop_timeout_s: float = 30.0
@@ -49,6 +50,7 @@ class Running:
         self.pid = process.pid
         self.adopted = child is None
         self.since = process.create_time()
+        self.mark = program.mark
         self._process = process
         self._child = child
 
@@ -117,13 +119,21 @@ def start(program: Program) -> Running:
     finally:
         os.close(log)
     process = psutil.Process(child.pid)
-    record = {"pid": child.pid, "started": process.create_time(), "argv": list(program.argv)}
-    write_file(program.record, json.dumps(record) + "\n")
+    record = {"pid": child.pid, "started": process.create_time(), "argv": list(program.argv), "mark": program.mark}
+    write_file(program.record, json.dumps(record) + "\n", user=program.user)
     return Running(program, process, child)
 
 
 def find(program: Program) -> Running | None:
-    """The live process of an earlier supervisor; a record of a dead one, or of a pid that is now another program, is cleared."""
+    """`look`, and a record of a dead process, or of a pid that is now another program, is cleared."""
+    found = look(program)
+    if found is None:
+        program.record.unlink(missing_ok=True)
+    return found
+
+
+def look(program: Program) -> Running | None:
+    """The live process of that name, whoever started it."""
     try:
         record = json.loads(program.record.read_text(encoding="utf-8"))
         process = psutil.Process(int(record["pid"]))
@@ -132,12 +142,12 @@ def find(program: Program) -> Running | None:
             and abs(process.create_time() - float(record["started"])) < START_TIME_TOLERANCE_S
             and process.cmdline() == list(record["argv"])  # not program.argv: an upgrade may have moved the program
         )
+        found = Running(program, process, None) if same else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, psutil.Error):
-        same = False
-    if not same:
-        program.record.unlink(missing_ok=True)
         return None
-    return Running(program, process, None)
+    if found is not None:
+        found.mark = str(record.get("mark", ""))
+    return found
 
 
 def is_live(process: psutil.Process) -> bool:
@@ -148,13 +158,9 @@ def is_live(process: psutil.Process) -> bool:
         return False
 
 
-def runs_with(pid: int, word: str) -> bool:
-    """True when that pid is alive and `word` stands in its command line."""
-    try:
-        process = psutil.Process(pid)
-        return is_live(process) and word in process.cmdline()
-    except psutil.Error:
-        return False
+def anybody_in(folder: Path) -> bool:
+    """True when some live process works in that folder: PostgreSQL's processes all do."""
+    return any(process.info["cwd"] == str(folder) and is_live(process) for process in psutil.process_iter(["cwd"]))
 
 
 def write_file(path: Path, text: str, mode: int = 0o600, user: SystemUser | None = None) -> None:

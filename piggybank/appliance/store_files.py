@@ -7,6 +7,7 @@ checksums. The queue keeps an append-only file and refuses writes when full; the
 import secrets
 import socket
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -187,5 +188,5 @@ def _between(value: int, bounds: tuple[int, int]) -> int:
     return min(max(value, bounds[0]), bounds[1])
 
 
-def _toml(values: dict[str, str | int]) -> str:
+def _toml(values: Mapping[str, str | int]) -> str:
     return "".join(f'{name} = "{value}"\n' if isinstance(value, str) else f"{name} = {value}\n" for name, value in values.items())

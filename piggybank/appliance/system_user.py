@@ -12,7 +12,7 @@ import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from piggybank import errors
 
@@ -74,7 +74,7 @@ def run(
     user: SystemUser | None, *command: str, check: bool = True, text: str = "", environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a short command as the user; a failure is `errors.StoreFailed` with its last words."""
-    done: subprocess.CompletedProcess[str] = subprocess.run(  # type: ignore[call-overload]  # noqa: S603 - our own binaries
+    done: subprocess.CompletedProcess[str] = subprocess.run(  # noqa: S603 - our own binaries
         command,
         input=text,
         capture_output=True,
@@ -91,7 +91,7 @@ def run(
     return done
 
 
-def as_user(user: SystemUser | None) -> dict[str, object]:
+def as_user(user: SystemUser | None) -> dict[str, Any]:
     """The keywords of subprocess that drop to the user."""
     return {} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": [user.gid]}
 
@@ -136,7 +136,9 @@ def _grant_entry(folder: Path, user: SystemUser) -> None:
 def _make() -> None:
     tool = shutil.which("useradd") or shutil.which("useradd", path="/usr/sbin:/sbin")
     if tool is None:
-        raise errors.CannotProceed(what=f"there is no user {NAME} and no useradd", do=f"make a system user named {NAME}, or start as an ordinary user")
+        raise errors.CannotProceed(
+            what=f"there is no user {NAME} and no useradd", do=f"make a system user named {NAME}, or start as an ordinary user"
+        )
     shell = next((path for path in ("/usr/sbin/nologin", "/sbin/nologin") if Path(path).exists()), "/bin/false")
     run(None, tool, "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent", "--shell", shell, NAME, check=False)
     try:

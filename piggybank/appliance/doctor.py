@@ -1,0 +1,282 @@
+"""`piggybank doctor`: what is wrong, and what to do. Looks only, and each check stands alone: one that fails hides no other."""
+
+import asyncio
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import asyncpg
+import psutil
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from piggybank import errors
+from piggybank import settings as settings_file
+from piggybank.appliance import folder, logs, overview, store_files, web
+from piggybank.db import engines, migrate
+from piggybank.settings import Settings
+
+Result = Literal["ok", "warning", "broken"]
+
+CONNECT_TIMEOUT_S = 5.0
+CLOCK_TOLERANCE_S = 1.0  # a web process further off is not ready
+DISK_LEAST_BYTES = 1024**3
+DISK_FEW_BYTES = 5 * 1024**3
+MEMORY_FEW_MIB = 900
+CRASHES_SECONDS = 24 * 3_600
+LEDGER_CONNECTIONS = 4  # the batcher's own, beside the pool
+CONNECTIONS_SPARE = 10  # for the superuser, migrations, a person with psql
+CONNECTIONS_A_PROCESS = engines.POOL_SIZE + engines.POOL_OVERFLOW + LEDGER_CONNECTIONS
+SECRET_FILES = (
+    settings_file.STORES_FILE,
+    settings_file.OPERATOR_FILE,
+    "stores/secrets.toml",
+    "stores/cache/valkey.conf",
+    "stores/queue/valkey.conf",
+)
+DURABLE = {"fsync": "on", "synchronous_commit": ("on", "remote_write", "remote_apply"), "full_page_writes": "on", "data_checksums": "on"}
+
+
+class Check(NamedTuple):
+    """One line of the answer."""
+
+    name: str
+    result: Result
+    found: str
+    do: str = ""
+
+
+class _Databases(NamedTuple):
+    application: asyncpg.Connection
+    settings: Settings
+
+
+async def examine(settings: Settings) -> list[Check]:
+    """All checks, the machine first."""
+    local = [_python(), _disk(settings), _memory(), _secrets(settings), _crashes(settings), _supervisor(settings), _port(settings)]
+    return [*local, *await _database(settings), *await _valkeys(settings)]
+
+
+def worst(found: list[Check]) -> Result:
+    """The result of the whole."""
+    results = {check.result for check in found}
+    return "broken" if "broken" in results else "warning" if "warning" in results else "ok"
+
+
+def _python() -> Check:
+    version = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return (
+        Check("python", "ok", version)
+        if sys.version_info >= (3, 11)
+        else Check("python", "broken", version, "install Python 3.11 or newer")
+    )
+
+
+def _disk(settings: Settings) -> Check:
+    place = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    found = f"{free / 1024**3:.1f} GiB free in {place}"
+    if free < DISK_LEAST_BYTES:
+        return Check("disk", "broken", found, "make room now: PostgreSQL stops when the disk is full")
+    return Check("disk", "warning", found, "make room soon") if free < DISK_FEW_BYTES else Check("disk", "ok", found)
+
+
+def _memory() -> Check:
+    total, available = store_files.memory_mib(), psutil.virtual_memory().available // store_files.MIB
+    found = f"{total:,} MiB, {available:,} MiB available"
+    return (
+        Check("memory", "warning", found, "1 GiB is the least for all on one machine")
+        if total < MEMORY_FEW_MIB
+        else Check("memory", "ok", found)
+    )
+
+
+def _secrets(settings: Settings) -> Check:
+    readable = [name for name in SECRET_FILES if (path := settings.data_dir / name).exists() and path.stat().st_mode & 0o007]
+    if settings.tls_key and Path(settings.tls_key).stat().st_mode & 0o007:
+        readable.append(settings.tls_key)
+    if readable:
+        return Check("secrets", "broken", f"everybody may read {', '.join(readable)}", f"chmod o-rwx {' '.join(readable)}")
+    return Check("secrets", "ok", "files with passwords are closed to others")
+
+
+def _crashes(settings: Settings) -> Check:
+    crashes = logs.crashes_since(settings.data_dir / "logs", CRASHES_SECONDS)
+    if not crashes:
+        return Check("crashes", "ok", "none in 24 hours")
+    names = ", ".join(sorted({str(crash["name"]) for crash in crashes}))
+    do = f"look at the end of {settings.data_dir}/logs/<name>.log; -9 without a reason in it is often the system out of memory (dmesg)"
+    return Check("crashes", "warning", f"{len(crashes)} in 24 hours: {names}; the last at {crashes[-1]['at']}", do)
+
+
+def _supervisor(settings: Settings) -> Check:
+    card = folder.read_card(settings.data_dir)
+    if card is None:
+        return Check("supervisor", "warning", "nothing supervises this folder", "piggybank up --detach")
+    live = overview.processes_of(settings)
+    missing = set(web.names(settings)) - {process.name for process in live}
+    if missing:
+        return Check("supervisor", "broken", f"not running: {', '.join(sorted(missing))}", f"look into {settings.data_dir}/logs")
+    if any(process.name.startswith("web-") and _is_root(process.pid) for process in live):
+        return Check(
+            "supervisor", "warning", "the web runs as root: the system user cannot read the program", "install it with installer/install.sh"
+        )
+    return Check("supervisor", "ok", f"pid {card.pid}, {card.state} since {card.since}")
+
+
+def _is_root(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).uids().real == 0)
+    except psutil.Error:
+        return False
+
+
+def _port(settings: Settings) -> Check:
+    if any(process.name.startswith("web-") for process in overview.processes_of(settings)):
+        ready = web.is_ready(settings)
+        return (
+            Check("web", "ok", f"{settings.url} is ready")
+            if ready
+            else Check("web", "broken", f"{settings.url} is not ready", f"curl {settings.url}/health/ready")
+        )
+    try:
+        web.check_port(settings)
+    except (errors.CannotProceed, OSError) as error:
+        return Check("web", "broken", str(error), "choose another port")
+    return Check("web", "warning", f"does not run; {settings.listen}:{settings.port} is free", "piggybank up --detach")
+
+
+async def _database(settings: Settings) -> list[Check]:
+    if not settings.database_url:
+        return [Check("database", "broken", "no address", "start the embedded stores: piggybank up --detach")]
+    try:
+        application = await asyncpg.connect(settings.database_url, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        return [Check("database", "broken", f"does not answer: {error}", "piggybank status; then the log postgres.log, or your own server")]
+    inside = _Databases(application, settings)
+    try:
+        checks: list[tuple[str, Callable[[_Databases], Awaitable[Check]]]] = [
+            ("durability", _durability),
+            ("schema", _schema),
+            ("rights", _rights),
+            ("timeouts", _timeouts),
+            ("clock", _clock),
+            ("connections", _connections),
+        ]
+        found = [Check("database", "ok", await application.fetchval("SELECT version()"))]
+        for name, check in checks:
+            try:
+                found.append(await check(inside))
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                found.append(Check(name, "broken", f"could not be looked at: {error}", "piggybank migrate, then again"))
+        return found
+    finally:
+        await application.close()
+
+
+async def _durability(databases: _Databases) -> Check:
+    rows = await databases.application.fetch("SELECT name, setting FROM pg_settings WHERE name = ANY($1)", list(DURABLE))
+    off = [f"{row['name']} = {row['setting']}" for row in rows if row["setting"] not in DURABLE[row["name"]]]
+    if off:
+        broken = any(not text.startswith("data_checksums") for text in off)
+        do = "ALTER SYSTEM RESET <name>; SELECT pg_reload_conf(); without them an answered deposit may be lost"
+        return Check(
+            "durability",
+            "broken" if broken else "warning",
+            ", ".join(off),
+            do if broken else "pg_checksums --enable on the stopped cluster",
+        )
+    return Check("durability", "ok", "fsync, synchronous_commit, full_page_writes and checksums are on")
+
+
+async def _schema(databases: _Databases) -> Check:
+    revision, head = await migrate.current(databases.settings.database_url), migrate.head()
+    if revision == head:
+        return Check("schema", "ok", f"at {head}")
+    return Check("schema", "broken", f"at {revision or 'nothing'}, this version knows {head}", "piggybank migrate")
+
+
+async def _rights(databases: _Databases) -> Check:
+    row = await databases.application.fetchrow(
+        """
+        SELECT current_user AS role,
+               has_table_privilege('transactions', 'UPDATE') OR has_table_privilege('transactions', 'DELETE')
+                   OR has_table_privilege('transactions', 'TRUNCATE') AS may_change,
+               (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user) AS mighty
+        """
+    )
+    if row["may_change"] or row["mighty"]:
+        what = f"the role {row['role']} may change posted rows" if row["may_change"] else f"the role {row['role']} is an administrator"
+        return Check("rights", "broken", what, "give the application a role of its own in database_url, then: piggybank migrate")
+    return Check("rights", "ok", f"the role {row['role']} cannot change posted rows")
+
+
+async def _timeouts(databases: _Databases) -> Check:
+    role = migrate.role_of(databases.settings.database_url)
+    kept = await databases.application.fetchval("SELECT coalesce(rolconfig, '{}') FROM pg_roles WHERE rolname = $1", role)
+    have = {name.lower(): value for name, _, value in (entry.partition("=") for entry in kept)}  # PostgreSQL writes TimeZone
+    missing = {name: value for name, value in migrate.ROLE_SETTINGS.items() if have.get(name) != value}
+    if missing:
+        do = "; ".join(f"ALTER ROLE {role} SET {name} = '{value}'" for name, value in missing.items())
+        return Check("timeouts", "warning", f"not set on the role {role}: {', '.join(missing)}", f"as a superuser: {do}")
+    return Check("timeouts", "ok", f"lock, statement and idle timeouts are on the role {role}")
+
+
+async def _clock(databases: _Databases) -> Check:
+    before = time.time()
+    theirs = float(await databases.application.fetchval("SELECT extract(epoch FROM clock_timestamp())"))
+    off_s = max(0.0, before - theirs, theirs - time.time())
+    if off_s > CLOCK_TOLERANCE_S:
+        return Check(
+            "clock", "broken", f"{off_s:.1f} s off the database's", "run a time service (chrony, systemd-timesyncd) on both machines"
+        )
+    return Check("clock", "ok", f"within {off_s:.3f} s of the database's")
+
+
+async def _connections(databases: _Databases) -> Check:
+    most = int(await databases.application.fetchval("SELECT current_setting('max_connections')"))
+    needed = CONNECTIONS_A_PROCESS * len(web.names(databases.settings)) + CONNECTIONS_SPARE
+    found = f"{needed} may be needed, PostgreSQL takes {most}"
+    if needed > most:
+        return Check(
+            "connections", "warning", found, f"ALTER SYSTEM SET max_connections = {needed} and start again, or fewer web processes"
+        )
+    return Check("connections", "ok", found)
+
+
+async def _valkeys(settings: Settings) -> list[Check]:
+    return list(
+        await asyncio.gather(
+            _valkey(
+                "cache", settings.cache_url, {"maxmemory-policy": ("allkeys-lru", "allkeys-lfu")}, "the cache must forget the least used"
+            ),
+            _valkey(
+                "queue", settings.queue_url, {"maxmemory-policy": ("noeviction",), "appendonly": ("yes",)}, "the queue must keep its jobs"
+            ),
+        )
+    )
+
+
+async def _valkey(name: str, url: str, wanted: dict[str, tuple[str, ...]], why: str) -> Check:
+    if not url:
+        return Check(name, "broken", "no address", "start the embedded stores: piggybank up --detach")
+    try:
+        async with Redis.from_url(
+            overview.redis_url(url), decode_responses=True, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S
+        ) as client:
+            await client.ping()
+            try:
+                have = await client.config_get(*wanted)
+            except RedisError:
+                return Check(name, "ok", "answers; its settings are not shown (a managed service)")
+    except (OSError, RedisError) as error:
+        return Check(name, "broken", f"does not answer: {error}", "piggybank status; money is right without it, only slower")
+    wrong = {key: have.get(key) for key, allowed in wanted.items() if have.get(key) not in allowed}
+    if wrong:
+        do = "; ".join(f"CONFIG SET {key} {wanted[key][0]}" for key in wrong)
+        return Check(name, "warning", f"{why}: {', '.join(f'{key} = {value}' for key, value in wrong.items())}", do)
+    return Check(name, "ok", f"answers; {', '.join(f'{key} = {have[key]}' for key in wanted)}")

@@ -1,0 +1,116 @@
+"""What runs in a data folder: for `status` and `down`. Looks only."""
+
+import asyncio
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+import piggybank
+from piggybank import settings as settings_file
+from piggybank.appliance import folder, processes, web
+from piggybank.appliance.processes import Program
+from piggybank.db import migrate
+from piggybank.settings import Settings
+
+STOP_SIGNAL = signal.SIGTERM
+ANSWER_TIMEOUT_S = 3.0
+STORES = ("postgres", "cache", "queue")
+
+
+class Process(NamedTuple):
+    """A live process of the folder."""
+
+    name: str
+    pid: int
+    since: str
+
+
+def processes_of(settings: Settings) -> list[Process]:
+    """All live ones but the supervisor, by name; orphans, too."""
+    found = []
+    for path in sorted((settings.data_dir / "run").glob("*.json")):
+        if path.stem == "supervisor":
+            continue
+        live = processes.look(Program(name=path.stem, argv=(), run_dir=path.parent, log=Path()))
+        if live is not None:
+            found.append(Process(path.stem, live.pid, datetime.fromtimestamp(live.since, UTC).isoformat(timespec="seconds")))
+    return found
+
+
+async def look(settings: Settings) -> dict[str, Any]:
+    """The status as JSON; `ok` is true when everything that should run runs and answers."""
+    card = folder.read_card(settings.data_dir)
+    embedded = not settings_file.operator_chose_stores(settings.data_dir)
+    live = {process.name: process for process in processes_of(settings)}
+    programs = web.names(settings)
+    wanted = [*(STORES if embedded else ()), *programs]
+    answers = await stores_answer(settings)
+    revision = await _revision(settings) if answers["database"] else None
+    ready = await asyncio.to_thread(web.is_ready, settings)
+    rows = [
+        {"name": name, "pid": live[name].pid if name in live else None, "since": live[name].since if name in live else None}
+        for name in [*wanted, *(name for name in live if name not in wanted)]
+    ]
+    schema = {"revision": revision, "head": migrate.head(), "at_head": revision == migrate.head()}
+    all_run = all(name in live for name in wanted)
+    return {
+        "ok": bool(card and card.state == "running" and ready and all_run and all(answers.values()) and schema["at_head"]),
+        "running": card is not None,
+        "ready": ready,
+        "state": card.state if card else "stopped",
+        "pid": card.pid if card else None,
+        "since": card.since if card else None,
+        "url": settings.url,
+        "version": card.version if card else piggybank.__version__,
+        "data_dir": str(settings.data_dir),
+        "embedded": embedded,
+        "schema": schema,
+        "stores": answers,
+        "processes": rows,
+    }
+
+
+async def stores_answer(settings: Settings) -> dict[str, bool]:
+    """Whether each store answers now."""
+    database, cache, queue = await asyncio.gather(
+        _database_answers(settings.database_url), _valkey_answers(settings.cache_url), _valkey_answers(settings.queue_url)
+    )
+    return {"database": database, "cache": cache, "queue": queue}
+
+
+async def _database_answers(url: str) -> bool:
+    if not url:
+        return False
+    try:
+        connection = await asyncpg.connect(url, timeout=ANSWER_TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError):
+        return False
+    await connection.close()
+    return True
+
+
+async def _valkey_answers(url: str) -> bool:
+    if not url:
+        return False
+    try:
+        async with Redis.from_url(redis_url(url), socket_timeout=ANSWER_TIMEOUT_S, socket_connect_timeout=ANSWER_TIMEOUT_S) as client:
+            return bool(await client.ping())
+    except (OSError, RedisError):
+        return False
+
+
+def redis_url(url: str) -> str:
+    """redis-py knows the scheme `redis` only."""
+    return url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
+
+
+async def _revision(settings: Settings) -> str | None:
+    try:
+        return await migrate.current(settings.database_url)
+    except (OSError, TimeoutError, asyncpg.PostgresError):
+        return None

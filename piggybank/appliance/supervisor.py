@@ -1,0 +1,213 @@
+"""`piggybank up`: the stores, the schema, the web processes and the workers of one data folder, kept alive.
+
+Children outlive a supervisor that is killed; the next one adopts them, so neither a connection nor a cache is lost. What dies is
+started again, at once at first and then ever slower. The end is in order: the web drains, the workers finish, the Valkeys save,
+PostgreSQL writes its last checkpoint.
+"""
+
+import asyncio
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+import asyncpg
+import msgspec
+
+from piggybank import errors, telemetry
+from piggybank import settings as settings_file
+from piggybank.appliance import folder, logs, processes, system_user, web
+from piggybank.appliance.embedded import Embedded, prepare_folder
+from piggybank.appliance.processes import Program, Running
+from piggybank.db import migrate
+from piggybank.settings import Settings
+
+LOOK_EVERY_S = 0.2
+ROTATE_EVERY_S = 10.0
+FIRST_PAUSE_S = 0.1  # before a dead child is started again
+LONGEST_PAUSE_S = 30.0
+STEADY_S = 60.0  # a child that lived that long starts again without a pause
+
+_log = telemetry.logger("supervisor")
+
+
+class Pause:
+    """How long to wait before a child is started again: doubled each time, forgotten after a steady life."""
+
+    def __init__(self) -> None:
+        self._pause_s = 0.0
+        self.until = 0.0
+
+    def died(self, lived_s: float) -> float:
+        """Note a death; returns the pause."""
+        self._pause_s = FIRST_PAUSE_S if lived_s > STEADY_S or not self._pause_s else min(2 * self._pause_s, LONGEST_PAUSE_S)
+        self.until = time.monotonic() + self._pause_s
+        return self._pause_s
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.until
+
+
+class Supervisor:
+    """Of one data folder."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.data_dir = settings.data_dir
+        self.stores: Embedded | None = None
+        self.programs: list[Program] = []
+        self.running: dict[str, Running] = {}
+        self._pauses: dict[str, Pause] = {}
+        self._down: set[str] = set()
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT; raises `errors.AlreadyRunning`, `errors.StoreFailed`, `errors.CannotProceed`."""
+        self.user = prepare_folder(self.data_dir)
+        with folder.Lock(self.data_dir):
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._told_to_stop)
+            self._say("starting")
+            try:
+                self._start()
+                self._say("running")
+                _log.info("running", url=self.settings.url, data_dir=str(self.data_dir))
+                self._watch()
+            finally:
+                self._say("stopping")
+                self._stop_all()
+                folder.remove_card(self.data_dir)
+
+    def _start(self) -> None:
+        if not settings_file.operator_chose_stores(self.data_dir):
+            self.stores = Embedded(self.data_dir)
+            self.stores.start()
+            for name, store in self.stores.running.items():
+                _log.info("adopted" if store.adopted else "started", name=name, pid=store.pid)
+            self.settings = settings_file.load(self.data_dir)
+        for revision in asyncio.run(bring_schema(self.settings)):
+            _log.info("migrated", revision=revision)
+        runs_as = web.may_run_as(self.user, self.data_dir)
+        if runs_as != self.user:
+            why = f"user {system_user.NAME} cannot read the program"
+            _log.warning("web_runs_as_root", why=why, do="install it with installer/install.sh")
+        self.programs = web.programs(self.settings, runs_as)
+        self._adopt()
+        if not self.running:
+            web.check_port(self.settings)
+        for program in self.programs:
+            self._ensure(program)
+
+    def _adopt(self) -> None:
+        """Live web processes of a supervisor that was killed; those that were started with something else are replaced."""
+        for program in web.beyond(self.settings, self.programs):
+            if (found := processes.find(program)) is not None:
+                _log.info("stopping_unwanted", name=program.name, pid=found.pid)
+                found.stop()
+        for program in self.programs:
+            found = processes.find(program)
+            if found is None:
+                continue
+            if found.mark == program.mark:
+                self.running[program.name] = found
+                _log.info("adopted", name=program.name, pid=found.pid)
+            else:
+                _log.info("replacing", name=program.name, pid=found.pid, why="the settings or the version changed")
+                found.stop()
+
+    def _ensure(self, program: Program) -> None:
+        if program.name not in self.running:
+            self.running[program.name] = processes.start(program)
+            _log.info("started", name=program.name, pid=self.running[program.name].pid)
+
+    def _watch(self) -> None:
+        rotated_at = 0.0
+        while not self._stop.wait(LOOK_EVERY_S):
+            if self.stores is not None:
+                for name in self.stores.programs:
+                    self._look_after(name, self.stores.running[name])
+            for name in [program.name for program in self.programs]:
+                self._look_after(name, self.running[name])
+            if time.monotonic() - rotated_at > ROTATE_EVERY_S:
+                rotated_at = time.monotonic()
+                self._rotate()
+
+    def _look_after(self, name: str, known: Running) -> None:
+        """Notice a death once; start again when its pause is over."""
+        if known.alive():
+            return
+        pause = self._pauses.setdefault(name, Pause())
+        if name not in self._down:
+            self._down.add(name)
+            pause_s = pause.died(time.time() - known.since)
+            logs.note_crash(self.data_dir / "logs", name, known.pid, known.exit_code)
+            _log.error("died", name=name, pid=known.pid, exit_code=known.exit_code, again_in_s=round(pause_s, 1))
+        if not pause.over:
+            return
+        self._down.discard(name)
+        if self.stores is not None and name in self.stores.programs:
+            fresh = self.stores.ensure(name)
+        else:
+            fresh = self.running[name] = processes.start(known.program)
+        _log.info("started", name=name, pid=fresh.pid)
+
+    def _rotate(self) -> None:
+        try:
+            for name in logs.rotate(self.data_dir / "logs"):
+                _log.info("rotated", log=name)
+        except OSError as error:  # a full disk must not end the supervisor
+            _log.warning("not_rotated", error=str(error))
+
+    def _stop_all(self) -> None:
+        for kind in ("web-", "worker-"):
+            found = [child for name, child in self.running.items() if name.startswith(kind)]
+            for child in found:
+                child.signal(child.program.stop_signal)
+            for child in found:
+                _log.info("stopped", name=child.program.name, pid=child.pid, gently=child.stop())
+        if self.stores is not None:
+            for name, gently in self.stores.stop().items():
+                _log.info("stopped", name=name, gently=gently)
+
+    def _say(self, state: str) -> None:
+        folder.write_card(self.data_dir, self.settings.url, state, self.user)
+
+    def _told_to_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stop.set()
+
+
+async def bring_schema(settings: Settings) -> list[str]:
+    """Migrate, and put the application role's timeouts on it; returns the revisions applied. Raises `errors.CannotProceed`."""
+    role = migrate.role_of(settings.database_url)
+    try:
+        applied = await migrate.upgrade(settings.owner_database_url, role)
+    except (OSError, asyncpg.PostgresError) as cause:
+        raise errors.CannotProceed(
+            what=f"the schema could not be migrated: {cause}", do="look at owner_database_url and whether that server runs"
+        ) from cause
+    try:
+        await migrate.limit_role(settings.owner_database_url, role)
+    except asyncpg.InsufficientPrivilegeError:
+        _log.warning("role_not_limited", role=role, do="piggybank doctor prints the ALTER ROLE statements for a superuser")
+    return applied
+
+
+def stop_orphans(settings: Settings) -> list[str]:
+    """Stop what a killed supervisor left running, in order; returns the names. Takes the folder's lock."""
+    user = prepare_folder(settings.data_dir)
+    with folder.Lock(settings.data_dir):
+        stopped = []
+        plain = Program(name="", argv=(), run_dir=settings.data_dir / "run", log=Path(), stop_timeout_s=web.WEB_STOP_TIMEOUT_S)
+        for pattern in ("web-*.json", "worker-*.json"):
+            for path in sorted(plain.run_dir.glob(pattern)):
+                if (found := processes.find(msgspec.structs.replace(plain, name=path.stem))) is not None:
+                    found.stop()
+                    stopped.append(path.stem)
+        if (settings.data_dir / "stores" / "secrets.toml").exists():
+            stores = Embedded(settings.data_dir)
+            stores.find_all(user)
+            stopped += stores.stop()
+        folder.remove_card(settings.data_dir)
+        return stopped

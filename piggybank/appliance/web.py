@@ -1,0 +1,143 @@
+"""The web and worker processes as programs to run, and the port that the web processes share.
+
+Several web processes bind the same port with SO_REUSEPORT, and the kernel spreads connections over them. The same would happen,
+silently, with another installation on that port, so the port must be free before the first of ours starts.
+"""
+
+import hashlib
+import http.client
+import os
+import socket
+import ssl
+import sys
+import sysconfig
+from pathlib import Path
+
+import msgspec
+import psutil
+
+import piggybank
+from piggybank import errors
+from piggybank.appliance import system_user
+from piggybank.appliance.processes import Program
+from piggybank.appliance.system_user import SystemUser
+from piggybank.settings import Settings
+
+WEB_STOP_TIMEOUT_S = 40  # more than the drain of `piggybank serve`
+WORKER_STOP_TIMEOUT_S = 30
+ASK_TIMEOUT_S = 2.0
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+
+
+def command(data_dir: Path, *words: str) -> tuple[str, ...]:
+    """`piggybank ..` of this very installation; -P: nothing is imported from the current folder."""
+    return (sys.executable, "-P", "-m", "piggybank", "--data-dir", str(data_dir), *words)
+
+
+def environment(data_dir: Path) -> dict[str, str]:
+    """What a child needs beside our own environment."""
+    # not root's: libraries look for files in HOME, and the system user may not
+    needed = {"PIGGYBANK_DATA_DIR": str(data_dir), "HOME": str(data_dir)}
+    here = Path(piggybank.__file__).parent.parent
+    if str(here) not in sysconfig.get_paths().values():  # a checkout
+        needed["PYTHONPATH"] = os.pathsep.join(part for part in (str(here), os.environ.get("PYTHONPATH", "")) if part)
+    return needed
+
+
+def programs(settings: Settings, user: SystemUser | None) -> list[Program]:
+    """Web processes first; `user` from `may_run_as`."""
+    data_dir = settings.data_dir
+    mark = hashlib.blake2b(msgspec.json.encode(settings, enc_hook=str) + piggybank.__version__.encode(), digest_size=8).hexdigest()
+    return [
+        Program(
+            name=name,
+            argv=command(data_dir, "serve" if name.startswith("web-") else "worker"),
+            run_dir=data_dir / "run",
+            log=data_dir / "logs" / f"{name}.log",
+            user=user,
+            environment=environment(data_dir),
+            mark=mark,
+            stop_timeout_s=WEB_STOP_TIMEOUT_S if name.startswith("web-") else WORKER_STOP_TIMEOUT_S,
+        )
+        for name in names(settings)
+    ]
+
+
+def names(settings: Settings) -> list[str]:
+    """What should run beside the stores."""
+    return [f"web-{number + 1}" for number in range(settings.web_processes)] + [
+        f"worker-{number + 1}" for number in range(worker_count(settings))
+    ]
+
+
+def worker_count(settings: Settings) -> int:
+    """The jobs run inside the web process only while there is one of it; with several somebody must run them."""
+    return max(settings.worker_processes, 1 if settings.web_processes > 1 else 0)
+
+
+def beyond(settings: Settings, wanted: list[Program]) -> list[Program]:
+    """Processes of an earlier start that are not wanted any more."""
+    known = {program.name for program in wanted}
+    recorded = [path.stem for pattern in ("web-*.json", "worker-*.json") for path in sorted((settings.data_dir / "run").glob(pattern))]
+    like = wanted[0]
+    return [msgspec.structs.replace(like, name=name, log=like.log.with_name(f"{name}.log")) for name in recorded if name not in known]
+
+
+def may_run_as(user: SystemUser | None, data_dir: Path) -> SystemUser | None:
+    """The system user if it can read this Python and this package, else None: then we stay who we are, and say so."""
+    if user is None:
+        return None
+    probe = (sys.executable, "-P", "-c", "import piggybank.settings, asyncpg, granian")
+    done = system_user.run(user, *probe, check=False, environment=environment(data_dir)) if _can_execute(user) else None
+    return user if done is not None and done.returncode == 0 else None
+
+
+def _can_execute(user: SystemUser) -> bool:
+    return system_user.can(user, sys.executable, "--version")
+
+
+def check_port(settings: Settings) -> None:
+    """Raises `errors.CannotProceed` when somebody else listens where we shall."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        settings.listen, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as cause:
+            who = _listener(settings.port)
+            raise errors.CannotProceed(
+                what=f"cannot listen on {settings.listen}:{settings.port}: {cause.strerror}{who}",
+                do="choose another port: PIGGYBANK_PORT, or port in piggybank.toml",
+            ) from cause
+
+
+def is_ready(settings: Settings) -> bool:
+    """Asks /health/ready on our own port, directly, whatever proxy the environment names."""
+    host = EVERYWHERE.get(settings.listen, settings.listen)
+    connection: http.client.HTTPConnection
+    if settings.tls_cert:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False  # the certificate names the public host, not loopback
+        context.verify_mode = ssl.CERT_NONE  # we only ask whether it answers
+        connection = http.client.HTTPSConnection(host, settings.port, timeout=ASK_TIMEOUT_S, context=context)
+    else:
+        connection = http.client.HTTPConnection(host, settings.port, timeout=ASK_TIMEOUT_S)
+    try:
+        connection.request("GET", "/health/ready")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _listener(port: int) -> str:
+    try:
+        for found in psutil.net_connections("tcp"):
+            if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == port and found.pid:
+                return f" (it is {psutil.Process(found.pid).name()}, pid {found.pid})"
+    except psutil.Error:
+        pass
+    return ""

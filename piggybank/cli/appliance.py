@@ -1,0 +1,256 @@
+"""`piggybank up`, `down`, `status`, `doctor`, `migrate`, `uninstall`."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from piggybank import errors, telemetry
+from piggybank import settings as settings_file
+from piggybank.appliance import doctor as checks
+from piggybank.appliance import folder, overview, supervisor, web
+from piggybank.appliance.embedded import prepare_folder
+from piggybank.settings import Settings
+
+UP_TIMEOUT_S = 180  # the first start makes a database cluster
+DOWN_TIMEOUT_S = 180
+POLL_S = 0.1
+LOG_TAIL_CHARACTERS = 2_000
+PIPED_WIDTH_CHARACTERS = 180  # where no terminal says its width
+
+
+@click.command()
+@click.option("--detach", is_flag=True, help="Run in the background, and return when it answers.")
+@click.pass_context
+def up(ctx: click.Context, detach: bool) -> None:
+    """Start everything of this data folder: stores, schema, web and workers, restarted when they die.
+
+    In the foreground it runs until Ctrl-C or `piggybank down`, and a second one on the same folder says who runs there. With
+    --detach it is safe to repeat: when all is well already it says so and ends with 0.
+
+    \b
+    Examples:
+      piggybank up
+      piggybank up --detach
+      piggybank up --detach --data-dir /srv/second-bank
+    """
+    settings = _settings(ctx)
+    if detach:
+        _up_detached(settings)
+        return
+    telemetry.configure(settings.log_level, settings.log_format)
+    supervisor.Supervisor(settings).run()
+
+
+@click.command()
+@click.pass_context
+def down(ctx: click.Context) -> None:
+    """Stop everything of this data folder: the web drains, workers finish, stores are closed.
+
+    \b
+    Example:
+      piggybank down
+    """
+    settings = _settings(ctx)
+    before = [process.name for process in overview.processes_of(settings)]
+    card = folder.read_card(settings.data_dir)
+    if card is None and not before:
+        click.echo(f"nothing runs in {settings.data_dir}")
+        return
+    if card is None:
+        click.echo(f"stopped, left by a supervisor that was killed: {', '.join(supervisor.stop_orphans(settings))}")
+        return
+    os.kill(card.pid, overview.STOP_SIGNAL)
+    until = time.monotonic() + DOWN_TIMEOUT_S
+    while folder.read_card(settings.data_dir) is not None:
+        if time.monotonic() > until:
+            raise errors.CannotProceed(
+                what=f"the supervisor (pid {card.pid}) did not end within {DOWN_TIMEOUT_S} s", do=f"look into {settings.data_dir}/logs"
+            )
+        time.sleep(POLL_S)
+    left = [process.name for process in overview.processes_of(settings)]
+    click.echo(f"stopped: {', '.join(name for name in before if name not in left) or 'the supervisor'}")
+    if left:
+        raise errors.CannotProceed(what=f"still running: {', '.join(left)}", do="run it again: piggybank down")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """What runs, since when, on which URL. Ends with 0 when all is well, with 1 when something is not.
+
+    \b
+    Examples:
+      piggybank status
+      piggybank status --json | jq -r .url
+    """
+    found = asyncio.run(overview.look(_settings(ctx)))
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        _print_status(found)
+    ctx.exit(0 if found["ok"] else 1)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Look for what is wrong, and say what to do. Changes nothing.
+
+    Ends with 0 when all is well, 1 with warnings only, 2 when something is broken.
+
+    \b
+    Examples:
+      piggybank doctor
+      piggybank doctor --json | jq '.checks[] | select(.result != "ok")'
+    """
+    settings = _settings(ctx)
+    found = asyncio.run(checks.examine(settings))
+    worst = checks.worst(found)
+    if as_json:
+        click.echo(json.dumps({"result": worst, "data_dir": str(settings.data_dir), "checks": [check._asdict() for check in found]}))
+    else:
+        table = Table("check", "", "found", "what to do", box=None, pad_edge=False)
+        colours = {"ok": "green", "warning": "yellow", "broken": "bold red"}
+        for check in found:
+            table.add_row(check.name, f"[{colours[check.result]}]{check.result}[/]", check.found, check.do)
+        _console().print(table)
+    ctx.exit({"ok": 0, "warning": 1, "broken": 2}[worst])
+
+
+@click.command()
+@click.pass_context
+def migrate(ctx: click.Context) -> None:
+    """Bring the database's schema to this version; safe to repeat, and from several machines at once.
+
+    \b
+    Example:
+      piggybank migrate
+    """
+    settings = _settings(ctx)
+    if not settings.owner_database_url:
+        raise errors.CannotProceed(what=f"no database is known in {settings.data_dir}", do="start one: piggybank up")
+    telemetry.configure(settings.log_level, "console")
+    applied = asyncio.run(supervisor.bring_schema(settings))
+    click.echo(f"applied: {', '.join(applied)}" if applied else "nothing to do: the schema is at this version")
+
+
+@click.command()
+@click.option("--purge", is_flag=True, help="Delete the data folder, too: every account and every movement.")
+@click.option("--yes-delete-everything", is_flag=True, help="With --purge: do not ask for the folder's name.")
+@click.pass_context
+def uninstall(ctx: click.Context, purge: bool, yes_delete_everything: bool) -> None:
+    """Stop, and say where the data is. Only --purge and the folder's name, typed, delete it.
+
+    \b
+    Examples:
+      piggybank uninstall
+      piggybank uninstall --purge
+    """
+    settings = _settings(ctx)
+    place = settings.data_dir
+    if not place.is_dir():
+        raise errors.CannotProceed(what=f"there is no installation in {place}", do="name its folder: --data-dir")
+    if purge and not yes_delete_everything:
+        click.echo(f"This deletes {place}: every account, every movement, every key. It cannot be undone.")
+        if click.prompt(f"Type the folder's name ({place.name}) to go on", default="", show_default=False) != place.name:
+            raise errors.CannotProceed(what="the name was not typed; nothing was changed", do=f"the data is in {place}")
+    if purge and not (place / "stores").is_dir() and not (place / settings_file.OPERATOR_FILE).exists():
+        raise errors.CannotProceed(
+            what=f"{place} does not look like an installation; nothing was changed", do="name its folder: --data-dir"
+        )
+    ctx.invoke(down)
+    if settings_file.operator_chose_stores(place):
+        click.echo("The database and the Valkeys are yours, elsewhere: they were not touched.")
+    if purge:
+        shutil.rmtree(place)
+        click.echo(f"deleted {place}")
+    else:
+        click.echo(f"The data stays in {place}; start again with: piggybank up --data-dir {place}")
+        click.echo(f"To delete it: piggybank uninstall --purge --data-dir {place}")
+    click.echo("If a systemd unit or a crontab line starts it, remove that, too: systemctl disable --now piggybank; crontab -e")
+
+
+def _settings(ctx: click.Context) -> Settings:
+    return settings_file.load((ctx.find_root().obj or {}).get("data_dir"))
+
+
+def _up_detached(settings: Settings) -> None:
+    """Start `up` in a session of its own, unless it runs, and wait until it answers."""
+    prepare_folder(settings.data_dir)
+    log = settings.data_dir / "logs" / "supervisor.log"
+    child = None
+    if folder.read_card(settings.data_dir) is None:
+        with log.open("ab") as output:
+            child = subprocess.Popen(  # noqa: S603 - ourselves
+                web.command(settings.data_dir, "up"),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                cwd="/",
+                env={**os.environ, **web.environment(settings.data_dir), "HOME": os.environ.get("HOME", "/")},
+            )
+    until = time.monotonic() + UP_TIMEOUT_S
+    while not _is_up(settings):
+        ended = child is not None and child.poll() is not None and folder.read_card(settings.data_dir) is None
+        if ended or time.monotonic() > until:
+            click.echo(_tail(log), err=True)
+            raise errors.CannotProceed(
+                what="it ended" if ended else f"it does not answer after {UP_TIMEOUT_S} s",
+                do=f"look into {log.parent}, or: piggybank doctor",
+            )
+        time.sleep(POLL_S)
+    card = folder.read_card(settings.data_dir)
+    click.echo(
+        f"{'running' if child is not None else 'already running'}: {settings.url} (pid {card.pid if card else '?'}, {settings.data_dir})"
+    )
+    if child is not None:
+        child.returncode = 0  # it goes on without us, on purpose
+
+
+def _is_up(settings: Settings) -> bool:
+    card = folder.read_card(settings.data_dir)
+    return card is not None and card.state == "running" and web.is_ready(settings)
+
+
+def _tail(log: Path) -> str:
+    try:
+        return log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:]
+    except OSError:
+        return ""
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH_CHARACTERS)
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    console = _console()
+    console.print(
+        f"[bold]{found['url']}[/]  {'ready' if found['ready'] else 'not ready'}  (piggybank {found['version']}, {found['data_dir']})"
+    )
+    schema = found["schema"]
+    behind = "" if schema["at_head"] else f", this version knows {schema['head']}: piggybank migrate"
+    console.print(f"schema {schema['revision'] or 'unknown'}{behind}")
+    table = Table("process", "pid", "since", "", box=None, pad_edge=False)
+    for process in found["processes"]:
+        table.add_row(
+            process["name"], str(process["pid"] or "-"), process["since"] or "-", "runs" if process["pid"] else "[red]does not run[/]"
+        )
+    console.print(table)
+    for name, answers in found["stores"].items():
+        console.print(f"{name}: {'answers' if answers else '[red]does not answer[/]'}")
+    if not found["running"]:
+        print("nothing supervises this folder; start it: piggybank up --detach", file=sys.stderr)
