@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 
 from installer import look, units
@@ -16,17 +17,17 @@ piggybank runs at {url}
     {link}
 
   A first deposit, from nothing:
-    PB={cli} URL={url}
-    TOKEN=$($PB apikeys create --name first --scopes users:write,accounts:write,accounts:read,ledger:write --json | {get} token)
+    PB={command} URL={url}
+    get() {{ python3 -c "import json, sys; print(json.load(sys.stdin)['$1'])"; }}
     post() {{ curl -sS{insecure} "$URL$1" -H "Authorization: Bearer $TOKEN" -H "Idempotency-Key: $2" --json "$3"; }}
-    USER_ID=$(post /v1/users u-1 '{{"external_id": "customer-1"}}' | {get} id)
-    ACCOUNT_ID=$(post /v1/accounts a-1 "{{\\"user_id\\": \\"$USER_ID\\", \\"currency\\": \\"ZAR\\"}}" | {get} id)
-    post /v1/accounts/$ACCOUNT_ID/deposits d-1 '{{"amount": 10000, "method": "direct"}}'
+    TOKEN=$("$PB" apikeys create --name first --scopes users:write,accounts:write,accounts:read,ledger:write --json | get token)
+    USER_ID=$(post /v1/users first-user '{{"external_id": "customer-1"}}' | get id)
+    ACCOUNT_ID=$(post /v1/accounts first-account '{{"user_id": "'$USER_ID'", "currency": "ZAR"}}' | get id)
+    post /v1/accounts/$ACCOUNT_ID/deposits first-deposit '{{"amount": 10000, "method": "direct"}}'
 
   Look after it:   {cli} status | doctor | verify | down | up --detach
   After a reboot:  {reboot}
 """
-GET = "python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])'"
 
 
 def main() -> int:
@@ -72,7 +73,9 @@ def _goodbye(options: Options, made: dict[str, str | None]) -> str:
         reboot = f"no systemd here; put this line into `crontab -e`:\n    {units.crontab_line(options)}"
     link = made["operator_link"] or f"there is an operator already; another one: {made['cli']} users operator-link"
     insecure = " -k" if str(made["url"]).startswith("https://127.") else ""
-    return GOODBYE.format(url=made["url"], link=link, cli=made["cli"], get=GET, reboot=reboot, insecure=insecure)
+    return GOODBYE.format(
+        url=made["url"], link=link, cli=made["cli"], command=shlex.quote(str(made["cli"])), reboot=reboot, insecure=insecure
+    )
 
 
 if __name__ == "__main__":

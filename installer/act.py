@@ -121,12 +121,9 @@ def _start(options: Options, *, restart: bool) -> None:
     if units.systemd_runs():
         _start_unit(options, restart=restart)
         return
-    running = runs_here(options)
-    if running and restart:
+    if restart:
         _run(str(options.cli), "down")
-        running = False
-    if not running:
-        _run(str(options.cli), "up", "--detach")
+    _run(str(options.cli), "up", "--detach")  # says so where it runs already
 
 
 def _start_unit(options: Options, *, restart: bool) -> None:

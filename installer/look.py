@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -81,9 +82,9 @@ def runs_here(options: Options) -> bool:
         return False
     try:
         answer = subprocess.run([options.cli, "status", "--json"], capture_output=True, timeout=STATUS_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        return bool(json.loads(answer.stdout)["running"])
+    except (OSError, subprocess.TimeoutExpired, ValueError, KeyError):
         return False
-    return answer.returncode == 0
 
 
 def nearest_folder(path: Path) -> Path:

@@ -25,8 +25,10 @@ Type=exec
 # a stop that was asked for (piggybank down) ends with 0 and stays; everything else is started again
 Restart=on-failure
 RestartSec=2
-KillMode=mixed
-TimeoutStopSec=90
+# the supervisor stops its children itself; those of a killed one are adopted by the next
+KillMode=process
+OOMPolicy=continue
+TimeoutStopSec=200
 UMask=0077
 LimitNOFILE=65536
 NoNewPrivileges=yes
