@@ -160,7 +160,7 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(parts.ledger.stop)
         parts.readiness.start()
         stack.push_async_callback(parts.readiness.stop)
-        if parts.settings.worker_processes == 0:
+        if parts.settings.worker_processes == 0 and parts.settings.web_processes == 1:
             await stack.enter_async_context(running_worker(Work(parts.settings, parts.db, parts.cache), parts.queue))
         _log.info("started")
         try:

@@ -17,7 +17,7 @@ from piggybank.ledger import Ledger
 from piggybank.queues import Queue
 
 _OUTBOX = text(
-    "SELECT count(*) AS waiting, (array_agg(id ORDER BY id))[1] AS oldest FROM (SELECT id FROM outbox ORDER BY id LIMIT 10000) AS some"
+    "SELECT count(*) AS waiting, (array_agg(id ORDER BY id))[1] AS oldest FROM (SELECT id FROM outbox ORDER BY id LIMIT 10000) AS head"
 )
 
 
