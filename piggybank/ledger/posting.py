@@ -26,7 +26,8 @@ import msgspec
 from piggybank import errors, ids
 from piggybank.db.engines import Database
 from piggybank.ledger import balances, commands, idempotency
-from piggybank.ledger.rules import Account, Book, Outcome, Payment, Submission, decide
+from piggybank.ledger.book import Account, Book, Payment
+from piggybank.ledger.rules import Outcome, Submission, decide
 
 # asyncpg asks the server about array types when it first meets them: on connecting, not under the locks of the first batch.
 WARM_UP = "SELECT NULL::smallint[], NULL::int[], NULL::bigint[], NULL::uuid[], NULL::text[], NULL::bytea[], NULL::jsonb[]"
