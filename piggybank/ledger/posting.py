@@ -103,7 +103,10 @@ WITH keys AS (
     INSERT INTO outbox (id, bucket, topic, payload)
     SELECT $58::uuid, $59::smallint, 'ledger.posted', $60::jsonb WHERE $58 IS NOT NULL
 ), forgotten AS (
-    DELETE FROM outbox WHERE bucket = ANY($61::smallint[]) AND id = ANY($62::uuid[])
+    -- what a sweep is deleting is left to it: a batch waits for accounts and keys only
+    DELETE FROM outbox
+    USING (SELECT id, bucket FROM outbox WHERE bucket = ANY($61::smallint[]) AND id = ANY($62::uuid[]) FOR UPDATE SKIP LOCKED) AS done
+    WHERE outbox.id = done.id AND outbox.bucket = done.bucket
 )
 SELECT count(*) FROM keys
 """
