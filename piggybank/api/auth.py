@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from piggybank.api.fields import Name
 from piggybank.api.users import Email, NewPassword, UserView, view
 from piggybank.db.engines import Database
-from piggybank.identity import mail, resets, sessions, users
+from piggybank.identity import links, mail, resets, sessions, users
 from piggybank.identity.passwords import MAX_CHARACTERS
 from piggybank.identity.tokens import Principal, Tokens
 from piggybank.settings import Settings
@@ -44,6 +44,12 @@ class ResetRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     email: Email
 
 
+class ResetAsked(Struct, frozen=True, kw_only=True):
+    """The same for every address."""
+
+    link_expires_in_s: Annotated[int, Meta(description="So long the link in the mail is good, if there is one.")]
+
+
 class Reset(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     token: LinkToken
     password: NewPassword
@@ -70,10 +76,11 @@ async def claim(data: Claim, db: Database) -> UserView:
 
 
 @post("/v1/users/reset-request", status_code=202, summary="Ask for a new password", tags=["users"])
-async def request_reset(data: ResetRequest, db: Database, settings: Settings) -> None:
+async def request_reset(data: ResetRequest, db: Database, settings: Settings) -> ResetAsked:
     """Sends a mail with a one-time link if somebody has the address and a mail server is set; the answer is the same if not."""
     if mail.can_send(settings):
         await resets.request(db, data.email, settings.url)
+    return ResetAsked(link_expires_in_s=links.TTL_S["reset"])
 
 
 @post("/v1/users/reset", status_code=204, summary="Set a new password", tags=["users"])

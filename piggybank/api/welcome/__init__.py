@@ -25,7 +25,7 @@ _ASSETS = {"welcome.css": "text/css", "welcome.js": "text/javascript"}
 def page() -> Response[bytes]:
     """The page, with the assets of this version."""
     headers = {"Cache-Control": PAGE_CACHE, "Content-Security-Policy": POLICY}
-    return Response(_page(), media_type="text/html; charset=utf-8", headers=headers)
+    return Response(_page(), media_type="text/html", headers=headers)
 
 
 @get("/welcome/{name:str}", sync_to_thread=False, include_in_schema=False)
@@ -33,7 +33,7 @@ def asset(name: str) -> Response[bytes]:
     """What the page loads."""
     if name not in _ASSETS:
         raise NotFoundException
-    return Response(_content(name), media_type=f"{_ASSETS[name]}; charset=utf-8", headers={"Cache-Control": ASSET_CACHE})
+    return Response(_content(name), media_type=_ASSETS[name], headers={"Cache-Control": ASSET_CACHE})
 
 
 routes = [page, asset]
