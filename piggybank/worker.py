@@ -31,7 +31,7 @@ DEQUEUE_TIMEOUT_S = 1.0  # so often an idle worker looks whether it is to stop
 DRAIN_S = 20  # a running job may finish when the worker is told to stop
 RESTART_PAUSE_S = 1.0
 RESTART_PAUSE_LONGEST_S = 30.0
-JOB_KEPT_S = 3_600  # in the queue, after its end
+NOT_KEPT = -1  # SAQ's word for: what a job answered is not stored, the log has it
 
 _log = structlog.get_logger()
 _EPOCH = text("SELECT epoch FROM installation")
@@ -167,7 +167,7 @@ def _cron(work: Work, name: str, job: jobs.Job) -> CronJob[Any]:
         return await job.run(work)
 
     run.__qualname__ = name  # what SAQ calls it by
-    return CronJob(run, job.cron, timeout=job.timeout_s, retries=job.retries, ttl=JOB_KEPT_S)
+    return CronJob(run, job.cron, timeout=job.timeout_s, retries=job.retries, ttl=NOT_KEPT)
 
 
 async def _log_failure(context: Any) -> None:
@@ -185,7 +185,7 @@ async def _know_epoch(work: Work) -> None:
 
 
 def _quieten_saq() -> None:
-    """What SAQ says of failed jobs and of a queue that is away is said above, once."""
+    """What SAQ says of failed jobs and of a queue that is away is said above, once; that it cancels its idle tasks is no news."""
     logger = logging.getLogger("saq")
     if _is_news not in logger.filters:
         logger.addFilter(_is_news)
@@ -193,4 +193,4 @@ def _quieten_saq() -> None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     cause = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(cause, queues.AWAY) or record.msg.startswith("Error processing job"))
+    return not (isinstance(cause, queues.AWAY) or record.msg.startswith(("Error processing job", "Some tasks did not finish within")))

@@ -1,0 +1,196 @@
+"""The worker: it works whatever becomes of the queue, and stops cleanly."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from piggybank import jobs, queues
+from piggybank.appliance import binaries, store_files
+from piggybank.jobs import Job
+from piggybank.jobs.work import Work
+from piggybank.queues import Queue
+from piggybank.settings import Settings
+from piggybank.worker import running_worker
+from tests.conftest import ROOT, environment
+
+from .conftest import PATIENCE_S, put, until, waiting
+
+# SAQ 0.26 still writes its statistics by a command that redis-py 8 wants written in another way
+pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
+
+EVERY_SECOND = "* * * * * *"
+
+
+@contextmanager
+def valkey(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A Valkey of one's own, that may be stopped."""
+    options = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "")
+    process = subprocess.Popen([str(binaries.valkey(folder, None)), *options], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + PATIENCE_S
+    with Redis(port=port) as client:
+        while True:
+            try:
+                client.ping()
+                break
+            except RedisError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Counted:
+    """A job that counts its runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.runs = 0
+        monkeypatch.setitem(jobs.JOBS, "counted", Job(self.run, EVERY_SECOND, timeout_s=5, retries=1))
+
+    async def run(self, _: Work) -> int:
+        self.runs += 1
+        return self.runs
+
+    async def again(self) -> None:
+        before = self.runs
+
+        async def ran() -> bool:
+            return self.runs > before
+
+        await until(ran)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(monkeypatch)
+
+
+@pytest.fixture
+async def queue(work: Work) -> AsyncIterator[Queue]:
+    made = queues.open_queue(work.settings.queue_url)
+    yield made
+    await made.close()
+
+
+def posted(account_id: UUID, version: int) -> list[dict[str, object]]:
+    return [{"account_id": str(account_id), "version": version}]
+
+
+async def swept(sql: asyncpg.Connection) -> None:
+    async def empty() -> bool:
+        return not await waiting(sql)
+
+    await until(empty)
+
+
+async def test_a_queue_that_lost_its_data_loses_no_work(work: Work, queue: Queue, sql: asyncpg.Connection, counted: Counted) -> None:
+    async with running_worker(work, queue):
+        await counted.again()
+        for version in range(1, 4):
+            await put(sql, "ledger.posted", posted(uuid4(), version))
+            await queue.redis.flushdb()  # its share of the tests' Valkey
+            await swept(sql)
+            await counted.again()  # the crons are back
+
+
+async def test_the_queue_may_be_away_at_the_start_and_go_and_come(
+    work: Work, sql: asyncpg.Connection, counted: Counted, tmp_path: Path
+) -> None:
+    port = store_files.free_ports(1)[0]
+    queue = queues.open_queue(f"redis://127.0.0.1:{port}/0")
+    async with running_worker(work, queue):
+        await put(sql, "ledger.posted", posted(uuid4(), 1))
+        await swept(sql)  # without any queue
+        assert counted.runs == 0
+        for _ in range(2):
+            with valkey(port, tmp_path):
+                await counted.again()
+            await put(sql, "ledger.posted", posted(uuid4(), 1))
+            await swept(sql)
+    await queue.close()
+
+
+async def test_a_failing_job_is_tried_again_and_hurts_nobody(
+    work: Work, queue: Queue, sql: asyncpg.Connection, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    async def fail(_: Work) -> int:
+        attempts.append(1)
+        raise ValueError("as it is told to")
+
+    monkeypatch.setitem(jobs.JOBS, "failing", Job(fail, EVERY_SECOND, timeout_s=5, retries=3))
+    async with running_worker(work, queue):
+        while len(attempts) < 4:
+            await counted.again()
+        await put(sql, "ledger.posted", posted(uuid4(), 1))
+        await swept(sql)
+
+
+async def test_the_end_waits_for_a_running_job(work: Work, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def long(_: Work) -> int:
+        began.set()
+        await asyncio.sleep(1.5)
+        ended.set()
+        return 0
+
+    monkeypatch.setitem(jobs.JOBS, "long", Job(long, EVERY_SECOND, timeout_s=10, retries=1))
+    async with running_worker(work, queue):
+        async with asyncio.timeout(PATIENCE_S):
+            await began.wait()
+    assert ended.is_set()
+    assert not [task for task in asyncio.all_tasks() if task.get_name() in ("process", "worker", "outbox sweep")]
+
+
+async def test_it_survives_the_database(work: Work, queue: Queue, sql: asyncpg.Connection) -> None:
+    async with running_worker(work, queue):
+        await put(sql, "ledger.posted", posted(uuid4(), 1))
+        await swept(sql)
+        await _end_connections(work.settings.database_url)
+        await put(sql, "ledger.posted", posted(uuid4(), 2))
+        await swept(sql)
+
+
+async def _end_connections(url: str) -> None:
+    """All others of the same role."""
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()"
+    )
+    await connection.close()
+
+
+def start_process(settings: Settings, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "piggybank", "worker"], env=environment(settings), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+        )
+
+
+async def test_a_process_of_its_own_ends_when_told(work: Work, sql: asyncpg.Connection, tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    process = start_process(work.settings, log)
+    try:
+        await put(sql, "ledger.posted", posted(uuid4(), 1))
+        await swept(sql)
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in log.read_text()
