@@ -5,7 +5,7 @@ UV_LOCK := uv pip compile --quiet --universal --generate-hashes --no-header --no
 .PHONY: up test test-deep lint check fmt bench lock clean
 
 up: .venv/ready ; $(PYTHON) -m piggybank --data-dir .data up
-test: .venv/ready ; $(PYTHON) -m pytest -n $(WORKERS) -m "not deep"
+test: .venv/ready ; $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -m "not deep"
 test-deep: .venv/ready ; $(PYTHON) -m pytest -m deep
 lint: .venv/ready ; $(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check . && $(PYTHON) -m mypy
 check: lint test

@@ -12,6 +12,8 @@ import pytest
 
 from .test_look import a_free_port, install
 
+pytestmark = pytest.mark.xdist_group("install")  # one installation for all of them
+
 SCOPES = "users:write,accounts:write,accounts:read,ledger:write"
 
 
