@@ -1,7 +1,10 @@
 """The locks: by name and hash only, for every platform, and what pyproject.toml asks for."""
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,27 @@ def test_lock_has_what_the_project_asks_for(lock: str, requirement: str) -> None
     versions = pinned(lock).get(canonicalize_name(wanted.name), set())
     assert versions, f"{wanted.name} is not in {lock}: make lock"
     assert all(version in wanted.specifier for version in versions), f"{wanted} is {versions} in {lock}: make lock"
+
+
+def imported(folder: str) -> set[str]:
+    """Top-level names of other people's modules that a folder's files import."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / folder).rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"piggybank", "installer", "tests"}
+
+
+@pytest.mark.parametrize(("folder", "with_dev"), [("piggybank", False), ("alembic", False), ("tests", True), ("installer", None)])
+def test_what_is_imported_is_asked_for(folder: str, with_dev: bool | None) -> None:
+    """A library that only comes along with another one may leave with it. The installer runs before anything is installed."""
+    about = project()
+    named = about["project"]["dependencies"] + about["project"]["optional-dependencies"]["embedded"] if with_dev is not None else []
+    named += about["dependency-groups"]["dev"] if with_dev else []
+    declared = {canonicalize_name(Requirement(requirement).name) for requirement in named}
+    comes_from = packages_distributions()
+    missing = [name for name in imported(folder) if not {canonicalize_name(found) for found in comes_from.get(name, [])} & declared]
+    assert missing == []
 
 
 @pytest.mark.parametrize("lock", LOCKS)
