@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
+import msgspec
 from litestar import get
 from litestar.params import QueryParameter
 from msgspec import Struct
@@ -19,15 +20,31 @@ from piggybank.wallet import history, pages
 from piggybank.wallet.history import Filter, Transaction, TransactionPage
 
 CURSOR_MAX_CHARACTERS = 128
+MOMENT_MAX_CHARACTERS = 64
+DATE_CHARACTERS = len("2026-01-31T")
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
 Cursor = Annotated[str | None, QueryParameter(max_length=CURSOR_MAX_CHARACTERS, description="`next_cursor` of the page before.")]
+# read below, not by the framework, whose errors would name the handler's argument instead of the parameter
 From = Annotated[
-    datetime | None,
-    QueryParameter(name="from", description="Only what was made at or after this moment (RFC 3339, with its offset)."),
+    str | None,
+    QueryParameter(
+        name="from",
+        max_length=MOMENT_MAX_CHARACTERS,
+        format="date-time",
+        description="Only what was made at or after this moment (RFC 3339, with its offset).",
+    ),
 ]
-To = Annotated[datetime | None, QueryParameter(name="to", description="Only what was made before this moment (RFC 3339, with its offset).")]
+To = Annotated[
+    str | None,
+    QueryParameter(
+        name="to",
+        max_length=MOMENT_MAX_CHARACTERS,
+        format="date-time",
+        description="Only what was made before this moment (RFC 3339, with its offset).",
+    ),
+]
 Kind = Literal[
     "deposit",
     "withdrawal",
@@ -72,7 +89,7 @@ async def list_transactions(
         db,
         cache,
         account_id,
-        Filter(since=with_offset("from", since), until=with_offset("to", until), kind=kind, reference=reference),
+        Filter(since=moment("from", since), until=moment("to", until), kind=kind, reference=reference),
         only_user=only_user(principal),
         cursor=cursor,
         limit=limit,
@@ -94,13 +111,19 @@ async def get_transfer(transfer_id: UUID, principal: Principal, db: Database) ->
         return TransferLegs(id=transfer_id, legs=await history.legs(read, transfer_id, only_user=only_user(principal)))
 
 
-def with_offset(name: str, moment: datetime | None) -> datetime | None:
+def moment(name: str, sent: str | None) -> datetime | None:
     """A moment in UTC, when it says where on Earth it is meant; what is before all ids or after them comes to the same."""
-    if moment is None:
+    if sent is None:
         return None
-    if moment.tzinfo is None:
-        raise problems.invalid(name, "needs an offset, like 2026-01-31T12:00:00Z", "malformed")
-    return min(max(moment, EARLIEST), LATEST).astimezone(UTC)
+    # a `+` that was not escaped arrives as a space
+    text = sent[:DATE_CHARACTERS] + sent[DATE_CHARACTERS:].replace(" ", "+")
+    try:
+        found = msgspec.convert(text, datetime)
+    except msgspec.ValidationError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise problems.invalid(name, "is not a time with its offset, like 2026-01-31T12:00:00Z", "malformed")
+    return min(max(found, EARLIEST), LATEST).astimezone(UTC)
 
 
 routes = [list_transactions, get_transaction, get_transfer]

@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from piggybank import reports
 from piggybank.api import problems
-from piggybank.api.history import From, To, with_offset
+from piggybank.api.history import From, To, moment
 from piggybank.db.engines import Database
 from piggybank.identity.tokens import Principal
 from piggybank.reports import By, PeriodSum
@@ -52,13 +52,13 @@ async def get_summary(
         raise problems.invalid("account_id", "is required: an API key has no accounts of its own", "required")
     if tz not in _zones():
         raise problems.invalid("tz", "is not the name of a time zone, like Europe/Berlin", "not_allowed")
-    until = with_offset("to", until) or datetime.now(UTC)
-    since = with_offset("from", since) or until - timedelta(days=RANGE_DAYS_DEFAULT)
+    last = moment("to", until) or datetime.now(UTC)
+    first = moment("from", since) or last - timedelta(days=RANGE_DAYS_DEFAULT)
     # of one account, an operator sees anybody's; without one, everybody sees their own
     only_user = None if account_id is not None and principal.role != "user" else principal.user_id
     async with db.read() as read:
-        items = await reports.summary(read, since=since, until=until, by=by, zone=ZoneInfo(tz), account_id=account_id, only_user=only_user)
-    return Summary(since=since, until=until, by=by, tz=tz, items=items)
+        items = await reports.summary(read, since=first, until=last, by=by, zone=ZoneInfo(tz), account_id=account_id, only_user=only_user)
+    return Summary(since=first, until=last, by=by, tz=tz, items=items)
 
 
 @lru_cache
