@@ -239,6 +239,10 @@ class StoreFailed(Error):
     """An embedded store did not start; its log says why."""
 
 
+class UnknownCurrency(Error):
+    """There is no such currency; see: piggybank currencies list --all."""
+
+
 class SchemaBehind(Error):
     """The database's schema is older than this version; run: piggybank migrate."""
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "verify": ("piggybank.cli.ledger:verify", "Re-derive every balance from its rows."),
     "users": ("piggybank.cli.people:users", "Create, invite, list and unlock users; one-time links."),
     "apikeys": ("piggybank.cli.people:apikeys", "Create, list and revoke API keys."),
+    "currencies": ("piggybank.cli.ledger:currencies", "List, enable and disable currencies."),
     "uninstall": ("piggybank.cli.appliance:uninstall", "Stop and remove; the data stays unless told twice."),
 }
 

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import doctor as checks
 from piggybank.appliance import folder, overview, supervisor, web
 from piggybank.appliance.embedded import prepare_folder
 from piggybank.settings import Settings
@@ -71,7 +70,7 @@ def down(ctx: click.Context) -> None:
         return
     os.kill(card.pid, overview.STOP_SIGNAL)
     until = time.monotonic() + DOWN_TIMEOUT_S
-    while folder.read_card(settings.data_dir) is not None:
+    while folder.runs(card):
         if time.monotonic() > until:
             raise errors.CannotProceed(
                 what=f"the supervisor (pid {card.pid}) did not end within {DOWN_TIMEOUT_S} s", do=f"look into {settings.data_dir}/logs"
@@ -115,6 +114,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
       piggybank doctor
       piggybank doctor --json | jq '.checks[] | select(.result != "ok")'
     """
+    from piggybank.appliance import doctor as checks  # its weight only when it is asked for
+
     settings = _settings(ctx)
     found = asyncio.run(checks.examine(settings))
     worst = checks.worst(found)
@@ -190,46 +191,48 @@ def _up_detached(settings: Settings) -> None:
     """Start `up` in a session of its own, unless it runs, and wait until it answers."""
     prepare_folder(settings.data_dir)
     log = settings.data_dir / "logs" / "supervisor.log"
-    child = None
-    if folder.read_card(settings.data_dir) is None:
-        with log.open("ab") as output:
-            child = subprocess.Popen(  # noqa: S603 - ourselves
-                web.command(settings.data_dir, "up"),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                cwd="/",
-                env={**os.environ, **web.environment(settings.data_dir), "HOME": os.environ.get("HOME", "/")},
-            )
+    if (card := folder.read_card(settings.data_dir)) is not None:
+        _wait_up(settings, None, log, 0)
+        changed = "" if card.url == settings.url else f"; the settings now say {settings.url}: piggybank down, then up"
+        click.echo(f"already running: {card.url} (pid {card.pid}, since {card.since}, {settings.data_dir}){changed}")
+        return
+    with log.open("ab") as output:
+        said_before = output.tell()
+        child = subprocess.Popen(  # noqa: S603 - ourselves
+            web.command(settings.data_dir, "up"),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd="/",
+            env={**os.environ, **web.environment(settings.data_dir), "HOME": os.environ.get("HOME", "/")},
+        )
+    _wait_up(settings, child, log, said_before)
+    click.echo(f"running: {settings.url} (pid {child.pid}, {settings.data_dir})")
+    child.returncode = 0  # it goes on without us, on purpose
+
+
+def _wait_up(settings: Settings, child: subprocess.Popen[bytes] | None, log: Path, said_before: int) -> None:
+    """Raises `errors.CannotProceed`, after the log's own words, when it ended or takes too long."""
     until = time.monotonic() + UP_TIMEOUT_S
     while not _is_up(settings):
-        ended = child is not None and child.poll() is not None and folder.read_card(settings.data_dir) is None
+        ended = folder.read_card(settings.data_dir) is None if child is None else child.poll() is not None
         if ended or time.monotonic() > until:
-            click.echo(_tail(log), err=True)
-            raise errors.CannotProceed(
-                what="it ended" if ended else f"it does not answer after {UP_TIMEOUT_S} s",
-                do=f"look into {log.parent}, or: piggybank doctor",
-            )
+            click.echo(_tail(log, said_before), err=True)
+            what = "it ended" if ended else f"it does not answer after {UP_TIMEOUT_S} s"
+            raise errors.CannotProceed(what=what, do=f"look into {log.parent}, or: piggybank doctor")
         time.sleep(POLL_S)
-    card = folder.read_card(settings.data_dir)
-    click.echo(
-        f"{'running' if child is not None else 'already running'}: {settings.url} (pid {card.pid if card else '?'}, {settings.data_dir})"
-    )
-    if child is not None:
-        child.returncode = 0  # it goes on without us, on purpose
 
 
 def _is_up(settings: Settings) -> bool:
     card = folder.read_card(settings.data_dir)
-    return card is not None and card.state == "running" and web.is_ready(settings)
+    return card is not None and card.state == "running" and overview.is_ready(settings)
 
 
-def _tail(log: Path) -> str:
-    try:
-        return log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:]
-    except OSError:
-        return ""
+def _tail(log: Path, start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(start)
+        return file.read().decode(errors="replace")[-LOG_TAIL_CHARACTERS:]
 
 
 def _console() -> Console:

@@ -1,0 +1,42 @@
+"""`piggybank verify` and `piggybank currencies` as an operator runs them."""
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import asyncpg
+
+from piggybank import money
+from piggybank.settings import Settings
+from tests.conftest import ROOT, command, environment
+from tests.ledger.conftest import new_account
+
+
+def verify(settings: Settings) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "piggybank", "verify"]
+    return subprocess.run(words, env=environment(settings), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+async def test_verify_says_what_it_saw_and_ends_with_1_where_something_differs(fresh_settings: Settings) -> None:
+    sql = await asyncpg.connect(fresh_settings.owner_database_url)
+    account = await new_account(sql)
+    fine = await asyncio.to_thread(verify, fresh_settings)
+    assert (fine.returncode, fine.stdout) == (0, "1 accounts, 0 transactions: everything fits\n")
+    await sql.execute("UPDATE accounts SET transactions_count = 1 WHERE id = $1", account)
+    await sql.close()
+    done = await asyncio.to_thread(verify, fresh_settings)
+    assert done.returncode == 1
+    assert f"account {account}: transactions_count: stored 1, derived 0" in done.stdout
+
+
+def test_an_operator_enables_and_disables_currencies(fresh_settings: Settings) -> None:
+    def enabled() -> list[str]:
+        return [row["code"] for row in json.loads(command(fresh_settings, "currencies", "list", "--json"))["items"]]
+
+    assert enabled() == list(money.ENABLED_AT_FIRST)
+    command(fresh_settings, "currencies", "enable", "kes")
+    command(fresh_settings, "currencies", "disable", "USD")
+    assert enabled() == ["EUR", "GBP", "KES", "ZAR"]
+    command(fresh_settings, "migrate")  # an upgrade leaves the operator's choice alone
+    assert enabled() == ["EUR", "GBP", "KES", "ZAR"]
