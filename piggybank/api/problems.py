@@ -173,7 +173,7 @@ def _ours(request: Request[Any, Any, Any], exception: Exception) -> errors.Error
         case _:
             error = errors.InternalError()
     if status_of(type(error)) == 500:
-        _log.error("request failed", request_id=request.scope["state"]["request_id"], code=error.code, exc_info=exception)
+        _log.error("request_failed", request_id=request.scope["state"]["request_id"], code=error.code, exc_info=exception)
         return errors.InternalError()
     return error
 

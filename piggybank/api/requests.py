@@ -37,14 +37,13 @@ _DEFAULTS = (
 )
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 
-_log = telemetry.logger("access")
-
 
 class Door:
     """The ASGI app around the whole of Litestar."""
 
     def __init__(self, app: ASGIApp, *, https: bool) -> None:
         self._app = app
+        self._log = telemetry.logger("access").bind()  # bound once, not at each line
         self._headers = (*_HEADERS, _HSTS) if https else _HEADERS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +70,7 @@ class Door:
         try:
             await self._app(scope, receive, dressed)
         finally:
-            write = _log.debug if scope["path"].startswith(HEALTH) else _log.info
+            write = self._log.debug if scope["path"].startswith(HEALTH) else self._log.info
             principal = scope.get("user")
             write(
                 "request",

@@ -118,4 +118,4 @@ def test_the_authorization_header(header: bytes, token: str | None) -> None:
 
 def test_nobody_is_admitted_by_default() -> None:
     with pytest.raises(errors.Unauthenticated):
-        guards.admit(Access(), None)
+        guards.allow(Access(), None)

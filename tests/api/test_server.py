@@ -1,0 +1,89 @@
+"""What only a real server shows: bodies that lie about their length, health while it starts, status."""
+
+import json
+import socket
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from piggybank.api import requests
+from tests.conftest import Server
+
+CHUNK = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+
+
+def ask(server: Server, head: str, *parts: bytes) -> tuple[int, bytes]:
+    """Send raw bytes, as far as the server takes them; its status and the rest of what it says."""
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        lines = [
+            head,
+            f"Host: {address.netloc}",
+            f"Authorization: Bearer {server.token}",
+            "Content-Type: application/json",
+            "Connection: close",
+        ]
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        said = b""
+        try:
+            for part in parts:
+                connection.sendall(part)
+            while received := connection.recv(65_536):
+                said += received
+        except (BrokenPipeError, ConnectionResetError):
+            while received := connection.recv(65_536):
+                said += received
+    return int(said.split(b" ", 2)[1]), said
+
+
+DEPOSIT = f"POST /v1/accounts/{uuid4()}/deposits HTTP/1.1\r\nIdempotency-Key: {uuid4()}"
+
+
+def test_a_long_body_is_refused_before_it_is_read(server: Server) -> None:
+    status, said = ask(server, f"{DEPOSIT}\r\nContent-Length: 10000000", b"x")
+    assert status == 413
+    assert b"payload_too_large" in said
+
+
+def test_a_long_body_in_chunks_is_refused(server: Server) -> None:
+    status, said = ask(
+        server, f"{DEPOSIT}\r\nTransfer-Encoding: chunked", *[CHUNK] * (requests.BODY_MAX_BYTES // 0x10000 + 1), b"0\r\n\r\n"
+    )
+    assert status == 413
+    assert b"payload_too_large" in said
+
+
+def test_a_body_longer_than_it_says_is_cut_there(server: Server) -> None:
+    body = json.dumps({"amount": 1, "method": "direct"}).encode()
+    status, said = ask(server, f"{DEPOSIT}\r\nContent-Length: {len(body)}", body + b" " * 100)
+    assert status == 404
+    assert b"not_found" in said
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/accounts/%ff%fe", "/v1/users?external_id=%ff", "/v1/users?external_id=%ed%a0%80", "/%", "/v1/users?%%%"]
+)
+def test_bytes_that_are_no_text(server: Server, path: str) -> None:
+    status, said = ask(server, f"GET {path} HTTP/1.1")
+    assert status in (200, 400, 404), said
+
+
+def test_the_server_is_well(server: Server) -> None:
+    assert httpx.get(f"{server.url}/health/live").json() == {"status": "ok", "reasons": []}
+    assert httpx.get(f"{server.url}/health/ready").json() == {"status": "ok", "reasons": []}
+    status = httpx.get(f"{server.url}/v1/ops/status", headers=server.headers).json()
+    assert status["ready"] is True
+    assert status["stores"] == {"database": True, "cache": True, "queue": True}
+    assert status["schema_revision"]
+    assert status["epoch"]
+    assert status["clock_off_s"] < 1
+    assert status["outbox"]["waiting"] >= 0
+    assert "token" in status["cache"]
+
+
+def test_head_has_no_body_on_the_wire(server: Server) -> None:
+    status, said = ask(server, "HEAD /health/live HTTP/1.1")
+    assert status == 200
+    assert said.endswith(b"\r\n\r\n")
