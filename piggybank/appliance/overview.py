@@ -51,7 +51,7 @@ async def look(settings: Settings) -> dict[str, Any]:
     wanted = [*(STORES if embedded else ()), *programs]
     answers = await stores_answer(settings)
     revision = await _revision(settings) if answers["database"] else None
-    ready = await asyncio.to_thread(web.is_ready, settings)
+    ready = await asyncio.to_thread(is_ready, settings)
     rows = [
         {"name": name, "pid": live[name].pid if name in live else None, "since": live[name].since if name in live else None}
         for name in [*wanted, *(name for name in live if name not in wanted)]
@@ -65,7 +65,7 @@ async def look(settings: Settings) -> dict[str, Any]:
         "state": card.state if card else "stopped",
         "pid": card.pid if card else None,
         "since": card.since if card else None,
-        "url": settings.url,
+        "url": card.url if card else settings.url,
         "version": card.version if card else piggybank.__version__,
         "data_dir": str(settings.data_dir),
         "embedded": embedded,
@@ -73,6 +73,14 @@ async def look(settings: Settings) -> dict[str, Any]:
         "stores": answers,
         "processes": rows,
     }
+
+
+def is_ready(settings: Settings) -> bool:
+    """Whether the web answers, where the supervisor of this folder says it listens: the settings may have changed since."""
+    card = folder.read_card(settings.data_dir)
+    if card is None:
+        return web.is_ready(settings.listen, settings.port, tls=bool(settings.tls_cert))
+    return web.is_ready(card.listen, card.port, tls=card.tls)
 
 
 async def stores_answer(settings: Settings) -> dict[str, bool]:

@@ -113,17 +113,17 @@ def check_port(settings: Settings) -> None:
             ) from cause
 
 
-def is_ready(settings: Settings) -> bool:
+def is_ready(listen: str, port: int, *, tls: bool) -> bool:
     """Asks /health/ready on our own port, directly, whatever proxy the environment names."""
-    host = EVERYWHERE.get(settings.listen, settings.listen)
+    host = EVERYWHERE.get(listen, listen)
     connection: http.client.HTTPConnection
-    if settings.tls_cert:
+    if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False  # the certificate names the public host, not loopback
         context.verify_mode = ssl.CERT_NONE  # we only ask whether it answers
-        connection = http.client.HTTPSConnection(host, settings.port, timeout=ASK_TIMEOUT_S, context=context)
+        connection = http.client.HTTPSConnection(host, port, timeout=ASK_TIMEOUT_S, context=context)
     else:
-        connection = http.client.HTTPConnection(host, settings.port, timeout=ASK_TIMEOUT_S)
+        connection = http.client.HTTPConnection(host, port, timeout=ASK_TIMEOUT_S)
     try:
         connection.request("GET", "/health/ready")
         return connection.getresponse().status == http.client.OK

@@ -1,0 +1,189 @@
+"""One real appliance, as people start it: `piggybank up --detach`, then everything that can be killed is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import psutil
+import pytest
+
+from piggybank.appliance import store_files
+from piggybank.settings import Settings
+from tests.conftest import ROOT, environment
+
+pytestmark = pytest.mark.xdist_group("appliance")  # one appliance for all of them
+
+WAIT_S = 60
+
+
+class Bank:
+    """An installation in a folder of its own."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        self.data_dir = data_dir
+        self.url = f"http://127.0.0.1:{settings['PIGGYBANK_PORT']}"
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PIGGYBANK_")} | settings
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`piggybank ..` on this folder."""
+        command = [sys.executable, "-m", "piggybank", *words, "--data-dir", str(self.data_dir)]
+        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+
+    def pids(self) -> dict[str, int]:
+        """Of all that run, by their records."""
+        return {path.stem: int(json.loads(path.read_text())["pid"]) for path in (self.data_dir / "run").glob("*.json")}
+
+    def kill(self, name: str) -> int:
+        """kill -9; the pid that was."""
+        pid = self.pids()[name]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    @property
+    def stores(self) -> store_files.Secrets:
+        return store_files.load_secrets(self.data_dir / "stores", None)
+
+
+@pytest.fixture(scope="module")
+def bank(open_folder: Path) -> Iterator[Bank]:
+    """Running, shared by the tests of this file."""
+    made = Bank(open_folder / "bank", PIGGYBANK_PORT=str(store_files.free_ports(1)[0]))
+    started = made.run("up", "--detach")
+    assert started.returncode == 0, started.stderr
+    yield made
+    made.run("down")
+
+
+def wait_until(true: Callable[[], Any]) -> None:
+    """Poll; the limit only keeps a broken test from hanging."""
+    until = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.05)
+
+
+async def test_it_runs_durable_on_loopback_with_closed_files(bank: Bank) -> None:
+    connection = await asyncpg.connect(bank.stores.addresses()["database_url"])
+    shown = {
+        name: await connection.fetchval(f"SHOW {name}") for name in ("fsync", "synchronous_commit", "full_page_writes", "data_checksums")
+    }
+    listens = await connection.fetchval("SHOW listen_addresses")
+    await connection.close()
+    assert set(shown.values()) == {"on"}, shown
+    assert listens == "127.0.0.1"
+    for name in ("stores.toml", "stores/secrets.toml", "stores/queue/valkey.conf"):
+        assert (bank.data_dir / name).stat().st_mode & 0o077 == 0, name
+    if os.geteuid() == 0:
+        assert psutil.Process(bank.pids()["postgres"]).username() == "piggybank"
+        assert psutil.Process(bank.pids()["queue"]).username() == "piggybank"
+
+
+def test_status_and_doctor_say_that_all_is_well(bank: Bank) -> None:
+    said = bank.run("status", "--json")
+    status = json.loads(said.stdout)
+    assert said.returncode == 0, status
+    assert status["url"] == bank.url
+    assert {process["name"] for process in status["processes"]} == {"postgres", "cache", "queue", "web-1"}
+    examined = json.loads(bank.run("doctor", "--json").stdout)
+    assert [check for check in examined["checks"] if check["result"] == "broken"] == []
+
+
+def test_a_second_up_says_who_runs_there(bank: Bank) -> None:
+    supervisor = bank.pids()["supervisor"]
+    second = bank.run("up")
+    assert second.returncode == 1
+    assert f"pid: {supervisor}" in second.stderr
+    assert bank.url in second.stderr
+    again = bank.run("up", "--detach")
+    assert again.returncode == 0
+    assert f"already running: {bank.url} (pid {supervisor}," in again.stdout
+
+
+@pytest.mark.parametrize("name", ["postgres", "cache", "queue", "web-1"])
+def test_what_is_killed_is_started_again(bank: Bank, name: str) -> None:
+    was = bank.kill(name)
+    wait_until(lambda: bank.pids().get(name, was) != was)
+    wait_until(bank.is_ready)
+    wait_until(lambda: json.loads(bank.run("status", "--json").stdout)["ok"])
+    assert f'"name": "{name}"' in (bank.data_dir / "logs" / "crashes.log").read_text()
+
+
+def test_a_killed_supervisors_children_are_adopted(bank: Bank) -> None:
+    before = bank.pids()
+    os.kill(before["supervisor"], signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(before["supervisor"]) or psutil.Process(before["supervisor"]).status() == psutil.STATUS_ZOMBIE)
+    assert bank.is_ready(), "the web goes on without a supervisor"
+    started = bank.run("up", "--detach")
+    assert started.returncode == 0, started.stderr
+    after = bank.pids()
+    assert after.pop("supervisor") != before.pop("supervisor")
+    assert after == before
+
+
+def test_down_stops_everything_and_up_finds_the_same_ports(bank: Bank) -> None:
+    before, addresses = bank.pids(), bank.stores.addresses()
+    stopped = bank.run("down")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "postgres" in stopped.stdout
+    assert [name for name, pid in before.items() if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE] == []
+    assert bank.run("status").returncode == 1
+    assert "nothing runs" in bank.run("down").stdout
+    assert bank.run("up", "--detach").returncode == 0
+    assert bank.stores.addresses() == addresses
+
+
+def test_the_port_of_somebody_else_is_not_shared(bank: Bank, open_path: Path) -> None:
+    other = Bank(open_path / "other", PIGGYBANK_PORT=bank.url.rpartition(":")[2])
+    started = other.run("up", "--detach")
+    other.run("down")
+    assert started.returncode == 1
+    assert "cannot listen on" in started.stderr
+    assert [path.name for path in (other.data_dir / "run").glob("*.json")] == [], "nothing of it is left running"
+
+
+def test_external_stores_are_not_started(fresh_settings: Settings, open_path: Path) -> None:
+    """Only web and workers; two web processes share the port, and then there is a worker."""
+    given = environment(fresh_settings)
+    chosen = {name: given[name] for name in given if name.endswith("_URL") and name.startswith("PIGGYBANK_")}
+    port = str(store_files.free_ports(1)[0])
+    bank = Bank(open_path / "external", PIGGYBANK_PORT=port, PIGGYBANK_WEB_PROCESSES="2", **chosen)
+    started = bank.run("up", "--detach")
+    try:
+        assert started.returncode == 0, started.stderr
+        assert set(bank.pids()) == {"supervisor", "web-1", "web-2", "worker-1"}
+        assert not (bank.data_dir / "stores").exists()
+    finally:
+        assert bank.run("down").returncode == 0
+
+
+def test_uninstall_keeps_the_data_unless_told_twice(open_path: Path) -> None:
+    bank = Bank(open_path / "old", PIGGYBANK_PORT=str(store_files.free_ports(1)[0]))
+    (bank.data_dir / "stores").mkdir(parents=True)
+    assert bank.run("uninstall").returncode == 0
+    assert bank.run("uninstall", "--purge").returncode == 1, "nobody typed the name"
+    assert (bank.data_dir / "stores").is_dir()
+    assert bank.run("uninstall", "--purge", "--yes-delete-everything").returncode == 0
+    assert not bank.data_dir.exists()
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(open_path: Path) -> None:
+    bank = Bank(open_path, PIGGYBANK_PORT=str(store_files.free_ports(1)[0]))
+    (open_path / "letters.txt").write_text("dear ..")
+    refused = bank.run("up", "--detach")
+    assert refused.returncode == 1
+    assert "holds something else" in refused.stderr
+    assert [path.name for path in open_path.iterdir()] == ["letters.txt"]
