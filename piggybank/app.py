@@ -4,6 +4,7 @@ Everything starts while the stores are away and finds them later: connections op
 are asked for in the background. The end is a drain: no longer ready, then nothing new, then what was taken is finished.
 """
 
+# ruff: noqa: ARG001 - the chain in `dependencies`
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager

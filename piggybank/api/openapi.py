@@ -108,13 +108,18 @@ _EXAMPLES: dict[int, tuple[errors.Error, ...]] = {
     403: (errors.Forbidden(detail="The API key lacks a scope.", needs_scope="ledger:write"),),
     404: (errors.NotFound(),),
     405: (errors.MethodNotAllowed(),),
-    409: (errors.InsufficientFunds(available=400, requested=1250), errors.AccountFrozen(), errors.IdempotencyKeyInUse()),
+    409: (
+        errors.InsufficientFunds(available=400, requested=1250),
+        errors.AccountFrozen(),
+        errors.ProviderNotConfigured(),
+        errors.IdempotencyKeyInUse(),
+    ),
     413: (errors.PayloadTooLarge(),),
     415: (errors.UnsupportedMediaType(),),
     422: (errors.IdempotencyKeyReused(),),
     429: (errors.TooManyRequests(retry_after_s=12, limit_per_minute=1_200),),
     500: (errors.InternalError(),),
-    503: (errors.DatabaseUnavailable(), errors.ProviderNotConfigured()),
+    503: (errors.DatabaseUnavailable(), errors.OutcomeUnknown()),
 }
 _MEANING = {
     400: "Not well formed",
@@ -262,8 +267,8 @@ def _statuses(name: str, operation: dict[str, Any], access: guards.Access) -> se
         return {500}
     statuses = {400, 429, 500, 503}
     if not access.public:
-        statuses |= {401, 403}
-    if "{" in path or method in ("POST", "PATCH", "DELETE"):
+        statuses |= {401, 403, 404}  # a parameter or a body may name what is not theirs
+    if "{" in path:
         statuses |= {404}
     if method in ("POST", "PATCH", "DELETE"):
         statuses |= {409}

@@ -43,12 +43,12 @@ STATUS: dict[type[errors.Error], int] = {
     errors.EmailTaken: 409,
     errors.ExternalIdTaken: 409,
     errors.Refusal: 409,
+    errors.ProviderNotConfigured: 409,
     errors.PayloadTooLarge: 413,
     errors.UnsupportedMediaType: 415,
     errors.IdempotencyKeyReused: 422,
     errors.SignInLocked: 429,
     errors.TooManyRequests: 429,
-    errors.ProviderNotConfigured: 503,
     errors.DatabaseUnavailable: 503,
     errors.Overloaded: 503,
     errors.AccountBusy: 503,
@@ -67,6 +67,8 @@ _FRAMEWORK: dict[int, type[errors.Error]] = {
     415: errors.UnsupportedMediaType,
     429: errors.TooManyRequests,
 }
+
+_HUNG_UP = "client disconnected prematurely"  # litestar's words, under a 500
 
 _log = telemetry.logger("api")
 
@@ -200,6 +202,8 @@ def _of_framework(request: Request[Any, Any, Any], exception: HTTPException) -> 
         return invalid(name, "is not a UUID", "malformed") if name else errors.NotFound()
     if exception.status_code in _FRAMEWORK:
         return _FRAMEWORK[exception.status_code]()
+    if exception.detail == _HUNG_UP:
+        return invalid("body", "ended too early", "malformed")  # nobody reads this; it is no fault of ours either
     if exception.status_code == 400:
         return errors.InvalidRequest(errors=list(_field_errors(exception)))
     return errors.InternalError()

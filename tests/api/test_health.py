@@ -1,10 +1,11 @@
 """When a process says that it should not be sent work."""
 
+import time
+
 import asyncpg
 import msgspec
 import pytest
 
-from piggybank.api import health
 from piggybank.app import Parts, open_parts
 from piggybank.settings import Settings
 
@@ -39,9 +40,9 @@ async def test_an_older_schema_is_not_ready_and_a_newer_is(parts: Parts, fresh_s
 
 async def test_a_wrong_clock_is_not_ready(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     await parts.ledger.start()
-    real = health.time.time
+    real = time.time
     for off_s, reasons in ((5.0, ["clock_off"]), (-5.0, ["clock_off"]), (0.5, [])):
-        monkeypatch.setattr(health.time, "time", lambda off_s=off_s: real() + off_s)
+        monkeypatch.setattr(time, "time", lambda off_s=off_s: real() + off_s)
         await parts.readiness.look()
         assert parts.readiness.reasons == reasons, off_s
     monkeypatch.undo()

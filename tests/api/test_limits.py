@@ -1,7 +1,9 @@
 """How often somebody may ask, and who somebody is."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -25,10 +27,9 @@ async def served(settings: Settings, **changes: Any) -> AsyncIterator[Client]:
 @pytest.fixture(autouse=True)
 def _in_one_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of the windows stands still, so that no window ends inside a test."""
-    now = limits.time.time()
-    monkeypatch.setattr(
-        limits, "time", type("Clock", (), {"time": staticmethod(lambda: now), "monotonic": staticmethod(limits.time.monotonic)})
-    )
+    now = time.time()
+    clock = SimpleNamespace(time=lambda: now, monotonic=time.monotonic)
+    monkeypatch.setattr("piggybank.api.limits.time", clock)
 
 
 async def test_a_user_is_told_and_then_stopped(settings: Settings, people: People) -> None:
@@ -120,7 +121,8 @@ def test_a_proxy_that_is_no_address_stops_the_start() -> None:
 
 async def test_a_window_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
     window = limits.LocalWindow()
+    monkeypatch.undo()
     now = 1_000_000.0 * limits.WINDOW_S
     for at, left in ((now, 0), (now + 1, -1), (now + limits.WINDOW_S, 0)):
-        monkeypatch.setattr(limits.time, "time", lambda at=at: at)
+        monkeypatch.setattr(time, "time", lambda at=at: at)
         assert (await window.count("user", "ada", 1))[0] == left

@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from piggybank import errors
 from piggybank.api import guards, openapi, problems
-from tests.api.conftest import Client, People
+from tests.api.conftest import Client
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_examples_of_errors_are_errors(document: dict[str, Any]) -> None:
     for answer in document["components"]["responses"].values():
         for example in answer["content"][problems.MEDIA_TYPE]["examples"].values():
             problem = msgspec.convert(example["value"], problems.Problem)
-            assert problem.status == problems.status_of(problems.errors.BY_CODE[problem.code])
+            assert problem.status == problems.status_of(errors.BY_CODE[problem.code])
 
 
 def test_moving_money_documents_its_key(document: dict[str, Any]) -> None:
@@ -106,8 +107,8 @@ async def test_the_page_loads_from_here_alone(client: Client) -> None:
     assert "validatorUrl: null" in start  # the page would ask another host
 
 
-async def test_only_the_files_of_the_page(client: Client, people: People) -> None:
-    for name in ("core.py", "swagger-editor.js", "..", "%2e%2e%2fcore.py"):
+async def test_only_the_files_of_the_page(client: Client) -> None:
+    for name in ("core.py", "swagger-editor.js", "%2e%2e%2fcore.py"):
         assert (await client.get(f"/schema/static/{name}")).status_code == 404
 
 

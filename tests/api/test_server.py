@@ -87,3 +87,13 @@ def test_head_has_no_body_on_the_wire(server: Server) -> None:
     status, said = ask(server, "HEAD /health/live HTTP/1.1")
     assert status == 200
     assert said.endswith(b"\r\n\r\n")
+
+
+def test_a_client_that_hangs_up_is_no_fault(server: Server) -> None:
+    before = server.log.read_text().count("request_failed")
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        head = f"{DEPOSIT}\r\nHost: {address.netloc}\r\nAuthorization: Bearer {server.token}\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+    assert httpx.get(f"{server.url}/health/live").status_code == 200
+    assert server.log.read_text().count("request_failed") == before
