@@ -5,6 +5,7 @@ Order, the later wins: defaults, `stores.toml` (written by the embedded stores: 
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,7 +156,7 @@ def _convert(values: dict[str, Any]) -> Settings:
         try:
             values[field.name] = msgspec.convert(values[field.name], field.type, strict=False)
         except msgspec.ValidationError as cause:
-            shown = "(hidden)" if field.name.endswith("_url") else values[field.name]
+            shown = _without_password(str(values[field.name])) if field.name.endswith("_url") else values[field.name]
             raise errors.BadSetting(setting=PREFIX + field.name.upper(), value=shown, allowed=_allowed(field.name)) from cause
     return Settings(**values)
 
@@ -176,25 +177,30 @@ def _check_together(settings: Settings) -> None:
             allowed="127.0.0.1, or any address with tls_cert and tls_key, with trusted_proxies, or with insecure = true",
         )
     for name in STORE_FIELDS:
-        _check_url(
-            name, getattr(settings, name), ("postgresql", "postgres") if "database" in name else ("redis", "rediss", "valkey", "valkeys")
-        )
+        if "database" in name:
+            _check_url(name, getattr(settings, name), ("postgresql", "postgres"))
+        else:
+            _check_url(name, getattr(settings, name), ("redis", "rediss", "valkey", "valkeys"), needs_port=True)
     _check_url("smtp_url", settings.smtp_url, ("smtp", "smtps"))
     _check_url("public_url", settings.public_url, ("http", "https"))
 
 
-def _check_url(name: str, value: str, schemes: tuple[str, ...]) -> None:
+def _check_url(name: str, value: str, schemes: tuple[str, ...], *, needs_port: bool = False) -> None:
     if not value:
         return
     try:
         parts = urlsplit(value)
-        well_formed = parts.scheme in schemes and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        well_formed = parts.scheme in schemes and bool(parts.hostname) and (parts.port is not None or not needs_port)
     except ValueError:
         well_formed = False
     if not well_formed:
-        raise errors.BadSetting(
-            setting=PREFIX + name.upper(), value="(hidden)", allowed=" or ".join(f"{scheme}://host[:port][/name]" for scheme in schemes)
-        )
+        port = ":port" if needs_port else "[:port]"
+        allowed = " or ".join(f"{scheme}://host{port}[/name]" for scheme in schemes)
+        raise errors.BadSetting(setting=PREFIX + name.upper(), value=_without_password(value), allowed=allowed)
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^@]*@", "//(hidden)@", url)
 
 
 def _known_names() -> frozenset[str]:

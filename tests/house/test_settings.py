@@ -1,0 +1,68 @@
+"""Settings: where they come from, and that a wrong one stops the start with its name, its value and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from piggybank import errors, settings
+
+STORES = {
+    "PIGGYBANK_DATABASE_URL": "postgresql://app:secret@db/piggybank",
+    "PIGGYBANK_OWNER_DATABASE_URL": "postgresql://owner:secret@db:5432/piggybank",
+    "PIGGYBANK_CACHE_URL": "redis://:secret@cache:6379/0",
+    "PIGGYBANK_QUEUE_URL": "valkey://queue:6380",
+}
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_the_stores(tmp_path: Path) -> None:
+    (tmp_path / "stores.toml").write_text('cache_url = "redis://generated:1"\nqueue_url = "redis://generated:2"\n')
+    (tmp_path / "piggybank.toml").write_text('port = 9000\nsign_up = "open"\nqueue_url = "redis://mine:2"\n')
+    loaded = settings.load(tmp_path, {"PIGGYBANK_PORT": "9001", "PIGGYBANK_TRUSTED_PROXIES": "10.0.0.0/8, ::1", "HOME": "/"})
+    assert (loaded.port, loaded.sign_up, loaded.cache_url, loaded.queue_url) == (9001, "open", "redis://generated:1", "redis://mine:2")
+    assert loaded.trusted_proxies == ["10.0.0.0/8", "::1"]
+    assert loaded.data_dir == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("environment", "setting", "value", "allowed"),
+    [
+        ({"PIGGYBANK_PROT": "1"}, "PIGGYBANK_PROT", "1", "PIGGYBANK_PORT"),
+        ({"PIGGYBANK_port": "1"}, "PIGGYBANK_port", "1", "PIGGYBANK_PORT"),
+        ({"PIGGYBANK_PORT": "0"}, "PIGGYBANK_PORT", "0", "1 to 65535"),
+        ({"PIGGYBANK_PORT": "80.5"}, "PIGGYBANK_PORT", "80.5", "1 to 65535"),
+        ({"PIGGYBANK_SIGN_UP": "maybe"}, "PIGGYBANK_SIGN_UP", "maybe", "closed | invite | open"),
+        ({"PIGGYBANK_INSECURE": "perhaps"}, "PIGGYBANK_INSECURE", "perhaps", "true or false"),
+        ({"PIGGYBANK_RATE_USER_PER_MINUTE": "-1"}, "PIGGYBANK_RATE_USER_PER_MINUTE", "-1", "0 or more"),
+        ({"PIGGYBANK_LISTEN": "0.0.0.0"}, "PIGGYBANK_LISTEN", "0.0.0.0", "insecure"),
+        ({"PIGGYBANK_TLS_CERT": "/nowhere.pem"}, "PIGGYBANK_TLS_CERT", "/nowhere.pem", "both"),
+        ({"PIGGYBANK_PUBLIC_URL": "bank.example"}, "PIGGYBANK_PUBLIC_URL", "bank.example", "https://"),
+        ({"PIGGYBANK_CACHE_URL": "redis://u:hunter2@cache"}, "PIGGYBANK_CACHE_URL", "redis://(hidden)@cache", "redis://host:port"),
+        ({"PIGGYBANK_DATABASE_URL": "mysql://u:hunter2@db"}, "PIGGYBANK_DATABASE_URL", "mysql://(hidden)@db", "postgresql://"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, environment: dict[str, str], setting: str, value: str, allowed: str) -> None:
+    with pytest.raises(errors.BadSetting) as caught:
+        settings.load(tmp_path, environment)
+    said = caught.value.details
+    assert (said["setting"], str(said["value"])) == (setting, value)
+    assert allowed in said["allowed"]
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["prot = 1", "data_dir = '/elsewhere'", "port = [", "[section]\nport = 1", "port = '80x'"])
+def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "piggybank.toml").write_text(text)
+    with pytest.raises(errors.BadSetting):
+        settings.load(tmp_path, {})
+
+
+def test_external_stores_are_given_all_or_none(tmp_path: Path) -> None:
+    assert not settings.operator_chose_stores(tmp_path, {})
+    assert settings.operator_chose_stores(tmp_path, STORES)
+    for left_out in STORES:
+        with pytest.raises(errors.BadSetting, match=left_out.removeprefix("PIGGYBANK_").lower()):
+            settings.operator_chose_stores(tmp_path, {name: url for name, url in STORES.items() if name != left_out})
+
+
+def test_a_test_runs_own_variable_is_no_setting(tmp_path: Path) -> None:
+    assert settings.load(tmp_path, {"PIGGYBANK_REQUIRE": "all"}).port == 8080
