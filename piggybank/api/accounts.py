@@ -10,7 +10,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from piggybank import errors
 from piggybank.api import problems
-from piggybank.api.fields import CurrencyCode, ExternalId, Metadata, Name
+from piggybank.api.fields import EXTERNAL_ID_MAX_CHARACTERS, CurrencyCode, ExternalId, Metadata, Name
 from piggybank.api.submissions import actor, answered, balance_of, only_user
 from piggybank.cache import Cache
 from piggybank.db.engines import Database
@@ -22,6 +22,9 @@ from piggybank.wallet import accounts, pages
 from piggybank.wallet.accounts import Account
 
 Limit = Annotated[int, Parameter(ge=1, le=pages.LIMIT_MAX, description="Items a page.")]
+ExternalIdFilter = Annotated[
+    str | None, Parameter(min_length=1, max_length=EXTERNAL_ID_MAX_CHARACTERS, description="The account that you know by this id.")
+]
 MinVersion = Annotated[int, Parameter(ge=0, description="Never answer from an older version of the account than this.")]
 
 
@@ -80,7 +83,7 @@ async def list_accounts(
     principal: Principal,
     db: Database,
     user_id: UUID | None = None,
-    external_id: ExternalId | None = None,
+    external_id: ExternalIdFilter = None,
     cursor: str | None = None,
     limit: Limit = pages.LIMIT_DEFAULT,
 ) -> AccountPage:
@@ -134,6 +137,8 @@ async def get_balance(
 ) -> Response[Balance | BalanceAt | None]:
     """Now: from the cache, at least as new as `min_version`. With `at`: the posted balance just before that moment."""
     if at is not None:
+        if at.tzinfo is None:
+            raise problems.invalid("at", "needs an offset, like 2026-01-31T12:00:00Z", "malformed")
         return Response(await balances.read_at(db, account_id, at, only_user=only_user(principal)))
     found = await balances.read(db, cache, account_id, only_user=only_user(principal), min_version=min_version)
     etag = f'"{found.version}"'

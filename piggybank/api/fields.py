@@ -28,7 +28,13 @@ Amount = Annotated[
     ),
 ]
 CurrencyCode = Annotated[
-    str, Meta(pattern="^[A-Z]{3}$", description="ISO 4217 code; GET /v1/currencies lists those enabled here.", examples=["USD"])
+    str,
+    Meta(
+        pattern="^[A-Z]{3}$",
+        max_length=3,  # `$` would let a line feed follow
+        description="ISO 4217 code; GET /v1/currencies lists those enabled here.",
+        examples=["USD"],
+    ),
 ]
 Reference = Annotated[
     str,

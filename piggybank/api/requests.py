@@ -5,10 +5,12 @@ access line. `TypedRequest` decodes a body once, straight into the handler's typ
 ("5" for 5, 1.0 for 1), and money takes no such thing.
 """
 
+import asyncio
 import json
 import re
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 from uuid import uuid4
@@ -22,6 +24,8 @@ from piggybank import errors, telemetry
 from piggybank.api import problems
 
 BODY_MAX_BYTES = 1_048_576
+DRAIN_MAX_BYTES = 67_108_864  # of a body that is too large, before its answer
+DRAIN_MAX_S = 5
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 HEALTH = "/health/"
 
@@ -62,6 +66,8 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status == 413:
+                    await _drain(receive)
                 message["headers"] = self._dressed(message["headers"], scope, request_id)
             elif method == "HEAD" and message["type"] == "http.response.body":
                 message["body"] = b""
@@ -90,6 +96,18 @@ class Door:
             limit, left, reset_s = rate
             answer += [(b"ratelimit-limit", b"%d" % limit), (b"ratelimit-remaining", b"%d" % left), (b"ratelimit-reset", b"%d" % reset_s)]
         return answer
+
+
+async def _drain(receive: Receive) -> None:
+    """Take in a body that nobody reads: a client that still sends when the connection ends does not see the answer."""
+    taken = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_MAX_S):
+            while taken < DRAIN_MAX_BYTES:
+                message = await receive()
+                taken += len(message.get("body", b""))  # type: ignore[arg-type]
+                if not message.get("more_body"):
+                    return
 
 
 def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
