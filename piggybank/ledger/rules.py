@@ -227,7 +227,10 @@ def _funds(account: Account, amount: int) -> None:
 
 
 def _room(account: Account, amount: int, system_account: SystemAccount) -> None:
-    if abs(account.balance + amount) > money.MAX_BALANCE or abs(getattr(account, system_account) - amount) > MAX_SYSTEM_COLUMN:
+    after = account.balance + amount
+    # what a settlement took beyond the limit may still come down
+    beyond = abs(after) > money.MAX_BALANCE and abs(after) > abs(account.balance)
+    if beyond or abs(getattr(account, system_account) - amount) > MAX_SYSTEM_COLUMN:
         raise errors.BalanceLimit(limit=money.MAX_BALANCE, currency=account.currency)
 
 

@@ -17,10 +17,12 @@ FROM transactions
 WHERE id = :id AND bucket = :bucket
 """)
 
+# The leg that took first, so that of two reasons to refuse always the same is named.
 _LEGS = text("""
 SELECT id, account_id, kind, system_account, amount, transfer_id
 FROM transactions
 WHERE transfer_id = :transfer_id AND id >= :low AND id < :high
+ORDER BY amount
 """)
 
 
