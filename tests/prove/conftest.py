@@ -82,10 +82,12 @@ def _in_background() -> Iterator[Callable[[Coroutine[Any, Any, _T]], _T]]:
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, name="background loop")
     thread.start()
-    yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(SUBMIT_TIMEOUT_S)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    try:
+        yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(SUBMIT_TIMEOUT_S)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def sign_in(settings: Settings, role: str) -> Person:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, multiple, precondition, rule, run_state_machine_as_test
 
 from piggybank.ledger import SYSTEM, Submission, commands
+from piggybank.money import MAX_AMOUNT
 from piggybank.settings import Settings
 from tests.conftest import Server
 from tests.prove import model
@@ -22,7 +23,6 @@ CURRENCIES = ("EUR", "USD")
 MAX_ACCOUNTS = 5
 PAGE = 7  # rows: small, so that there are several pages
 NEVER = 987_654  # minor units that no other request moves: a body that a key was never used with
-NEAR_LIMIT = model.MAX_BALANCE - 10_000
 
 # boundaries are where the mistakes are: all of it, and one cent more
 amounts = st.one_of(st.integers(1, 300), st.sampled_from(["all", "one too many"]), st.just(9_999))
@@ -31,10 +31,10 @@ nth = st.integers(0, 9)  # counted from the newest
 
 
 def meant(amount: int | str, account: Account) -> int:
-    """A number for what was drawn: at least 1."""
+    """A number for what was drawn: at least 1, and no more than one movement may have."""
     if isinstance(amount, int):
         return amount
-    return max(1, account.available + (amount == "one too many"))
+    return min(max(1, account.available + (amount == "one too many")), MAX_AMOUNT)
 
 
 class Wallet(RuleBasedStateMachine):
@@ -157,17 +157,17 @@ class Wallet(RuleBasedStateMachine):
     @rule(account=accounts, beyond=st.integers(0, 5))
     def chargeback_after_withdrawal(self, account: Account, beyond: int) -> None:
         """What was paid in is taken back when it has been paid out."""
-        if account.balance > 0 and account.status == "active" and not account.owed and account.available:
-            number = account.available
+        if account.available > 0:
+            number = meant("all", account)
             body = {"amount": number, "method": "direct"}
             self._move(account, f"/v1/accounts/{account.id}/withdrawals", body, 201, partial(model.withdraw, account, number))
             self._settle(account, "chargeback", number + beyond)
 
-    @rule(account=accounts, sign=st.sampled_from([1, -1]))
-    def near_the_limit(self, account: Account, sign: int) -> None:
+    @rule(account=accounts, sign=st.sampled_from([1, -1]), beyond=st.sampled_from([-9_999, -100, 0, 100]))
+    def near_the_limit(self, account: Account, sign: int, beyond: int) -> None:
         """There is no other way to reach it with movements of at most 10^12."""
-        if abs(account.balance) < NEAR_LIMIT // 2:
-            self._settle(account, "adjustment", sign * NEAR_LIMIT)
+        if abs(account.balance) < model.MAX_BALANCE // 2:
+            self._settle(account, "adjustment", sign * (model.MAX_BALANCE + beyond))
 
     @precondition(lambda self: self.settled)
     @rule(n=nth)

@@ -77,4 +77,5 @@ def lasting(answer: Any) -> Any:
 
 def assert_shows(answer: dict[str, Any], expected: dict[str, object]) -> None:
     """Every expected field is there with that value."""
-    assert {name: answer[name] for name in expected} == expected
+    wrong = {name: (answer[name], value) for name, value in expected.items() if answer[name] != value}
+    assert not wrong, f"field: (answered, expected): {wrong}"
