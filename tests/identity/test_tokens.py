@@ -79,7 +79,9 @@ async def test_only_the_hash_is_stored(db: Database, tokens: Tokens, make_user: 
 
 
 @pytest.mark.parametrize(
-    "token", ["", "x", "pbs_", "pbs_" + "a" * 42, "pbl_" + "a" * 43, "pbs_" + "é" * 43, new_token("pbs_"), new_token("pbk_")]
+    "token",
+    ["", "x", "pbs_", "pbs_" + "a" * 42, "pbl_" + "a" * 43, "pbs_" + "é" * 43, new_token("pbs_"), new_token("pbk_")],
+    ids=["empty", "letter", "prefix", "short", "link", "letters", "unknown-session", "unknown-key"],  # xdist: the same in every process
 )
 async def test_what_is_no_token_is_refused(tokens: Tokens, token: str) -> None:
     assert await refused(tokens, token)
