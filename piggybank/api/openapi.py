@@ -81,6 +81,7 @@ _PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>piggybank API</title>
+<link rel="icon" href="data:,">
 <link rel="stylesheet" href="schema/static/swagger-ui.css?{version}">
 </head>
 <body>
