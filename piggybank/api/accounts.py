@@ -1,6 +1,5 @@
 """Accounts: open, find, rename; the balance; freeze, unfreeze, close."""
 
-from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,6 +10,7 @@ from msgspec import UNSET, Struct, UnsetType
 from piggybank import errors
 from piggybank.api import problems
 from piggybank.api.fields import EXTERNAL_ID_MAX_CHARACTERS, CurrencyCode, ExternalId, Metadata, Name
+from piggybank.api.moments import At, moment
 from piggybank.api.submissions import actor, answered, balance_of, only_user
 from piggybank.cache import Cache
 from piggybank.db.engines import Database
@@ -132,14 +132,13 @@ async def get_balance(
     db: Database,
     cache: Cache,
     request: Request[Any, Any, Any],
-    at: datetime | None = None,
+    at: At = None,
     min_version: MinVersion = 0,
 ) -> Response[Balance | BalanceAt | None]:
     """Now: from the cache, at least as new as `min_version`. With `at`: the posted balance just before that moment."""
-    if at is not None:
-        if at.tzinfo is None:
-            raise problems.invalid("at", "needs an offset, like 2026-01-31T12:00:00Z", "malformed")
-        return Response(await balances.read_at(db, account_id, at, only_user=only_user(principal)))
+    then = moment("at", at)
+    if then is not None:
+        return Response(await balances.read_at(db, account_id, then, only_user=only_user(principal)))
     found = await balances.read(db, cache, account_id, only_user=only_user(principal), min_version=min_version)
     etag = f'"{found.version}"'
     if request.headers.get("if-none-match") == etag:

@@ -1,17 +1,15 @@
 """What was posted: an account's transactions, one of them, the legs of a transfer."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-import msgspec
 from litestar import get
 from litestar.params import QueryParameter
 from msgspec import Struct
 
-from piggybank.api import problems
 from piggybank.api.accounts import Limit, MinVersion
 from piggybank.api.fields import REFERENCE_MAX_CHARACTERS
+from piggybank.api.moments import From, To, moment
 from piggybank.api.submissions import only_user
 from piggybank.cache import Cache
 from piggybank.db.engines import Database
@@ -20,31 +18,8 @@ from piggybank.wallet import history, pages
 from piggybank.wallet.history import Filter, Transaction, TransactionPage
 
 CURSOR_MAX_CHARACTERS = 128
-MOMENT_MAX_CHARACTERS = 64
-DATE_CHARACTERS = len("2026-01-31T")
-EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
 Cursor = Annotated[str | None, QueryParameter(max_length=CURSOR_MAX_CHARACTERS, description="`next_cursor` of the page before.")]
-# read below, not by the framework, whose errors would name the handler's argument instead of the parameter
-From = Annotated[
-    str | None,
-    QueryParameter(
-        name="from",
-        max_length=MOMENT_MAX_CHARACTERS,
-        format="date-time",
-        description="Only what was made at or after this moment (RFC 3339, with its offset).",
-    ),
-]
-To = Annotated[
-    str | None,
-    QueryParameter(
-        name="to",
-        max_length=MOMENT_MAX_CHARACTERS,
-        format="date-time",
-        description="Only what was made before this moment (RFC 3339, with its offset).",
-    ),
-]
 Kind = Literal[
     "deposit",
     "withdrawal",
@@ -109,21 +84,6 @@ async def get_transfer(transfer_id: UUID, principal: Principal, db: Database) ->
     """Both sides of it; of somebody else's account nothing is shown."""
     async with db.read() as read:
         return TransferLegs(id=transfer_id, legs=await history.legs(read, transfer_id, only_user=only_user(principal)))
-
-
-def moment(name: str, sent: str | None) -> datetime | None:
-    """A moment in UTC, when it says where on Earth it is meant; what is before all ids or after them comes to the same."""
-    if sent is None:
-        return None
-    # a `+` that was not escaped arrives as a space
-    text = sent[:DATE_CHARACTERS] + sent[DATE_CHARACTERS:].replace(" ", "+")
-    try:
-        found = msgspec.convert(text, datetime)
-    except msgspec.ValidationError:
-        found = None
-    if found is None or found.tzinfo is None:
-        raise problems.invalid(name, "is not a time with its offset, like 2026-01-31T12:00:00Z", "malformed")
-    return min(max(found, EARLIEST), LATEST).astimezone(UTC)
 
 
 routes = [list_transactions, get_transaction, get_transfer]

@@ -21,6 +21,7 @@ from litestar.openapi.spec import Components, OpenAPI, SecurityScheme, Server, T
 import piggybank
 from piggybank import errors
 from piggybank.api import guards, problems, requests
+from piggybank.ledger.idempotency import MAX_KEY_LENGTH
 
 YEAR_S = 31_536_000
 SCHEMA_CACHE = "public, max-age=300, s-maxage=3600"
@@ -243,12 +244,14 @@ def _header(name: str) -> dict[str, str]:
 
 def _complete(name: str, operation: dict[str, Any], access: guards.Access) -> None:
     """Security, statuses and headers of one operation."""
-    takes_key = any(parameter.get("name") == "Idempotency-Key" for parameter in operation.get("parameters", ()))
+    keys = [parameter for parameter in operation.get("parameters", ()) if parameter["name"] == "Idempotency-Key"]
+    for key in keys:
+        key["schema"] = {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH, "pattern": "^[!-~]+$"}
     answers: dict[str, Any] = operation["responses"]
     answers.pop("400", None)  # the framework's own idea of an error
     for answer in answers.values():
         answer.setdefault("headers", {})["Request-Id"] = _header("Request-Id")
-        if takes_key:
+        if keys:
             answer["headers"]["Idempotency-Replayed"] = _header("Idempotency-Replayed")
         if access.limit != "none":
             for header in ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"):

@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from piggybank import reports
 from piggybank.api import problems
-from piggybank.api.history import From, To, moment
+from piggybank.api.moments import From, To, moment
 from piggybank.db.engines import Database
 from piggybank.identity.tokens import Principal
 from piggybank.reports import By, PeriodSum
