@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,12 @@ class Bank:
             return pool.submit(CliRunner().invoke, main, [*words, "--data-dir", str(self.data_dir)], env=self.environment).result()
 
     def pids(self) -> dict[str, int]:
-        """Of all that run, by their records."""
-        return {path.stem: int(json.loads(path.read_text())["pid"]) for path in (self.data_dir / "run").glob("*.json")}
+        """Of all that run, by their records; one that is being replaced just now is left out."""
+        found = {}
+        for path in (self.data_dir / "run").glob("*.json"):
+            with suppress(FileNotFoundError):
+                found[path.stem] = int(json.loads(path.read_text())["pid"])
+        return found
 
     def kill(self, name: str) -> int:
         """kill -9; the pid that was."""

@@ -15,7 +15,7 @@ INSTALL = ROOT / "installer" / "install.sh"
 def install(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("PIGGYBANK_")}
     return subprocess.run(
-        [INSTALL, *flags], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env={**own, **environment}, timeout=120
+        [INSTALL, *flags], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env={**own, **environment}, timeout=400
     )
 
 
