@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+INSTALL_TIMEOUT_S = 900
 INSTALL = ROOT / "installer" / "install.sh"
 
 
