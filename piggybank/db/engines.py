@@ -50,6 +50,7 @@ class Database:
                 max_overflow=POOL_OVERFLOW,
                 pool_timeout=POOL_WAIT_S,
                 pool_pre_ping=True,
+                hide_parameters=True,  # an error that is logged says which statement, not whose address
                 json_serializer=lambda value: msgspec.json.encode(value).decode(),
                 json_deserializer=msgspec.json.decode,
                 connect_args={"timeout": CONNECT_TIMEOUT_S},

@@ -29,7 +29,7 @@ async def create(write: Write, *, name: str, scopes: Sequence[str], actor: str, 
     unknown = sorted(set(scopes) - SCOPES.keys())
     if unknown or not scopes:
         said = f"unknown: {', '.join(unknown)}" if unknown else "at least one is needed"
-        raise errors.InvalidRequest(detail=f"scopes: {said}; allowed: {', '.join(SCOPES)}")
+        raise errors.InvalidRequest(field="scopes", message=f"{said}; allowed: {', '.join(SCOPES)}")
     token = new_token(API_KEY_PREFIX)
     key = ApiKey(
         id=ids.new_id(0),

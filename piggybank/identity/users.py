@@ -46,7 +46,7 @@ def normalised(email: str) -> str:
     """One spelling of an address; raises `errors.InvalidRequest`."""
     plain = email.strip().lower()
     if len(plain) > EMAIL_MAX_CHARACTERS or not _EMAIL.fullmatch(plain):
-        raise errors.InvalidRequest(detail="email: not an address like name@example.com")
+        raise errors.InvalidRequest(field="email", message="is not an address like name@example.com")
     return plain
 
 
@@ -75,9 +75,9 @@ async def create(db: Database, newcomer: Newcomer, *, role: str, actor: str) -> 
     Raises `errors.EmailTaken`, `errors.ExternalIdTaken`, `errors.WeakPassword`.
     """
     if newcomer.email is None and newcomer.external_id is None:
-        raise errors.InvalidRequest(detail="email: send email or external_id, or both")
+        raise errors.InvalidRequest(field="email", message="is required, or external_id, or both")
     if newcomer.email is None and newcomer.password is not None:
-        raise errors.InvalidRequest(detail="password: only together with an email")
+        raise errors.InvalidRequest(field="password", message="goes only together with an email")
     user = await _prepared(newcomer, role)
     async with db.write() as write:
         await _insert(write, user)
