@@ -207,7 +207,23 @@ def document(schema: dict[str, Any]) -> dict[str, Any]:
         for method in _METHODS:
             if method in item:
                 _complete(f"{method.upper()} {path}", item[method], guards.ROUTES[f"{method.upper()} {path}"])
+    bodies = [item[method].get("requestBody") for item in schema["paths"].values() for method in _METHODS if method in item]
+    for name in _names_in(bodies, schemas):
+        schemas[name]["additionalProperties"] = False  # as every request struct forbids unknown fields
     return schema
+
+
+def _names_in(part: Any, schemas: dict[str, Any]) -> set[str]:
+    """The schemas that a part of the document refers to, and those that they refer to."""
+    if isinstance(part, list):
+        return {name for one in part for name in _names_in(one, schemas)}
+    if not isinstance(part, dict):
+        return set()
+    names = _names_in(list(part.values()), schemas)
+    if isinstance(reference := part.get("$ref"), str):
+        name = reference.rpartition("/")[2]
+        names |= {name} | _names_in(schemas[name], schemas)
+    return names
 
 
 _HEADERS: dict[str, Any] = {

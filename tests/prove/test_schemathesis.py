@@ -22,7 +22,6 @@ CHECKS = (
     "response_headers_conformance",
     "unsupported_method",
     "allow_header_conformance",
-    "negative_data_rejection",
 )
 PHASES = "examples,coverage,fuzzing,stateful"
 EXAMPLES = 2  # an operation, beside those of the coverage phase
