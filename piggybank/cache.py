@@ -4,7 +4,7 @@ A value is stored as `<version>:<payload>`. Who commits writes through (`write`)
 misses takes a lease and fills under it (`fill`): the write-through of somebody else removes the lease, so a slow reader cannot
 put an older value back. A tombstone is a version that nothing exceeds. Keys carry the installation's epoch (new at failover and
 restore), so a cache from another past is never read. When the cache is away every call says "miss" at once and nothing fails:
-slower, and right; what a failed write-through leaves behind is mended from the outbox.
+slower, and right; what a failed write-through leaves behind is forgotten by the sweep of the outbox.
 """
 
 import asyncio
@@ -135,9 +135,25 @@ class Cache:
             return False
         return True
 
-    async def bury(self, kind: str, key: str, ttl_s: int) -> bool:
-        """Put a tombstone that no fill replaces: a logout, a revoked key."""
-        return await self.write(kind, [Entry(key, TOMBSTONE, b"")], ttl_s)
+    async def bury(self, kind: str, keys: Sequence[str], ttl_s: int) -> bool:
+        """Put tombstones that no fill replaces: a logout, a revoked key. False when the cache is away."""
+        return await self.write(kind, [Entry(key, TOMBSTONE, b"") for key in keys], ttl_s)
+
+    async def forget(self, kind: str, keys: Sequence[str]) -> bool:
+        """Drop values and leases: the next read fills them anew, and no read that began before can. False when the cache is away.
+
+        This is how a missed write-through is mended: a value from the past, put into a cache that was emptied meanwhile, would
+        have nothing there to be older than.
+        """
+        if not self._usable():
+            return False
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await self._redis.delete(*(name for key in keys for name in self._keys(kind, key)))
+        except _AWAY:
+            self._rest()
+            return False
+        return True
 
     async def ping(self) -> bool:
         """True when the cache answers."""

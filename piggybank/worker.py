@@ -64,12 +64,16 @@ async def running_worker(work: Work, queue: Queue) -> AsyncIterator[None]:
     """The worker at work beside the block; it lets running jobs finish when the block ends."""
     _quieten_saq()
     worker = _JobWorker(work, queue)
-    sweep = _Sweep(work)
-    tasks = [asyncio.create_task(_for_ever(worker.start), name="worker"), asyncio.create_task(sweep.run(), name="outbox sweep")]
+    rounds = [_Rounds(work, jobs.outbox.sweep), _Rounds(work, jobs.outbox.send_mails)]
+    tasks = [
+        asyncio.create_task(_for_ever(worker.start), name="worker"),
+        *(asyncio.create_task(each.run(), name=each.name) for each in rounds),
+    ]
     try:
         yield
     finally:
-        sweep.stopping.set()
+        for each in rounds:
+            each.stopping.set()
         await worker.stop()
         _, late = await asyncio.wait(tasks, timeout=DRAIN_S)
         for task in late:
@@ -89,11 +93,13 @@ async def _for_ever(start: Callable[[], Awaitable[None]]) -> None:
             pause_s = min(2 * pause_s, RESTART_PAUSE_LONGEST_S)
 
 
-class _Sweep:
-    """Sweep the outbox every second, whatever happens to the stores."""
+class _Rounds:
+    """Do a part of the outbox every second, whatever happens to the stores."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, part: Callable[[Work], Awaitable[int]]) -> None:
         self._work = work
+        self._part = part
+        self.name = f"outbox {part.__name__}"
         self._failing = ""
         self.stopping = asyncio.Event()
 
@@ -107,20 +113,20 @@ class _Sweep:
         try:
             async with asyncio.timeout(jobs.SWEEP_TIMEOUT_S):
                 await _know_epoch(self._work)
-                await jobs.outbox.sweep(self._work)
+                await self._part(self._work)
         except (errors.DatabaseUnavailable, TimeoutError) as cause:
             self._tell(type(cause).__name__)
         except Exception:
-            _log.exception("job_failed", job="sweep_outbox")
+            _log.exception("job_failed", job=self.name)
         else:
             self._tell("")
 
     def _tell(self, failing: str) -> None:
         """Once when it begins and once when it ends, not every second."""
         if failing and failing != self._failing:
-            _log.warning("outbox_sweep_waits", because=failing)
+            _log.warning("outbox_waits", part=self.name, because=failing)
         elif self._failing and not failing:
-            _log.info("outbox_sweep_goes_on")
+            _log.info("outbox_goes_on", part=self.name)
         self._failing = failing
 
 

@@ -18,7 +18,7 @@ import msgspec
 from sqlalchemy import text
 
 from piggybank import errors, ids
-from piggybank.cache import SESSION_TTL_S, TOMBSTONE, Cache, Entry
+from piggybank.cache import SESSION_TTL_S, Cache, Entry
 from piggybank.db.engines import Database, Write
 
 SESSION_PREFIX = "pbs_"
@@ -118,7 +118,7 @@ class Tokens:
             self._remembered.pop(key, None)
         if keys:
             # False when the cache is away: then the outbox row of `tell_revoked` stays and is repeated
-            await self._cache.write(_KIND, [Entry(key, TOMBSTONE, b"") for key in keys], SESSION_TTL_S)
+            await self._cache.bury(_KIND, keys, SESSION_TTL_S)
 
     def _remember(self, key: str, asked_at: float, known: _Known) -> None:
         while len(self._remembered) >= REMEMBERED_MAX:

@@ -1,34 +1,34 @@
 """Do what outbox rows ask for: mend the cache after a failed write-through, repeat a tombstone, send a mail.
 
 The ledger writes through and deletes its rows by itself, and a logout writes its tombstone; a row that is older than a second
-has failed, or its process has died. The cache takes a value by its version, so these effects are done first and their rows
-deleted afterwards: twice is harmless, and nothing waits for a lease. A mail is claimed first, since people would see it twice
-(see db/outbox.py). While the cache is away its rows stay as they are.
+has failed, or its process has died. What it names is forgotten by the cache, so the next read fills it from the database: an old
+balance must not be written into a cache that lost the newer one. These effects are done first and their rows deleted afterwards:
+twice is harmless, and nothing waits for a lease. A mail is claimed first, since people would see it twice (see db/outbox.py).
+While the cache is away its rows stay as they are.
 
-A row is dropped when it has outlived what it could mend: a value that it could replace was put into the cache at most moments
-after the row and has expired by itself, and what a sweep writes is given only the rest of its row's time. So a long outage leaves
+A row is dropped when it has outlived what it could mend: the value from before it has expired by itself. So a long outage leaves
 little to catch up with, and the table stays small during it. A reset mail is dropped when its link has expired.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from typing import NamedTuple
+from uuid import UUID
 
 import msgspec
 import structlog
 from msgspec import Struct
 
-from piggybank import cache, errors, ids
-from piggybank.cache import TOMBSTONE, Entry
+from piggybank import errors
+from piggybank.cache import BALANCE_TTL_S, SESSION_TTL_S, Cache
 from piggybank.db import outbox
 from piggybank.db.outbox import Row
 from piggybank.identity import links, mail
 from piggybank.jobs.work import Work
 
 OLDER_THAN_S = 1.0
-SLICE_ROWS = 100
+SLICE_ROWS = 500
 SLICES_MAX = 100  # of one sweep and topic; the next sweep begins a second later
-WRITE_ENTRIES = 256  # values in one call of the cache
+KEYS_AT_ONCE = 512  # keys in one call of the cache
 FAILED_PAUSE_S = 5.0  # doubled with every attempt
 FAILED_PAUSE_LONGEST_S = 3_600.0
 
@@ -37,11 +37,6 @@ MAIL_LEASE_S = 120.0  # longer than sending a slice of mails takes
 MAILS = 10  # a slice
 
 _log = structlog.get_logger()
-
-
-class _Balance(Struct, frozen=True):
-    account_id: str
-    version: int
 
 
 class _Revoked(Struct, frozen=True):
@@ -53,16 +48,20 @@ class _Reset(Struct, frozen=True):
     link: str
 
 
-def _balances(payload: str) -> list[Entry]:
-    entries = []
-    for raw in msgspec.json.decode(payload, type=list[msgspec.Raw]):
-        balance = msgspec.json.decode(raw, type=_Balance)
-        entries.append(Entry(balance.account_id, balance.version, bytes(raw)))
-    return entries
+def _accounts(payload: str) -> list[str]:
+    return [str(account_id) for account_id in msgspec.json.decode(payload, type=list[UUID])]
 
 
-def _tombstones(payload: str) -> list[Entry]:
-    return [Entry(msgspec.json.decode(payload, type=_Revoked).key, TOMBSTONE, b"")]
+async def _forget(cache: Cache, kind: str, keys: Sequence[str]) -> bool:
+    return await cache.forget(kind, keys)
+
+
+def _token(payload: str) -> list[str]:
+    return [msgspec.json.decode(payload, type=_Revoked).key]
+
+
+async def _bury(cache: Cache, kind: str, keys: Sequence[str]) -> bool:
+    return await cache.bury(kind, keys, SESSION_TTL_S)
 
 
 async def _send_reset(work: Work, payload: str) -> None:
@@ -71,11 +70,12 @@ async def _send_reset(work: Work, payload: str) -> None:
 
 
 class CacheTopic(NamedTuple):
-    """Which values a row of the topic puts into the cache."""
+    """Which values a row of the topic names, and what is to become of them; False when the cache is away."""
 
     kind: str
     ttl_s: int
-    entries: Callable[[str], list[Entry]]
+    keys: Callable[[str], list[str]]
+    mend: Callable[[Cache, str, Sequence[str]], Awaitable[bool]]
 
 
 class MailTopic(NamedTuple):
@@ -86,8 +86,8 @@ class MailTopic(NamedTuple):
 
 
 CACHE_TOPICS = {
-    "ledger.posted": CacheTopic("balance", cache.BALANCE_TTL_S, _balances),
-    "token.revoked": CacheTopic("token", cache.SESSION_TTL_S, _tombstones),
+    "ledger.posted": CacheTopic("balance", BALANCE_TTL_S, _accounts, _forget),
+    "token.revoked": CacheTopic("token", SESSION_TTL_S, _token, _bury),
 }
 MAIL_TOPICS = {
     "mail.reset": MailTopic(_send_reset, links.TTL_S["reset"]),
@@ -98,17 +98,21 @@ KEPT_S = {topic: row.ttl_s + DROP_MARGIN_S for topic, row in CACHE_TOPICS.items(
 
 
 async def sweep(work: Work) -> int:
-    """Everything that is due now, in slices; answers how many rows were dealt with."""
+    """Every row that the cache is due, in slices; answers how many were dealt with."""
     dealt_with = 0
     for topic in KEPT_S:
         dealt_with += await _drop_outlived(work, topic)
     if await work.cache.ping():
         for topic in CACHE_TOPICS:
             dealt_with += await _mend(work, topic)
-    if mail.can_send(work.settings):
-        for topic in MAIL_TOPICS:
-            dealt_with += await _send(work, topic)
     return dealt_with
+
+
+async def send_mails(work: Work) -> int:
+    """Apart from the sweep: a slow mail server is not to hold up the cache. Answers how many were sent."""
+    if not mail.can_send(work.settings):
+        return 0
+    return sum([await _send(work, topic) for topic in MAIL_TOPICS])
 
 
 async def _drop_outlived(work: Work, topic: str) -> int:
@@ -123,15 +127,15 @@ async def _drop_outlived(work: Work, topic: str) -> int:
 
 
 async def _mend(work: Work, topic: str) -> int:
-    """Write the values of the topic's rows through again; stops where the cache does."""
+    """Mend what the topic's rows name; stops where the cache does."""
     mended = 0
     for _ in range(SLICES_MAX):
         async with work.db.write() as write:  # on the primary: a replica may not have them yet
             rows = await outbox.due(write, topic, older_than_s=OLDER_THAN_S, limit=SLICE_ROWS)
         if not rows:
             break
-        entries, failed = _readable(rows, CACHE_TOPICS[topic])
-        if not await _written(work, CACHE_TOPICS[topic], entries, ids.time_of(rows[0].id)):
+        keys, failed = _readable(rows, CACHE_TOPICS[topic])
+        if not await _mended(work, CACHE_TOPICS[topic], keys):
             break
         async with work.db.write() as write:
             await outbox.delete(write, [row.id for row in rows if row not in failed])
@@ -143,33 +147,28 @@ async def _mend(work: Work, topic: str) -> int:
     return mended
 
 
-def _readable(rows: Sequence[Row], topic: CacheTopic) -> tuple[list[Entry], list[Row]]:
-    """The newest value for each key, and the rows that make no sense."""
-    newest: dict[str, Entry] = {}
+def _readable(rows: Sequence[Row], topic: CacheTopic) -> tuple[list[str], list[Row]]:
+    """The keys that the rows name, and the rows that make no sense."""
+    keys: set[str] = set()
     failed = []
     for row in rows:
         try:
-            entries = topic.entries(row.payload)
+            keys.update(topic.keys(row.payload))
         except msgspec.MsgspecError as cause:
             _tell(row, cause)
             failed.append(row)
-            continue
-        for entry in entries:
-            if entry.key not in newest or entry.version > newest[entry.key].version:
-                newest[entry.key] = entry
-    return list(newest.values()), failed
+    return list(keys), failed
 
 
-async def _written(work: Work, topic: CacheTopic, entries: Sequence[Entry], since: datetime) -> bool:
-    ttl_s = max(1, topic.ttl_s - int((datetime.now(UTC) - since).total_seconds()))
-    for first in range(0, len(entries), WRITE_ENTRIES):
-        if not await work.cache.write(topic.kind, entries[first : first + WRITE_ENTRIES], ttl_s):
+async def _mended(work: Work, topic: CacheTopic, keys: Sequence[str]) -> bool:
+    for first in range(0, len(keys), KEYS_AT_ONCE):
+        if not await topic.mend(work.cache, topic.kind, keys[first : first + KEYS_AT_ONCE]):
             return False
     return True
 
 
 async def _send(work: Work, topic: str) -> int:
-    """One slice a sweep: people's mails may wait for a second, and a slow mail server is not to hold up the cache."""
+    """One slice a round."""
     async with work.db.write() as write:
         rows = await outbox.claim(write, topic, older_than_s=0, limit=MAILS, lease_s=MAIL_LEASE_S)
     sent = 0

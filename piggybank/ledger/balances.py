@@ -111,8 +111,8 @@ def stored(row: _Row, now_ns: int) -> Stored:
 
 
 def news(changed: Sequence[Stored]) -> str:
-    """The payload of the outbox row that tells of these balances: a JSON list of what the cache keeps."""
-    return f"[{','.join(one.payload.decode() for one in changed)}]"
+    """The payload of the outbox row that tells of these balances: a JSON list of the accounts."""
+    return msgspec.json.encode([one.account_id for one in changed]).decode()
 
 
 _SELECT = text("""
@@ -144,7 +144,10 @@ async def read(db: Database, store: Cache, account_id: UUID, *, only_user: UUID 
         if row is None:
             raise errors.NotFound(account_id=str(account_id))
         balance = cached(row, time.time_ns())
-        await store.fill(KIND, found, Entry(str(account_id), balance.version, _encode(balance)), cache.BALANCE_TTL_S)
+        if found.payload is None:
+            await store.fill(KIND, found, Entry(str(account_id), balance.version, _encode(balance)), cache.BALANCE_TTL_S)
+        elif balance.version > found.version:  # what the cache has is out of date: nobody shall read it again
+            await store.forget(KIND, [str(account_id)])
     if only_user is not None and balance.user_id != only_user:
         raise errors.NotFound(account_id=str(account_id))
     return balance
