@@ -113,6 +113,26 @@ LIMIT 100
 """
 
 
+# Reports are sums of days that are over (installation.reports_through); an id begins with its milliseconds.
+_WRONG_REPORTS = """
+WITH dated AS (
+    SELECT account_id, kind, amount,
+           (to_timestamp(('x' || left(replace(id::text, '-', ''), 12))::bit(48)::bigint / 1000.0) AT TIME ZONE 'UTC')::date AS day
+    FROM transactions
+), derived AS (
+    SELECT account_id, day, kind, count(*) AS count, sum(amount) AS net
+    FROM dated
+    WHERE day <= (SELECT reports_through FROM installation)
+    GROUP BY account_id, day, kind
+)
+SELECT account_id, day, kind, r.count || ' rows, net ' || (r.credit - r.debit) AS stored, d.count || ' rows, net ' || d.net AS derived
+FROM derived d
+FULL JOIN reports r USING (account_id, day, kind)
+WHERE (r.count, r.credit - r.debit) IS DISTINCT FROM (d.count, d.net)
+LIMIT 100
+"""
+
+
 async def verify(owner_url: str) -> AsyncIterator[Progress]:
     """Check everything, slice by slice; the last progress has what concerns all accounts at once."""
     connection = await asyncpg.connect(owner_url)
@@ -152,6 +172,10 @@ async def _overall(connection: asyncpg.Connection) -> list[Finding]:
     ]
     found += [
         finding(row["account_id"], "transactions without an account", f"{row['rows']} rows") for row in await connection.fetch(_ORPHANS)
+    ]
+    found += [
+        finding(row["account_id"], f"the report of {row['day']}, {row['kind']}", row["derived"] or "nothing", row["stored"] or "nothing")
+        for row in await connection.fetch(_WRONG_REPORTS)
     ]
     found += [
         finding(row["account_id"], "a reversal without its effect", str(row["id"]))

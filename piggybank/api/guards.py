@@ -85,6 +85,7 @@ ROUTES: dict[str, Access] = {
     "GET /health/ready": PROBE,
     "GET /welcome": PUBLIC,
     "GET /welcome/{name}": PUBLIC,
+    "GET /": PUBLIC,
     "GET /schema": PUBLIC,
     "GET /schema/openapi.json": PUBLIC,
     "GET /schema/static/{name}": PUBLIC,

@@ -17,6 +17,7 @@ from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Components, OpenAPI, SecurityScheme, Server, Tag
+from litestar.response import Redirect
 
 import piggybank
 from piggybank import errors
@@ -129,6 +130,7 @@ _MEANING = {
     403: "Not allowed",
     404: "Not there, or not yours",
     405: "Another method",
+    408: "The body took too long to arrive",
     409: "Refused by a rule, or in conflict",
     413: f"More than {requests.BODY_MAX_BYTES} bytes",
     415: "Not JSON",
@@ -151,7 +153,13 @@ def routes(described: Callable[[], OpenAPI]) -> list[HTTPRouteHandler]:
     def schema(request: Request[Any, Any, Any]) -> Response[bytes]:
         return _cached(request, *made(), media_type="application/json", cache_control=SCHEMA_CACHE)
 
-    return [schema, page, static]
+    return [home, schema, page, static]
+
+
+@get("/", sync_to_thread=False, include_in_schema=False, status_code=307)
+def home() -> Redirect:
+    """Who opens the printed address in a browser finds something to read."""
+    return Redirect("schema", status_code=307)
 
 
 @get("/schema", sync_to_thread=False, include_in_schema=False)
@@ -297,7 +305,7 @@ def _statuses(name: str, operation: dict[str, Any], access: guards.Access) -> se
     if method == "POST":
         statuses |= {403, 422}
     if "requestBody" in operation:
-        statuses |= {413, 415}
+        statuses |= {408, 413, 415}
     return statuses
 
 

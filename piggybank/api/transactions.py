@@ -46,8 +46,8 @@ Method = Annotated[
 ]
 
 
-class Movement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every movement takes."""
+class Movement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What every movement takes. Defaults are left out of a fingerprint: a field that comes later changes no earlier key."""
 
     amount: Amount
     currency: CurrencyCode | None = None
@@ -71,7 +71,7 @@ class TransferRequest(Movement, frozen=True, kw_only=True, forbid_unknown_fields
     to_account: UUID
 
 
-class ReversalRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ReversalRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     reference: Reference | None = None
     description: Description | None = None
     metadata: Metadata | None = None
@@ -213,6 +213,8 @@ async def batch(
 ) -> BatchResponse:
     """Independent, not atomic: a status for each. Send the same body with the same key again to finish the rest."""
     header_key = checked_key(idempotency_key)
+    if not all(isinstance(command, TransferCommand) for command in data.commands):
+        _allow(principal, "direct")
     if len(header_key) + len(str(MAX_BATCH_COMMANDS)) > MAX_KEY_LENGTH:
         limit = MAX_KEY_LENGTH - len(str(MAX_BATCH_COMMANDS))
         raise problems.invalid("Idempotency-Key", f"takes {limit} characters in a batch: each command adds its index", "too_long")

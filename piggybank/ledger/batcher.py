@@ -22,6 +22,7 @@ from piggybank import cache, errors
 from piggybank.cache import Cache
 from piggybank.db.engines import Database
 from piggybank.ledger import balances, posting
+from piggybank.ledger.commands import accounts_of
 from piggybank.ledger.rules import Outcome, Submission
 
 MAX_BATCH = 256  # commands in one transaction
@@ -31,6 +32,8 @@ RETRY_FOR_S = 10  # then the outcome is unknown, or the database away
 RETRY_PAUSE_S = 0.1  # between tries while the database is away
 STUCK_AFTER_S = 30  # a batch that long means that the lane is dead
 WATCH_EVERY_S = 1
+BUSY_FOR_S = 2.0  # so long an account that somebody else held is not waited for again
+MAX_BUSY = 4_096  # such accounts that are remembered
 MAX_CLASHES = 3  # tries with keys read before the batch is split
 MAX_FORGOTTEN = 1_024  # outbox rows that one batch deletes
 
@@ -60,6 +63,7 @@ class Ledger:
         self._in_flight: list[_Waiting] = []
         self._in_flight_since = 0.0
         self._forget: deque[UUID] = deque(maxlen=MAX_FORGOTTEN)
+        self._busy: dict[UUID, float] = {}
         self.draining = False
 
     @property
@@ -127,7 +131,12 @@ class Ledger:
                 continue
             batch = self._take()
             self._in_flight, self._in_flight_since = batch, time.monotonic()
-            await self._post(batch, time.monotonic() + RETRY_FOR_S)
+            until = time.monotonic() + RETRY_FOR_S
+            free, busy = self._apart(batch)
+            if free:
+                await self._post(free, until)
+            if busy:
+                await self._post(busy, until, skip_locked=True)
             self._in_flight = []
 
     def _take(self) -> list[_Waiting]:
@@ -136,9 +145,22 @@ class Ledger:
         queue = self._bulk if self._bulk_turn else self._queue
         return [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
 
-    async def _post(self, batch: list[_Waiting], until: float) -> None:
+    def _apart(self, batch: list[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
+        """Those that name an account which somebody else held a moment ago wait for nobody, and nobody waits for them."""
+        if not self._busy:
+            return batch, []
+        now = time.monotonic()
+        self._busy = {account_id: until for account_id, until in self._busy.items() if until > now}
+        free: list[_Waiting] = []
+        busy: list[_Waiting] = []
+        for one in batch:
+            named = accounts_of(one.submission.command)
+            (busy if any(account_id in self._busy for account_id in named) else free).append(one)
+        return free, busy
+
+    async def _post(self, batch: list[_Waiting], until: float, *, skip_locked: bool = False) -> None:
         """Post a batch and see that everyone in it is answered, whatever happens."""
-        read_keys = skip_locked = maybe_committed = False
+        read_keys = maybe_committed = False
         clashes = 0
         while True:
             try:
@@ -192,6 +214,8 @@ class Ledger:
         )
         for _ in forget:
             self._forget.popleft()
+        if skip_locked:
+            self._busy |= dict.fromkeys(sorted(posted.busy)[: MAX_BUSY - len(self._busy)], time.monotonic() + BUSY_FOR_S)
         task = asyncio.create_task(self._answer(batch, posted))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)

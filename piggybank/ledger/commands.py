@@ -82,13 +82,14 @@ class Transfer(Command, frozen=True, kw_only=True):
 
 
 class Leg(Struct, frozen=True):
-    """A posted row that is to be reversed."""
+    """A posted row that is to be reversed; `method` is that of its payment. What a provider moved, only the provider moves back."""
 
     transaction_id: UUID
     account_id: UUID
     kind: str
     system_account: SystemAccount
     amount: int
+    method: str
 
 
 class Reverse(Command, frozen=True, kw_only=True):

@@ -43,13 +43,18 @@ class _Stored(Struct, frozen=True, array_like=True):
 
 Decision = Answer | errors.Error
 
+_canonical = msgspec.json.Encoder(order="sorted")
 _encoder = msgspec.msgpack.Encoder(uuid_format="bytes")
 _decoder = msgspec.msgpack.Decoder(_Stored)
 
 
 def fingerprint(route: str, body: Struct) -> bytes:
-    """16 bytes that tell one request from another: the route with its ids, and the decoded body."""
-    return blake2b(msgspec.json.encode((route, body)), digest_size=16).digest()
+    """16 bytes that tell one request from another: the route with its ids, and the decoded body.
+
+    In sorted order and (by the body's `omit_defaults`) without what was not sent, so that a retry is known again whatever order a
+    client writes, and after an upgrade that gave the body a new optional field.
+    """
+    return blake2b(_canonical.encode((route, body)), digest_size=16).digest()
 
 
 def stored(decision: Answer | errors.Refusal) -> bytes:

@@ -129,11 +129,14 @@ class OutcomeLost(Exception):
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """A committed batch: an outcome a submission, and the balances that changed, with the outbox row that tells of them."""
+    """A committed batch: an outcome a submission, the balances that changed with the outbox row that tells of them, and the
+    accounts that were locked by somebody else (with `skip_locked` only).
+    """
 
     outcomes: list[Outcome]
     changed: list[balances.Stored]
     outbox_id: UUID | None
+    busy: frozenset[UUID]
 
 
 async def connect(db: Database) -> asyncpg.Connection:
@@ -163,8 +166,8 @@ async def post(
     await transaction.start()
     stage = "lock"
     try:
-        book = Book(time.time_ns())
         rows = await connection.fetch(LOCK_FREE_ONES if skip_locked else LOCK, buckets, account_ids)
+        book = Book(time.time_ns())  # under the locks: per account, a later commit has a later time
         book.accounts = {row[0]: Account(*row) for row in rows}
         book.busy = frozenset(row[0] for row in existing) - book.accounts.keys()
         if read_keys:
@@ -189,7 +192,7 @@ async def post(
         await transaction.commit()
     except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError) as cause:
         raise OutcomeLost from cause
-    return Posted(outcomes, changed, outbox_id)
+    return Posted(outcomes, changed, outbox_id, book.busy)
 
 
 async def _read_keys(connection: asyncpg.Connection, book: Book, batch: Sequence[Submission]) -> None:
@@ -277,6 +280,8 @@ def _moment(now_ns: int) -> Any:
 
 def is_passing(cause: BaseException) -> bool:
     """True for what a retry of the batch may get over: conflicts, timeouts, shutdowns, a lost connection, a demoted primary."""
+    if isinstance(cause, ValueError):  # a value that asyncpg cannot encode is an InterfaceError too, and stays one
+        return False
     return isinstance(
         cause,
         OSError

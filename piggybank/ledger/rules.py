@@ -149,8 +149,8 @@ def _reverse(book: Book, account: Account, command: commands.Reverse) -> Outcome
         raise errors.AlreadyReversed(transaction_id=str(book.effects[effect]))
     sides = [(book.account(leg.account_id), leg) for leg in command.legs]
     for side, leg in sides:
-        if leg.kind not in REVERSIBLE:
-            raise errors.NotReversible(kind=leg.kind)
+        if leg.kind not in REVERSIBLE or leg.method != "direct":
+            raise errors.NotReversible(kind=leg.kind, method=leg.method)
         _open(side, None)
         if leg.amount > 0:
             _funds(side, leg.amount)
@@ -188,6 +188,8 @@ def _set_status(book: Book, account: Account, status: str) -> Outcome:
 def _close(book: Book, account: Account, _: commands.Close) -> Outcome:
     if account.status == "closed":
         return Outcome(book.answer(account))
+    if account.status == "frozen":
+        raise errors.AccountFrozen(account_id=str(account.id))
     if account.balance or account.held or account.owed or account.open_payments:
         raise errors.AccountNotEmpty(balance=account.balance, held=account.held, owed=account.owed, open_payments=account.open_payments)
     account.status = "closed"

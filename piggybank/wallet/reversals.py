@@ -1,6 +1,5 @@
 """Undo a posted transaction: what is to be reversed is looked up here (posted rows never change), decided in the ledger."""
 
-from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import text
@@ -9,19 +8,18 @@ from piggybank import errors, ids
 from piggybank.db.engines import Read
 from piggybank.ledger.commands import Leg, Reverse
 
-LEGS_WITHIN = timedelta(days=1)  # both legs of a transfer; their ids differ by clock skew at most. Prunes months.
-
 _NAMED = text("""
-SELECT id, account_id, kind, system_account, amount, transfer_id
-FROM transactions
-WHERE id = :id AND bucket = :bucket
+SELECT t.id, t.account_id, t.kind, t.system_account, t.amount, t.transfer_id, coalesce(p.method, 'direct') AS method
+FROM transactions t
+LEFT JOIN payments p ON p.bucket = t.bucket AND p.id = t.payment_id
+WHERE t.id = :id AND t.bucket = :bucket
 """)
 
 # The leg that took first, so that of two reasons to refuse always the same is named.
 _LEGS = text("""
-SELECT id, account_id, kind, system_account, amount, transfer_id
+SELECT id, account_id, kind, system_account, amount, transfer_id, 'direct' AS method
 FROM transactions
-WHERE transfer_id = :transfer_id AND id >= :low AND id < :high
+WHERE transfer_id = :transfer_id
 ORDER BY amount
 """)
 
@@ -35,15 +33,13 @@ async def reversal_of(
         raise errors.NotFound(transaction_id=str(transaction_id))
     rows = [named]
     if named.transfer_id is not None:
-        moment = ids.time_of(named.transfer_id)
-        bounds = {"low": ids.first_id_at(moment - LEGS_WITHIN), "high": ids.first_id_at(moment + LEGS_WITHIN)}
-        rows = list(await read.execute(_LEGS, {"transfer_id": named.transfer_id, **bounds}))
+        rows = list(await read.execute(_LEGS, {"transfer_id": named.transfer_id}))
         assert len(rows) == 2, "a transfer has two legs"
     return Reverse(
         account_id=named.account_id,
         transaction_id=transaction_id,
         transfer_id=named.transfer_id,
-        legs=tuple(Leg(row.id, row.account_id, row.kind, row.system_account, row.amount) for row in rows),
+        legs=tuple(Leg(row.id, row.account_id, row.kind, row.system_account, row.amount, row.method) for row in rows),
         reference=reference,
         description=description,
         metadata=metadata,

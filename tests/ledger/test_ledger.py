@@ -4,13 +4,15 @@ import asyncio
 from uuid import UUID, uuid4
 
 import asyncpg
+import msgspec
 import pytest
 
 from piggybank import errors, ids, money
+from piggybank.api.transactions import DepositRequest
 from piggybank.db.engines import Database
 from piggybank.ledger import SYSTEM, Actor, Ledger, Submission, commands
 from piggybank.ledger.commands import Command
-from piggybank.ledger.idempotency import Answer
+from piggybank.ledger.idempotency import Answer, fingerprint
 from piggybank.wallet.reversals import reversal_of
 from tests.ledger.conftest import Open
 
@@ -170,6 +172,8 @@ async def test_frozen_and_closed_accounts_take_settlements_only(ledger: Ledger, 
         assert isinstance(await ask(ledger, command), errors.AccountFrozen)
     settled = await done(ledger, commands.Settle(account_id=account, kind="chargeback", amount=10, source="test", effect=uuid4().hex), "")
     assert settled.balance == 0
+    assert isinstance(await ask(ledger, commands.Close(account_id=account), ""), errors.AccountFrozen)
+    await done(ledger, commands.Unfreeze(account_id=account), "")
     closed = await done(ledger, commands.Close(account_id=account), "")
     assert isinstance(await ask(ledger, commands.Deposit(account_id=account, amount=1)), errors.AccountClosed)
     assert isinstance(await ask(ledger, commands.Unfreeze(account_id=account), ""), errors.AccountClosed)
@@ -237,6 +241,45 @@ async def test_a_locked_account_is_answered_busy_and_holds_up_nobody_else(
     decisions = [outcome.decision if isinstance(outcome, tuple) else outcome for outcome in outcomes]
     assert isinstance(decisions[0], errors.AccountBusy)
     assert all(isinstance(decision, Answer) for decision in decisions[1:])
+
+
+async def test_after_one_timeout_a_locked_account_holds_up_nobody(ledger: Ledger, open_account: Open, sql: asyncpg.Connection) -> None:
+    locked, free = await open_account(), await open_account()
+    async with sql.transaction():
+        await sql.execute("SELECT FROM accounts WHERE id = $1 FOR UPDATE", locked)
+        assert isinstance(await ask(ledger, commands.Deposit(account_id=locked, amount=1)), errors.AccountBusy)
+        blocked = asyncio.create_task(ask(ledger, commands.Deposit(account_id=locked, amount=1)))
+        passing = asyncio.create_task(done(ledger, commands.Deposit(account_id=free, amount=1)))
+        first, _ = await asyncio.wait((blocked, passing), return_when=asyncio.FIRST_COMPLETED)
+        assert first == {passing}  # in a batch with the blocked one it would have waited as long
+        assert isinstance(await blocked, errors.AccountBusy)
+
+
+async def test_a_value_that_cannot_be_encoded_is_no_outage(ledger: Ledger, open_account: Open) -> None:
+    account = await open_account()
+    too_large = Submission(commands.Settle(account_id=account, kind="deposit", amount=2**70, source="test", effect="x"), SYSTEM)
+    outcomes = await ledger.submit_many([too_large, Submission(commands.Deposit(account_id=account, amount=1), SYSTEM, "k", b"x")])
+    assert isinstance(outcomes[0], errors.InternalError)
+    assert isinstance(outcomes[1], tuple)
+
+
+def test_a_fingerprint_is_for_ever() -> None:
+    # keys are kept for 90 days: what a body was known by must not change with a release
+    body = msgspec.json.decode(b'{"method":"direct","metadata":{"b":"2","a":"1"},"amount":5}', type=DepositRequest)
+    assert fingerprint("deposit x", body).hex() == "8e0abb0c64f054219e948dc1d52c8e80"
+    other_order = msgspec.json.decode(b'{"amount":5,"metadata":{"a":"1","b":"2"},"method":"direct"}', type=DepositRequest)
+    assert fingerprint("deposit x", other_order) == fingerprint("deposit x", body)
+
+
+async def test_what_a_provider_moved_is_not_reversed_here(
+    ledger: Ledger, open_account: Open, db: Database, sql: asyncpg.Connection
+) -> None:
+    account = await open_account(10)
+    held = await done(ledger, commands.Hold(account_id=account, amount=5))
+    assert held.payment_id is not None
+    await sql.execute("UPDATE payments SET method = 'revio' WHERE id = $1", held.payment_id)
+    completed = await done(ledger, commands.CompletePayment(account_id=account, payment_id=held.payment_id))
+    assert isinstance(await reverse(ledger, db, completed.transaction_id), errors.NotReversible)
 
 
 async def test_a_caller_who_hangs_up_cancels_nothing(ledger: Ledger, open_account: Open, sql: asyncpg.Connection) -> None:

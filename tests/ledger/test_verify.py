@@ -86,6 +86,25 @@ async def test_owed_cannot_be_wrong(fresh_settings: Settings) -> None:
         await sql.close()
 
 
+async def test_reports_are_derived_again(fresh_settings: Settings) -> None:
+    sql = await asyncpg.connect(fresh_settings.owner_database_url)
+    try:
+        await account_with_a_past(fresh_settings, sql)
+        await sql.execute("UPDATE installation SET reports_through = current_date + 1")  # says that today is built: it is not
+        assert any("deposit" in what for what in await findings(fresh_settings))
+        await sql.execute("""
+            INSERT INTO reports (account_id, day, kind, bucket, count, credit, debit)
+            SELECT account_id, (now() AT TIME ZONE 'UTC')::date, kind, bucket, count(*),
+                   coalesce(sum(amount) FILTER (WHERE amount > 0), 0), coalesce(-sum(amount) FILTER (WHERE amount < 0), 0)
+            FROM transactions GROUP BY account_id, kind, bucket
+        """)
+        assert await findings(fresh_settings) == set()
+        await sql.execute("UPDATE reports SET debit = debit + 1 WHERE kind = 'withdrawal'")
+        assert any("withdrawal" in what for what in await findings(fresh_settings))
+    finally:
+        await sql.close()
+
+
 async def test_a_torn_transfer_is_found(fresh_settings: Settings) -> None:
     sql = await asyncpg.connect(fresh_settings.owner_database_url)
     try:
