@@ -111,6 +111,7 @@ _EXAMPLES: dict[int, tuple[errors.Error, ...]] = {
     403: (errors.Forbidden(detail="The API key lacks a scope.", needs_scope="ledger:write"),),
     404: (errors.NotFound(),),
     405: (errors.MethodNotAllowed(),),
+    408: (errors.RequestTimeout(),),
     409: (
         errors.InsufficientFunds(available=400, requested=1250),
         errors.AccountFrozen(),

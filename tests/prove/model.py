@@ -192,6 +192,8 @@ def unfreeze(account: Account) -> Change:
 
 
 def close(account: Account) -> Change:
+    if account.status == "frozen":
+        raise Refused("account_frozen")
     if account.status != "closed" and (account.balance or account.held or any(one.status == "pending" for one in account.payments)):
         raise Refused("account_not_empty")
     if account.status != "closed":
