@@ -69,12 +69,33 @@ def _alone(options: Options) -> Iterator[None]:
     """One installer a folder at a time."""
     os.umask(0o022)  # the program must be readable by the system user
     options.data_dir.mkdir(parents=True, exist_ok=True)
-    with (options.data_dir / ".install.lock").open("w", encoding="utf-8") as lock:
+    _take_back(options)
+    with os.fdopen(os.open(options.data_dir / ".install.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as cause:
             raise Failed(f"another installer works on {options.data_dir}; wait until it ends") from cause
         yield
+
+
+def _take_back(options: Options) -> None:
+    """Earlier versions gave the folder to the system user, who could put other programs in the place of ours: root runs none of those."""
+    if os.geteuid() != 0 or options.data_dir.stat().st_uid != _system_uid():
+        return
+    os.chown(options.data_dir, 0, -1)
+    options.data_dir.chmod(0o750)
+    versions = options.data_dir / "versions"
+    inside = [] if versions.is_symlink() or not versions.is_dir() else list(versions.iterdir())
+    for path in (options.data_dir / "current", options.cli.parent, options.cli, versions, *inside):
+        if path.is_symlink() or path.exists():
+            program.remove_unless_ours(path)
+
+
+def _system_uid() -> int | None:
+    try:
+        return pwd.getpwnam(units.SYSTEM_USER).pw_uid
+    except KeyError:
+        return None
 
 
 def _prepare_folder(options: Options) -> None:

@@ -95,6 +95,16 @@ def remove_old(place: Path) -> None:
         shutil.rmtree(version, ignore_errors=True)
 
 
+def remove_unless_ours(path: Path) -> None:
+    """What root did not make goes, to be installed anew."""
+    if path.lstat().st_uid == 0:
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def _source_files() -> Iterator[Path]:
     for name in SOURCES:
         path = CHECKOUT / name

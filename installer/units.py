@@ -11,6 +11,7 @@ from installer.options import Options, default_data_dir
 
 PRIVILEGED_PORTS = 1_024
 SYSTEM_USER = "piggybank"
+CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_PTRACE")
 
 UNIT = """\
 # Written by installer/install.sh, which writes it again: put changes into a drop-in (systemctl edit {name}).
@@ -21,7 +22,7 @@ After=network-online.target
 
 [Service]
 Type=exec
-{user}ExecStart="{cli}" up
+ExecStart="{cli}" up
 # a stop that was asked for (piggybank down) ends with 0 and stays; everything else is started again
 Restart=on-failure
 RestartSec=2
@@ -37,7 +38,9 @@ NoNewPrivileges=yes
 WantedBy={wanted_by}
 """
 
-# What a system service can be kept from; a user's own systemd may not set these up.
+# What a system service can be kept from; a user's own systemd may not set these up. The supervisor is root, to drop the stores, the
+# web and the workers to the system user; of root's rights it keeps what that takes (SYS_PTRACE: to see who still works in a
+# database's folder), and for a port below 1024 the one that the web is given.
 HARDENING = """\
 ProtectSystem=strict
 ReadWritePaths="{data_dir}"
@@ -55,7 +58,6 @@ RestrictSUIDSGID=yes
 LockPersonality=yes
 SystemCallArchitectures=native
 CapabilityBoundingSet={capabilities}
-AmbientCapabilities={capabilities}
 """
 
 
@@ -70,13 +72,12 @@ def name(options: Options) -> str:
 def text(options: Options, *, as_root: bool) -> str:
     """The unit file."""
     data_dir = str(options.data_dir).replace("\\", "\\\\").replace("%", "%%")
-    capabilities = "CAP_NET_BIND_SERVICE" if options.port < PRIVILEGED_PORTS else ""
+    capabilities = (*CAPABILITIES, "CAP_NET_BIND_SERVICE") if options.port < PRIVILEGED_PORTS else CAPABILITIES
     return UNIT.format(
         name=name(options),
         shown_dir=data_dir,
-        user=f"User={SYSTEM_USER}\nGroup={SYSTEM_USER}\n" if as_root else "",
         cli=f"{data_dir}/bin/piggybank",
-        hardening=HARDENING.format(data_dir=data_dir, capabilities=capabilities) if as_root else "",
+        hardening=HARDENING.format(data_dir=data_dir, capabilities=" ".join(capabilities)) if as_root else "",
         wanted_by="multi-user.target" if as_root else "default.target",
     )
 

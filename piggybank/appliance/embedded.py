@@ -1,11 +1,13 @@
 """PostgreSQL 18 and two Valkeys in the data folder, on loopback, with no other software on the machine.
 
 <data>/stores/secrets.toml    passwords and ports, made once
-<data>/stores/postgres        the cluster          <data>/stores/cache, queue   the Valkeys
+<data>/stores/postgres        the cluster          <data>/stores/cache, queue   the Valkeys: these three are the system user's
 <data>/stores.toml            the four addresses, as settings
 <data>/run/<name>.json        who runs             <data>/logs/<name>.log
 """
 
+import os
+import pwd
 import shutil
 import signal
 import time
@@ -17,10 +19,10 @@ import psutil
 from redis import Redis
 from redis.exceptions import RedisError
 
-from piggybank import errors
+from piggybank import errors, settings
 from piggybank.appliance import binaries, processes, store_files, system_user
 from piggybank.appliance.processes import Program, Running
-from piggybank.appliance.system_user import SystemUser
+from piggybank.appliance.system_user import SystemUser, ours, shared
 
 START_TIMEOUT_S = 120  # crash recovery replays at most max_wal_size
 POSTGRES_STOP_TIMEOUT_S = 60
@@ -56,7 +58,9 @@ class Embedded:
     def prepare(self) -> None:
         """Folders, user, secrets, binaries, cluster and configuration; starts nothing."""
         self.user = prepare_folder(self.data_dir)
-        for folder in (self.dir, self.dir / "cache", self.dir / "queue"):
+        system_user.make_folder(self.dir, ours(self.user), shared(self.user, 0o750))
+        system_user.keep_file(self.dir / "secrets.toml", self.user, 0o600)
+        for folder in (self.dir / "cache", self.dir / "queue"):
             system_user.make_folder(folder, self.user)
         self.secrets = store_files.load_secrets(self.dir, self.user)
         self._bin = binaries.postgres(self.dir, self.user)
@@ -153,6 +157,7 @@ class Embedded:
             return
         making = self.dir / "postgres.new"
         shutil.rmtree(making, ignore_errors=True)
+        system_user.make_folder(making, self.user)
         password_file = self.dir / "initdb.password"
         processes.write_file(password_file, self.secrets.admin_password + "\n", 0o600, self.user)
         try:
@@ -198,8 +203,10 @@ class Embedded:
         cluster's folder, or the pid is simply dead, it stays.
         """
         cluster = self.dir / "postgres"
-        with suppress(FileNotFoundError, ValueError, IndexError):
-            pid = int((cluster / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
+        with suppress(FileNotFoundError, ValueError):
+            handle = system_user.open_file(cluster / "postmaster.pid", os.O_RDONLY)
+            with os.fdopen(handle, encoding="utf-8") as file:
+                pid = int(file.readline())
             if psutil.pid_exists(pid) and not processes.anybody_in(cluster):
                 (cluster / "postmaster.pid").unlink()
 
@@ -250,12 +257,18 @@ class Embedded:
 
 
 def prepare_folder(data_dir: Path) -> SystemUser | None:
-    """The data folder with `run` and `logs`, the system user's where there is one; raises `errors.CannotProceed`."""
+    """The data folder with `run` and `logs`; what an earlier version gave to the system user is taken back.
+
+    Raises `errors.CannotProceed`.
+    """
     try:
         user = system_user.chosen()
         _check_ours(data_dir)
-        for folder in (data_dir, data_dir / "logs", data_dir / "run"):
-            system_user.make_folder(folder, user)
+        _check_owner(data_dir, user)
+        for folder in (data_dir, data_dir / "logs", data_dir / "run"):  # the outermost first: then nothing is exchanged below it
+            system_user.make_folder(folder, ours(user), shared(user, 0o750))
+        for name in (settings.OPERATOR_FILE, settings.STORES_FILE):
+            system_user.keep_file(data_dir / name, user, 0o640)
         system_user.let_enter(data_dir / "logs", user)
     except PermissionError as cause:
         raise errors.CannotProceed(
@@ -270,8 +283,25 @@ def _check_ours(data_dir: Path) -> None:
         raise errors.CannotProceed(what=f"{data_dir} holds something else", do="choose an empty or a new folder: --data-dir")
 
 
+def _check_owner(data_dir: Path, user: SystemUser | None) -> None:
+    """Root does not take over what somebody runs as oneself: their database would not open for the system user."""
+    if user is None or not data_dir.is_dir() or not any(data_dir.iterdir()):
+        return
+    owner = data_dir.stat().st_uid
+    if owner not in (0, user.uid):
+        raise errors.CannotProceed(what=f"{data_dir} belongs to {_name_of(owner)}", do="run it as that user, or choose another: --data-dir")
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
 def _tail(log: Path) -> str:
     try:
-        return " / ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:])
-    except OSError:
+        with os.fdopen(system_user.open_file(log, os.O_RDONLY), encoding="utf-8", errors="replace") as file:
+            return " / ".join(file.read().splitlines()[-LOG_TAIL_LINES:])
+    except (OSError, errors.CannotProceed):
         return ""

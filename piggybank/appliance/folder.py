@@ -14,7 +14,6 @@ import psutil
 import piggybank
 from piggybank import errors
 from piggybank.appliance import processes
-from piggybank.appliance.system_user import SystemUser
 from piggybank.settings import Settings
 
 
@@ -56,7 +55,7 @@ class Lock:
         os.close(self._handle)
 
 
-def write_card(settings: Settings, state: str, user: SystemUser | None) -> None:
+def write_card(settings: Settings, state: str) -> None:
     """Say who we are."""
     me = psutil.Process()
     card = Card(
@@ -71,7 +70,7 @@ def write_card(settings: Settings, state: str, user: SystemUser | None) -> None:
         version=piggybank.__version__,
         state=state,
     )
-    processes.write_file(_card_path(settings.data_dir), json.dumps(msgspec.to_builtins(card)) + "\n", 0o644, user)
+    processes.write_file(_card_path(settings.data_dir), json.dumps(msgspec.to_builtins(card)) + "\n", 0o644)
 
 
 def read_card(data_dir: Path) -> Card | None:

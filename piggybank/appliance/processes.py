@@ -31,6 +31,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     run_dir: Path
     log: Path
     user: SystemUser | None = None
+    low_ports: bool = False  # may listen below 1024
     environment: Mapping[str, str] = {}
     mark: str = ""  # of what it was started with; another mark: it must be started again to see a change
     stop_signal: int = signal.SIGTERM
@@ -101,8 +102,7 @@ class _Child(subprocess.Popen[bytes]):
 
 def start(program: Program) -> Running:
     """Start it in a session of its own: a Ctrl-C at the terminal is the supervisor's to pass on."""
-    # NOFOLLOW: root must not be led out of the data folder by a link that the system user put there
-    log = os.open(program.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, LOG_MODE)
+    log = system_user.open_file(program.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, LOG_MODE)
     try:
         system_user.give(log, program.user, LOG_MODE)
         child = _Child(  # our own programs
@@ -114,13 +114,13 @@ def start(program: Program) -> Running:
             cwd="/",
             umask=0o077,
             env={**os.environ, **program.environment},
-            **system_user.as_user(program.user),
+            **system_user.as_user(program.user, low_ports=program.low_ports),
         )
     finally:
         os.close(log)
     process = psutil.Process(child.pid)
     record = {"pid": child.pid, "started": process.create_time(), "argv": list(program.argv), "mark": program.mark}
-    write_file(program.record, json.dumps(record) + "\n", user=program.user)
+    write_file(program.record, json.dumps(record) + "\n")  # ours: it says whom we may signal
     return Running(program, process, child)
 
 
@@ -167,7 +167,7 @@ def write_file(path: Path, text: str, mode: int = 0o600, user: SystemUser | None
     """Whole or not at all, and on the disk before it counts."""
     making = path.with_name(path.name + ".new")
     making.unlink(missing_ok=True)
-    handle = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    handle = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -15,7 +15,7 @@ import psutil
 
 from piggybank import settings
 from piggybank.appliance.processes import write_file
-from piggybank.appliance.system_user import SystemUser
+from piggybank.appliance.system_user import SystemUser, ours, shared
 
 OWNER_ROLE = "piggybank_owner"
 APPLICATION_ROLE = "piggybank_app"
@@ -81,14 +81,14 @@ def load_secrets(stores_dir: Path, user: SystemUser | None) -> Secrets:
 
 
 def save_secrets(stores_dir: Path, made: Secrets, user: SystemUser | None) -> None:
-    """Write them for the user alone; root and the supervisor read them, the web does not need to."""
-    write_file(stores_dir / "secrets.toml", _toml(msgspec.to_builtins(made)), 0o600, user)
+    """Write them for the supervisor alone: nothing that runs as the system user needs the administrator's password."""
+    write_file(stores_dir / "secrets.toml", _toml(msgspec.to_builtins(made)), 0o600, ours(user))
 
 
 def write_addresses(data_dir: Path, made: Secrets, user: SystemUser | None) -> None:
-    """`stores.toml`, which `settings.load` reads."""
+    """`stores.toml`, which `settings.load` reads, in the web, too."""
     heading = "# Written by `piggybank up`: the embedded stores. Put other addresses into piggybank.toml, not here.\n"
-    write_file(data_dir / settings.STORES_FILE, heading + _toml(made.addresses()), 0o600, user)
+    write_file(data_dir / settings.STORES_FILE, heading + _toml(made.addresses()), shared(user, 0o640), ours(user))
 
 
 def postgres_conf(port: int) -> str:

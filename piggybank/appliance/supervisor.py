@@ -172,7 +172,7 @@ class Supervisor:
                 _log.info("stopped", name=name, gently=gently)
 
     def _say(self, state: str) -> None:
-        folder.write_card(self.settings, state, self.user)
+        folder.write_card(self.settings, state)
 
     def _told_to_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()

@@ -3,18 +3,26 @@
 PostgreSQL refuses to run as root, and nothing that listens should. The user is made when it is missing; what it must read and
 cannot (binaries below somebody's 0700 home) is copied by `binaries.py`, and folders on the way to the data folder let this user
 alone pass by an access list.
+
+The owner of a folder may put anything in the place of what is in it. So what root executes, reads or trusts (the data folder
+itself, the program, the settings, who runs, the logs' folder) is root's, and the user's group may at most read it; the user owns
+what the stores write, and nothing that root opens there is followed to somewhere else.
 """
 
+import errno
 import os
 import pwd
 import shutil
+import stat
 import struct
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from piggybank import errors
+from piggybank.appliance import capabilities
 
 NAME = "piggybank"
 COMMAND_TIMEOUT_S = 120
@@ -54,12 +62,67 @@ def give(file: int | Path, user: SystemUser | None, mode: int) -> None:
     os.chmod(file, mode)  # noqa: PTH101 - a descriptor, or a path
 
 
+def ours(user: SystemUser | None) -> SystemUser | None:
+    """The owner of what root keeps for itself: root, with the user's group."""
+    return None if user is None else SystemUser("root", 0, user.gid)
+
+
+def shared(user: SystemUser | None, mode: int) -> int:
+    """`mode` for what is `ours`: the group's part counts only where that group is the system user's own."""
+    return mode & ~0o070 if user is None else mode
+
+
 def make_folder(path: Path, user: SystemUser | None, mode: int = 0o700) -> None:
-    """A folder of the user's; the folders above it are made open to enter."""
+    """A folder of the user's; the folders above it are made open to enter. Raises `errors.CannotProceed` at a planted link."""
     for above in reversed(path.parents):
         above.mkdir(mode=0o755, exist_ok=True)
     path.mkdir(exist_ok=True)
-    give(path, user, mode)
+    _refuse_link(path)
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        give(handle, user, mode)
+    finally:
+        os.close(handle)
+
+
+def keep_file(path: Path, user: SystemUser | None, mode: int) -> None:
+    """A file that is there becomes `ours`; a link that we made ourselves may lead elsewhere."""
+    if user is None or not path.exists() or path.is_symlink():
+        return _refuse_link(path)
+    handle = open_file(path, os.O_RDONLY)
+    try:
+        give(handle, ours(user), shared(user, mode))
+    finally:
+        os.close(handle)
+    return None
+
+
+def open_file(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Open a file in a folder that the system user may have had in its hands: no link, no pipe, no second name of another file.
+
+    Raises `errors.CannotProceed` when it is one.
+    """
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode)  # a pipe would wait for its other end
+    except OSError as cause:
+        if path.is_symlink() or cause.errno == errno.ENXIO:
+            raise _planted(path) from cause
+        raise
+    status = os.fstat(handle)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+        return handle
+    os.close(handle)
+    raise _planted(path)
+
+
+def _refuse_link(path: Path) -> None:
+    """An operator may move a folder elsewhere and leave a link; that link is then the operator's own."""
+    if path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid()):
+        raise _planted(path)
+
+
+def _planted(path: Path) -> errors.CannotProceed:
+    return errors.CannotProceed(what=f"{path} leads to somewhere else", do="look who put it there, and remove it")
 
 
 def can(user: SystemUser | None, *command: str) -> bool:
@@ -91,9 +154,13 @@ def run(
     return done
 
 
-def as_user(user: SystemUser | None) -> dict[str, Any]:
-    """The keywords of subprocess that drop to the user."""
-    return {} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": [user.gid]}
+def as_user(user: SystemUser | None, *, low_ports: bool = False) -> dict[str, Any]:
+    """The keywords of subprocess that drop to the user; with `low_ports` it may listen below 1024, and nothing else of root's."""
+    if user is None:
+        return {}
+    if low_ports and sys.platform == "linux":
+        return {"preexec_fn": lambda: capabilities.become(user.uid, user.gid, capabilities.NET_BIND_SERVICE)}
+    return {"user": user.uid, "group": user.gid, "extra_groups": [user.gid]}
 
 
 def let_enter(path: Path, user: SystemUser | None) -> list[Path]:

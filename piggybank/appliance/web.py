@@ -26,6 +26,7 @@ from piggybank.settings import Settings
 WEB_STOP_TIMEOUT_S = 40  # more than the drain of `piggybank serve`
 WORKER_STOP_TIMEOUT_S = 30
 ASK_TIMEOUT_S = 2.0
+PRIVILEGED_PORTS = 1_024
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 
@@ -55,6 +56,7 @@ def programs(settings: Settings, user: SystemUser | None) -> list[Program]:
             run_dir=data_dir / "run",
             log=data_dir / "logs" / f"{name}.log",
             user=user,
+            low_ports=name.startswith("web-") and settings.port < PRIVILEGED_PORTS,
             environment=environment(data_dir),
             mark=mark,
             stop_timeout_s=WEB_STOP_TIMEOUT_S if name.startswith("web-") else WORKER_STOP_TIMEOUT_S,

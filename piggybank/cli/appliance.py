@@ -16,7 +16,7 @@ from rich.table import Table
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import folder, overview, supervisor, web
+from piggybank.appliance import folder, overview, processes, supervisor, system_user, web
 from piggybank.appliance.embedded import prepare_folder
 from piggybank.settings import Settings
 
@@ -196,8 +196,8 @@ def _up_detached(settings: Settings) -> None:
         changed = "" if card.url == settings.url else f"; the settings now say {settings.url}: piggybank down, then up"
         click.echo(f"already running: {card.url} (pid {card.pid}, since {card.since}, {settings.data_dir}){changed}")
         return
-    with log.open("ab") as output:
-        said_before = output.tell()
+    with os.fdopen(system_user.open_file(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, processes.LOG_MODE), "ab") as output:
+        said_before = output.seek(0, os.SEEK_END)
         child = subprocess.Popen(  # noqa: S603 - ourselves
             web.command(settings.data_dir, "up"),
             stdin=subprocess.DEVNULL,
@@ -230,7 +230,7 @@ def _is_up(settings: Settings) -> bool:
 
 
 def _tail(log: Path, start: int) -> str:
-    with log.open("rb") as file:
+    with os.fdopen(system_user.open_file(log, os.O_RDONLY), "rb") as file:
         file.seek(start)
         return file.read().decode(errors="replace")[-LOG_TAIL_CHARACTERS:]
 

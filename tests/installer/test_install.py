@@ -1,6 +1,7 @@
 """install.sh for real: into a folder, a deposit with what it printed, again, and with another port."""
 
 import json
+import os
 import subprocess
 import tempfile
 import urllib.request
@@ -48,6 +49,12 @@ def test_from_nothing_to_a_deposit_and_again(data_dir: Path) -> None:
     assert first.keys() == {"url", "data_dir", "cli", "operator_link"}
     assert first["data_dir"] == str(data_dir)
     assert first["operator_link"].startswith(first["url"])
+
+    if os.geteuid() == 0:  # root runs what the system user cannot exchange, and the web is the system user's
+        owners = {name: (data_dir / name).lstat().st_uid for name in (".", "bin", "bin/piggybank", "current", "versions", "piggybank.toml")}
+        assert set(owners.values()) == {0}, owners
+        web = json.loads((data_dir / "run" / "web-1.json").read_text(encoding="utf-8"))["pid"]
+        assert Path(f"/proc/{web}").owner() == "piggybank"
 
     made = subprocess.run([first["cli"], "apikeys", "create", "--scopes", SCOPES, "--json"], capture_output=True, text=True, check=True)
     token = json.loads(made.stdout)["token"]
