@@ -27,18 +27,26 @@ def rotate(folder: Path, max_bytes: int = LOG_MAX_BYTES) -> list[str]:
 
 
 def _rotate_one(path: Path) -> None:
+    making = path.with_name(f"{path.name}.new")
+    making.unlink(missing_ok=True)
+    status = path.stat()
+    copy = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640)
+    source = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        with os.fdopen(copy, "wb") as writer, os.fdopen(source, "r+b") as reader:
+            if os.geteuid() == 0:
+                os.fchown(writer.fileno(), status.st_uid, status.st_gid)
+            shutil.copyfileobj(reader, writer, 1024 * 1024)
+            writer.flush()
+            reader.truncate(0)
+    except OSError:  # a full disk must not push the older ones out, try by try
+        making.unlink(missing_ok=True)
+        raise
     for number in range(LOG_KEPT_FILES - 1, 0, -1):
         older = path.with_name(f"{path.name}.{number}")
         if older.exists():
             older.rename(path.with_name(f"{path.name}.{number + 1}"))
-    status = path.stat()
-    copy = os.open(path.with_name(f"{path.name}.1"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640)
-    source = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    with os.fdopen(copy, "wb") as writer, os.fdopen(source, "r+b") as reader:
-        if os.geteuid() == 0:
-            os.fchown(writer.fileno(), status.st_uid, status.st_gid)
-        shutil.copyfileobj(reader, writer, 1024 * 1024)
-        reader.truncate(0)
+    making.rename(path.with_name(f"{path.name}.1"))
 
 
 def note_crash(folder: Path, name: str, pid: int, exit_code: int | None) -> None:

@@ -89,7 +89,8 @@ class Running:
             if not self.wait(10):
                 self.signal(signal.SIGKILL)
                 self.wait(10)
-        self.program.record.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a record that stays is of a dead process
+            self.program.record.unlink()
         return gently
 
 
@@ -118,10 +119,14 @@ def start(program: Program) -> Running:
         )
     finally:
         os.close(log)
-    process = psutil.Process(child.pid)
-    record = {"pid": child.pid, "started": process.create_time(), "argv": list(program.argv), "mark": program.mark}
-    write_file(program.record, json.dumps(record) + "\n")  # ours: it says whom we may signal
-    return Running(program, process, child)
+    running = Running(program, psutil.Process(child.pid), child)
+    record = {"pid": child.pid, "started": running.since, "argv": list(program.argv), "mark": program.mark}
+    try:
+        write_file(program.record, json.dumps(record) + "\n")  # ours: it says whom we may signal
+    except OSError:  # without a record nobody would find it again
+        running.stop()
+        raise
+    return running
 
 
 def find(program: Program) -> Running | None:

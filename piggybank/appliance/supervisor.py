@@ -3,17 +3,23 @@
 Children outlive a supervisor that is killed; the next one adopts them, so neither a connection nor a cache is lost. What dies is
 started again, at once at first and then ever slower. The end is in order: the web drains, the workers finish, the Valkeys save,
 PostgreSQL writes its last checkpoint.
+
+A full disk ends none of that: what cannot be written now is tried again, and saying what happens never decides what happens.
 """
 
 import asyncio
 import signal
+import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any, Literal
 
 import asyncpg
 import msgspec
+import psutil
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
@@ -29,7 +35,15 @@ FIRST_PAUSE_S = 0.1  # before a dead child is started again
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0  # a child that lived that long starts again without a pause
 
+TROUBLE = (OSError, subprocess.SubprocessError, psutil.Error)  # no space, no memory, no process: it may pass
+
 _log = telemetry.logger("supervisor")
+
+
+def _tell(level: Literal["info", "warning", "error"], event: str, **details: Any) -> None:
+    """Log it, if the disk takes it."""
+    with suppress(OSError):
+        getattr(_log, level)(event, **details)
 
 
 class Pause:
@@ -61,6 +75,7 @@ class Supervisor:
         self.running: dict[str, Running] = {}
         self._pauses: dict[str, Pause] = {}
         self._down: set[str] = set()
+        self._said = ""  # the state on the card
         self._stop = threading.Event()
 
     def run(self) -> None:
@@ -69,30 +84,31 @@ class Supervisor:
         with folder.Lock(self.data_dir):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._told_to_stop)
-            self._say("starting")
+            folder.write_card(self.settings, "starting")
             try:
                 self._start()
                 self._say("running")
-                _log.info("running", url=self.settings.url, data_dir=str(self.data_dir))
+                _tell("info", "running", url=self.settings.url, data_dir=str(self.data_dir))
                 self._watch()
             finally:
                 self._say("stopping")
                 self._stop_all()
-                folder.remove_card(self.data_dir)
+                with suppress(OSError):
+                    folder.remove_card(self.data_dir)
 
     def _start(self) -> None:
         if not settings_file.operator_chose_stores(self.data_dir):
             self.stores = Embedded(self.data_dir)
             self.stores.start()
             for name, store in self.stores.running.items():
-                _log.info("adopted" if store.adopted else "started", name=name, pid=store.pid)
+                _tell("info", "adopted" if store.adopted else "started", name=name, pid=store.pid)
             self.settings = settings_file.load(self.data_dir)
         for revision in asyncio.run(bring_schema(self.settings)):
-            _log.info("migrated", revision=revision)
+            _tell("info", "migrated", revision=revision)
         runs_as = web.may_run_as(self.user, self.data_dir)
         if runs_as != self.user:
             why = f"user {system_user.NAME} cannot read the program"
-            _log.warning("web_runs_as_root", why=why, do="install it with installer/install.sh")
+            _tell("warning", "web_runs_as_root", why=why, do="install it with installer/install.sh")
         self.programs = web.programs(self.settings, runs_as)
         self._adopt()
         if not self.running:
@@ -104,7 +120,7 @@ class Supervisor:
         """Live web processes of a supervisor that was killed; those that were started with something else are replaced."""
         for program in web.beyond(self.settings, self.programs):
             if (found := processes.find(program)) is not None:
-                _log.info("stopping_unwanted", name=program.name, pid=found.pid)
+                _tell("info", "stopping_unwanted", name=program.name, pid=found.pid)
                 found.stop()
         for program in self.programs:
             found = processes.find(program)
@@ -112,19 +128,21 @@ class Supervisor:
                 continue
             if found.mark == program.mark:
                 self.running[program.name] = found
-                _log.info("adopted", name=program.name, pid=found.pid)
+                _tell("info", "adopted", name=program.name, pid=found.pid)
             else:
-                _log.info("replacing", name=program.name, pid=found.pid, why="the settings or the version changed")
+                _tell("info", "replacing", name=program.name, pid=found.pid, why="the settings or the version changed")
                 found.stop()
 
     def _ensure(self, program: Program) -> None:
         if program.name not in self.running:
             self.running[program.name] = processes.start(program)
-            _log.info("started", name=program.name, pid=self.running[program.name].pid)
+            _tell("info", "started", name=program.name, pid=self.running[program.name].pid)
 
     def _watch(self) -> None:
         rotated_at = 0.0
         while not self._stop.wait(LOOK_EVERY_S):
+            if self._said != "running":
+                self._say("running")
             if self.stores is not None:
                 for name in self.stores.programs:
                     self._look_after(name, self.stores.running[name])
@@ -142,23 +160,28 @@ class Supervisor:
         if name not in self._down:
             self._down.add(name)
             pause_s = pause.died(time.time() - known.since)
-            logs.note_crash(self.data_dir / "logs", name, known.pid, known.exit_code)
-            _log.error("died", name=name, pid=known.pid, exit_code=known.exit_code, again_in_s=round(pause_s, 1))
+            with suppress(OSError):
+                logs.note_crash(self.data_dir / "logs", name, known.pid, known.exit_code)
+            _tell("error", "died", name=name, pid=known.pid, exit_code=known.exit_code, again_in_s=round(pause_s, 1))
         if not pause.over:
             return
+        try:
+            if self.stores is not None and name in self.stores.programs:
+                fresh = self.stores.ensure(name)
+            else:
+                fresh = self.running[name] = processes.start(known.program)
+        except (*TROUBLE, errors.Error) as error:
+            _tell("error", "not_started", name=name, error=str(error), again_in_s=round(pause.died(0), 1))
+            return
         self._down.discard(name)
-        if self.stores is not None and name in self.stores.programs:
-            fresh = self.stores.ensure(name)
-        else:
-            fresh = self.running[name] = processes.start(known.program)
-        _log.info("started", name=name, pid=fresh.pid)
+        _tell("info", "started", name=name, pid=fresh.pid)
 
     def _rotate(self) -> None:
         try:
             for name in logs.rotate(self.data_dir / "logs"):
-                _log.info("rotated", log=name)
-        except OSError as error:  # a full disk must not end the supervisor
-            _log.warning("not_rotated", error=str(error))
+                _tell("info", "rotated", log=name)
+        except OSError as error:
+            _tell("warning", "not_rotated", error=str(error))
 
     def _stop_all(self) -> None:
         for kind in ("web-", "worker-"):
@@ -166,13 +189,17 @@ class Supervisor:
             for child in found:
                 child.signal(child.program.stop_signal)
             for child in found:
-                _log.info("stopped", name=child.program.name, pid=child.pid, gently=child.stop())
+                _tell("info", "stopped", name=child.program.name, pid=child.pid, gently=child.stop())
         if self.stores is not None:
             for name, gently in self.stores.stop().items():
-                _log.info("stopped", name=name, gently=gently)
+                _tell("info", "stopped", name=name, gently=gently)
 
     def _say(self, state: str) -> None:
-        folder.write_card(self.settings, state)
+        try:
+            folder.write_card(self.settings, state)
+            self._said = state
+        except TROUBLE as error:
+            _tell("warning", "card_not_written", state=state, error=str(error))
 
     def _told_to_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()
@@ -190,7 +217,7 @@ async def bring_schema(settings: Settings) -> list[str]:
     try:
         await migrate.limit_role(settings.owner_database_url, role)
     except asyncpg.InsufficientPrivilegeError:
-        _log.warning("role_not_limited", role=role, do="piggybank doctor prints the ALTER ROLE statements for a superuser")
+        _tell("warning", "role_not_limited", role=role, do="piggybank doctor prints the ALTER ROLE statements for a superuser")
     return applied
 
 

@@ -1,7 +1,10 @@
 """Rotation under a writer that keeps its file open, and the pauses between restarts."""
 
 import os
+import resource
 from pathlib import Path
+
+import pytest
 
 from piggybank.appliance import logs, supervisor
 
@@ -20,6 +23,24 @@ def test_a_log_rotates_under_its_writer(tmp_path: Path) -> None:
     kept = sorted(found.name for found in tmp_path.iterdir())
     assert kept == ["web-1.log", *(f"web-1.log.{number}" for number in range(1, logs.LOG_KEPT_FILES + 1))]
     assert f"round {logs.LOG_KEPT_FILES + 2}" in (tmp_path / "web-1.log.1").read_text()
+
+
+def test_a_copy_that_fails_costs_no_older_log(tmp_path: Path) -> None:
+    """As on a full disk, where it is tried again every ten seconds."""
+    path = tmp_path / "web-1.log"
+    for text in ("first", "second"):
+        path.write_text(text * 100)
+        assert logs.rotate(tmp_path, max_bytes=100) == ["web-1.log"]
+    path.write_text("third" * 100)
+    before, limits = {found.name: found.read_text() for found in tmp_path.iterdir()}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        for _ in range(logs.LOG_KEPT_FILES):
+            with pytest.raises(OSError, match="File too large"):
+                logs.rotate(tmp_path, max_bytes=100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {found.name: found.read_text() for found in tmp_path.iterdir()} == before
 
 
 def test_crashes_are_remembered_for_the_doctor(tmp_path: Path) -> None:

@@ -21,11 +21,13 @@ from click.testing import CliRunner, Result
 from piggybank.appliance import store_files
 from piggybank.cli import main
 from piggybank.settings import Settings
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, environment, require
 
 pytestmark = pytest.mark.xdist_group("appliance")  # one appliance for all of them
 
 WAIT_S = 60
+SMALL_DISK_MIB = 500
+MIB = 1024 * 1024
 
 
 class Bank:
@@ -137,6 +139,23 @@ def test_what_is_killed_is_started_again(bank: Bank, name: str) -> None:
     assert f'"name": "{name}"' in (bank.data_dir / "logs" / "crashes.log").read_text()
 
 
+def test_what_cannot_be_written_down_ends_nothing(bank: Bank) -> None:
+    """The crash log and the card cannot be written: still the dead are started again."""
+    supervisor = bank.pids()["supervisor"]
+    notes, card = bank.data_dir / "logs" / "crashes.log", bank.data_dir / "run" / "supervisor.json.new"
+    notes.rename(notes.with_suffix(".kept"))
+    notes.mkdir()
+    card.mkdir()
+    try:
+        was = bank.kill("cache")
+        wait_until(lambda: bank.pids().get("cache", was) != was)
+        assert bank.pids()["supervisor"] == supervisor
+    finally:
+        notes.rmdir()
+        notes.with_suffix(".kept").rename(notes)
+        card.rmdir()
+
+
 def test_a_killed_supervisors_children_are_adopted(bank: Bank) -> None:
     before = bank.pids()
     os.kill(before["supervisor"], signal.SIGKILL)
@@ -151,7 +170,10 @@ def test_a_killed_supervisors_children_are_adopted(bank: Bank) -> None:
 
 def test_down_stops_everything_and_up_finds_the_same_ports(bank: Bank) -> None:
     before, addresses = bank.pids(), bank.stores.addresses()
+    unwritable = bank.data_dir / "run" / "supervisor.json.new"
+    unwritable.mkdir()  # it cannot say that it stops; it stops
     stopped = bank.run("down")
+    unwritable.rmdir()
     assert stopped.returncode == 0, stopped.stderr
     assert "postgres" in stopped.stdout
     assert [name for name, pid in before.items() if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE] == []
@@ -168,6 +190,54 @@ def test_the_port_of_somebody_else_is_not_shared(bank: Bank, open_path: Path) ->
     assert started.returncode == 1
     assert "cannot listen on" in started.stderr
     assert [path.name for path in (other.data_dir / "run").glob("*.json")] == [], "nothing of it is left running"
+
+
+@pytest.fixture
+def small_disk(open_path: Path) -> Iterator[Path]:
+    """A file system that can be filled."""
+    place = open_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MIB}m,mode=755", "none", place], check=False, capture_output=True
+    )
+    require("mount", mounted.returncode == 0)
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """To the last byte."""
+    ballast = disk / "ballast"
+    with suppress(OSError), ballast.open("ab", buffering=0) as file:
+        for size in (MIB, 4096, 1):
+            with suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    return ballast
+
+
+def test_a_full_disk_ends_no_supervisor_and_leaves_no_orphan(small_disk: Path) -> None:
+    bank = Bank(small_disk / "bank", PIGGYBANK_PORT=str(store_files.free_ports(1)[0]))
+    try:
+        started = bank.run("up", "--detach")
+        assert started.returncode == 0, started.stderr
+        everything = bank.pids()
+        ballast = fill(small_disk)
+        bank.kill("web-1")
+        wait_until(lambda: "web-1" not in bank.pids())  # it was tried, and could not be written down
+        assert psutil.pid_exists(everything["supervisor"])
+        ballast.unlink()
+        wait_until(bank.is_ready)
+        everything = bank.pids()
+        assert {"supervisor", "web-1", "postgres"} <= everything.keys()
+        fill(small_disk)
+        bank.run("down")
+        assert [
+            name for name, pid in everything.items() if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        ] == []
+    finally:
+        (small_disk / "ballast").unlink(missing_ok=True)
+        bank.run("down")
 
 
 def test_external_stores_are_not_started(fresh_settings: Settings, open_path: Path) -> None:
