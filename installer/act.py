@@ -100,7 +100,7 @@ def _system_uid() -> int | None:
 
 def _prepare_folder(options: Options) -> None:
     """The installed program makes the system user and the folder's rights: it knows both."""
-    code = "import pathlib, sys; from piggybank.appliance.embedded import prepare_folder; prepare_folder(pathlib.Path(sys.argv[1]))"
+    code = "import pathlib, sys; from piggybank.appliance.data_folder import prepare_folder; prepare_folder(pathlib.Path(sys.argv[1]))"
     _run(str(options.data_dir / "current" / "venv" / "bin" / "python"), "-c", code, str(options.data_dir))
     for name in ("tls_cert", "tls_key"):
         path = options.settings.get(name)

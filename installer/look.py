@@ -32,6 +32,8 @@ ARCHITECTURES = ("x86_64", "aarch64", "arm64")
 RELEASED_AT_S = 1_795_000_000  # a clock before November 2026 is wrong
 STATUS_TIMEOUT_S = 30
 APT = "apt-get install -y"
+# each says that a folder is ours
+MARKS = (".piggybank", ".install.lock", "piggybank.toml", "stores.toml", "stores/secrets.toml", "run/supervisor.lock")
 
 
 @dataclass(frozen=True)
@@ -216,9 +218,10 @@ def _installation(options: Options) -> Finding:
     if not options.data_dir.is_dir() or not os.access(options.data_dir, os.R_OK | os.X_OK):
         return Finding("existing", "ok", "none in this folder")
     names = {entry.name for entry in options.data_dir.iterdir()}
-    if options.cli.exists():
+    marked = any((options.data_dir / mark).is_file() for mark in MARKS)
+    if options.cli.exists() and marked:
         return Finding("existing", "ok", "installed here before; it is brought up to this version, data and settings stay")
-    if names and not names & {"versions", "piggybank.toml", "stores.toml", ".install.lock"}:
+    if names and not marked:
         return Finding("existing", "stop", f"{options.data_dir} holds other things", "choose an empty folder or a new one")
     return Finding("existing", "ok", "none in this folder" if not names else "data without a program: it is kept, the program is added")
 

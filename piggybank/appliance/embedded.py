@@ -7,7 +7,6 @@
 """
 
 import os
-import pwd
 import shutil
 import signal
 import time
@@ -19,8 +18,9 @@ import psutil
 from redis import Redis
 from redis.exceptions import RedisError
 
-from piggybank import errors, settings
+from piggybank import errors
 from piggybank.appliance import binaries, processes, store_files, system_user
+from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.processes import Program, Running
 from piggybank.appliance.system_user import SystemUser, ours, shared
 
@@ -29,8 +29,6 @@ POSTGRES_STOP_TIMEOUT_S = 60
 VALKEY_STOP_TIMEOUT_S = 30
 POLL_S = 0.05
 LOG_TAIL_LINES = 5
-# what we or the installer put there
-OUR_ENTRIES = frozenset({"stores", "stores.toml", "piggybank.toml", "run", "logs", "versions", "current", ".install.lock"})
 
 
 class Embedded:
@@ -254,49 +252,6 @@ class Embedded:
         if name == "cache":
             return self.secrets.cache_password, self.secrets.cache_port
         return self.secrets.queue_password, self.secrets.queue_port
-
-
-def prepare_folder(data_dir: Path) -> SystemUser | None:
-    """The data folder with `run` and `logs`; what an earlier version gave to the system user is taken back.
-
-    Raises `errors.CannotProceed`.
-    """
-    try:
-        user = system_user.chosen()
-        _check_ours(data_dir)
-        _check_owner(data_dir, user)
-        for folder in (data_dir, data_dir / "logs", data_dir / "run"):  # the outermost first: then nothing is exchanged below it
-            system_user.make_folder(folder, ours(user), shared(user, 0o750))
-        for name in (settings.OPERATOR_FILE, settings.STORES_FILE):
-            system_user.keep_file(data_dir / name, user, 0o640)
-        system_user.let_enter(data_dir / "logs", user)
-    except PermissionError as cause:
-        raise errors.CannotProceed(
-            what=f"cannot write to {cause.filename}", do="run it as the user who owns that folder, or choose another: --data-dir"
-        ) from cause
-    return user
-
-
-def _check_ours(data_dir: Path) -> None:
-    """The folder becomes the system user's alone, so it must be ours or empty: not somebody's home, not /tmp."""
-    if data_dir.is_dir() and (entries := {path.name for path in data_dir.iterdir()}) and not entries & OUR_ENTRIES:
-        raise errors.CannotProceed(what=f"{data_dir} holds something else", do="choose an empty or a new folder: --data-dir")
-
-
-def _check_owner(data_dir: Path, user: SystemUser | None) -> None:
-    """Root does not take over what somebody runs as oneself: their database would not open for the system user."""
-    if user is None or not data_dir.is_dir() or not any(data_dir.iterdir()):
-        return
-    owner = data_dir.stat().st_uid
-    if owner not in (0, user.uid):
-        raise errors.CannotProceed(what=f"{data_dir} belongs to {_name_of(owner)}", do="run it as that user, or choose another: --data-dir")
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
 
 
 def _tail(log: Path) -> str:

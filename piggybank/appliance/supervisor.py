@@ -24,7 +24,8 @@ import psutil
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
 from piggybank.appliance import folder, logs, processes, system_user, web
-from piggybank.appliance.embedded import Embedded, prepare_folder
+from piggybank.appliance.data_folder import prepare_folder
+from piggybank.appliance.embedded import Embedded
 from piggybank.appliance.processes import Program, Running
 from piggybank.db import migrate
 from piggybank.settings import Settings

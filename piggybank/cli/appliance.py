@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,8 +15,7 @@ from rich.table import Table
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import folder, overview, processes, supervisor, system_user, web
-from piggybank.appliance.embedded import prepare_folder
+from piggybank.appliance import data_folder, folder, overview, processes, supervisor, system_user, web
 from piggybank.settings import Settings
 
 UP_TIMEOUT_S = 180  # the first start makes a database cluster
@@ -163,20 +161,20 @@ def uninstall(ctx: click.Context, purge: bool, yes_delete_everything: bool) -> N
     place = settings.data_dir
     if not place.is_dir():
         raise errors.CannotProceed(what=f"there is no installation in {place}", do="name its folder: --data-dir")
+    if purge and not data_folder.is_ours(place):
+        raise errors.CannotProceed(
+            what=f"{place} does not look like an installation; nothing was changed", do="name its folder: --data-dir"
+        )
     if purge and not yes_delete_everything:
         click.echo(f"This deletes {place}: every account, every movement, every key. It cannot be undone.")
         if click.prompt(f"Type the folder's name ({place.name}) to go on", default="", show_default=False) != place.name:
             raise errors.CannotProceed(what="the name was not typed; nothing was changed", do=f"the data is in {place}")
-    if purge and not (place / "stores").is_dir() and not (place / settings_file.OPERATOR_FILE).exists():
-        raise errors.CannotProceed(
-            what=f"{place} does not look like an installation; nothing was changed", do="name its folder: --data-dir"
-        )
     ctx.invoke(down)
     if settings_file.operator_chose_stores(place):
         click.echo("The database and the Valkeys are yours, elsewhere: they were not touched.")
     if purge:
-        shutil.rmtree(place)
-        click.echo(f"deleted {place}")
+        left = data_folder.purge(place)
+        click.echo(f"deleted what is piggybank's; left, because it is not: {', '.join(left)}" if left else f"deleted {place}")
     else:
         click.echo(f"The data stays in {place}; start again with: piggybank up --data-dir {place}")
         click.echo(f"To delete it: piggybank uninstall --purge --data-dir {place}")
@@ -189,7 +187,7 @@ def _settings(ctx: click.Context) -> Settings:
 
 def _up_detached(settings: Settings) -> None:
     """Start `up` in a session of its own, unless it runs, and wait until it answers."""
-    prepare_folder(settings.data_dir)
+    data_folder.prepare_folder(settings.data_dir)
     log = settings.data_dir / "logs" / "supervisor.log"
     if (card := folder.read_card(settings.data_dir)) is not None:
         _wait_up(settings, None, log, 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from piggybank.appliance import binaries, store_files, system_user
+from piggybank.appliance import binaries, data_folder, store_files, system_user
 from piggybank.appliance.embedded import Embedded
 from tests.conftest import ROOT, require
 
@@ -106,6 +106,8 @@ def test_an_ordinary_user_runs_them_as_oneself(open_path: Path) -> None:
     folder = open_path / "theirs"
     for made in (folder, folder / "stores"):
         system_user.make_folder(made, somebody)
+    (folder / data_folder.MARK).touch()
+    os.chown(folder / data_folder.MARK, somebody.uid, somebody.gid)
     system_user.let_enter(folder / "stores", somebody)
     binaries.postgres(folder / "stores", somebody)  # copied only where nobody could not run them
     binaries.valkey(folder / "stores", somebody)

@@ -12,7 +12,8 @@ from installer import act, units
 from installer.options import Options, parse
 from piggybank import errors
 from piggybank.appliance import processes, store_files, system_user
-from piggybank.appliance.embedded import Embedded, prepare_folder
+from piggybank.appliance.data_folder import prepare_folder
+from piggybank.appliance.embedded import Embedded
 from piggybank.appliance.processes import Program
 from piggybank.appliance.system_user import SystemUser
 from tests.conftest import require
@@ -62,7 +63,7 @@ def test_a_folder_of_the_old_layout_is_taken_back(old: Path, user: SystemUser) -
     assert not may(user, 'ln -s /etc "$0/x"', old / "logs")
 
 
-@pytest.mark.parametrize("planted", ["logs", "run", "stores", "stores/cache", "piggybank.toml", "stores/secrets.toml"])
+@pytest.mark.parametrize("planted", ["logs", "run", "stores", "stores/cache", "piggybank.toml", "stores/secrets.toml", ".piggybank"])
 def test_a_planted_link_gives_nothing_away(old: Path, user: SystemUser, open_path: Path, planted: str) -> None:
     victim = open_path / "victim"
     victim.mkdir(mode=0o700)
@@ -71,7 +72,7 @@ def test_a_planted_link_gives_nothing_away(old: Path, user: SystemUser, open_pat
     if path.is_dir():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)
         target = victim / "file"
         target.touch(0o600)
     path.symlink_to(target)

@@ -257,7 +257,10 @@ def test_external_stores_are_not_started(fresh_settings: Settings, open_path: Pa
 
 def test_uninstall_keeps_the_data_unless_told_twice(open_path: Path) -> None:
     bank = Bank(open_path / "old", PIGGYBANK_PORT=str(store_files.free_ports(1)[0]))
-    (bank.data_dir / "stores").mkdir(parents=True)
+    for name in ("stores", "logs", "run", "bin"):
+        (bank.data_dir / name).mkdir(parents=True)
+    for name in ("stores/secrets.toml", "bin/piggybank", ".install.lock", ".piggybank"):
+        (bank.data_dir / name).touch()
     assert bank.ask("uninstall").exit_code == 0
     assert bank.ask("uninstall", "--purge").exit_code == 1, "nobody typed the name"
     assert (bank.data_dir / "stores").is_dir()
@@ -265,10 +268,28 @@ def test_uninstall_keeps_the_data_unless_told_twice(open_path: Path) -> None:
     assert not bank.data_dir.exists()
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(open_path: Path) -> None:
+def test_purge_takes_only_what_is_ours(open_path: Path) -> None:
+    bank = Bank(open_path / "mixed", PIGGYBANK_PORT=str(store_files.free_ports(1)[0]))
+    kept = [bank.data_dir / "bin" / "backup.sh", bank.data_dir / "letters" / "1.txt"]
+    for path in (*kept, bank.data_dir / "stores" / "secrets.toml", bank.data_dir / "logs" / "web-1.log"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    said = bank.ask("uninstall", "--purge", "--yes-delete-everything")
+    assert said.exit_code == 0
+    assert sorted(path for path in bank.data_dir.rglob("*") if path.is_file()) == kept
+    assert all(str(bank.data_dir / name) in said.stdout for name in ("bin", "letters"))
+    again = bank.ask("uninstall", "--purge", "--yes-delete-everything")
+    assert again.exit_code == 1
+    assert "does not look like an installation" in again.stderr
+
+
+@pytest.mark.parametrize("held", ["letters.txt", "run", "logs", "current", "versions", "stores"])
+def test_a_folder_with_something_else_in_it_is_left_alone(open_path: Path, held: str) -> None:
+    """A name that we use, too, does not make it ours."""
     bank = Bank(open_path, PIGGYBANK_PORT=str(store_files.free_ports(1)[0]))
-    (open_path / "letters.txt").write_text("dear ..")
+    (open_path / held).mkdir()
+    (open_path / held / "dear.txt").touch()
     refused = bank.ask("up", "--detach")
     assert refused.exit_code == 1
     assert "holds something else" in refused.stderr
-    assert [path.name for path in open_path.iterdir()] == ["letters.txt"]
+    assert [path.name for path in open_path.iterdir()] == [held]

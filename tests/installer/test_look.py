@@ -99,8 +99,9 @@ def test_listening_beyond_loopback_needs_a_word(tmp_path: Path) -> None:
     assert install(*flags, PIGGYBANK_TRUSTED_PROXIES="10.0.0.1").returncode == 0
 
 
-def test_a_folder_of_something_else_stops_it(tmp_path: Path) -> None:
-    (tmp_path / "holiday.jpg").touch()
+@pytest.mark.parametrize("name", ["holiday.jpg", "versions", "logs"])
+def test_a_folder_of_something_else_stops_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
     done = install("--check", "--json", "--data-dir", str(tmp_path), "--port", str(a_free_port()))
     assert done.returncode == 2
     assert findings(done)["existing"]["level"] == "stop"

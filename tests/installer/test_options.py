@@ -5,11 +5,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from installer import units
+from installer import look, units
 from installer.act import _url
 from installer.options import DEFAULT_LISTEN, DEFAULT_PORT, SETTING_FLAGS, SETTINGS_FILE, Options, default_data_dir, parse
 from piggybank import settings
-from piggybank.appliance import system_user
+from piggybank.appliance import data_folder, system_user
 from piggybank.settings import Settings
 
 
@@ -25,6 +25,10 @@ def test_defaults_and_names_are_the_programs(monkeypatch: pytest.MonkeyPatch) ->
     assert default_data_dir() == settings.default_data_dir()
     monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
     assert default_data_dir() == settings.default_data_dir()
+
+
+def test_a_folder_is_ours_by_the_same_marks() -> None:
+    assert look.MARKS == data_folder.MARKS
 
 
 def test_the_units_user_is_the_programs() -> None:
