@@ -103,6 +103,11 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "piggybank"
 
 
+def configuration_dir() -> Path:
+    """Where an ordinary user's systemd looks, among others."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+
+
 def described() -> list[tuple[str, str, str, str]]:
     """Rows (environment variable, allowed, default, description) of the settings table in the README."""
     rows = []

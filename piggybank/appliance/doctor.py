@@ -249,7 +249,11 @@ async def _valkeys(settings: Settings) -> list[Check]:
     return list(
         await asyncio.gather(
             _valkey(
-                "cache", settings.cache_url, {"maxmemory-policy": ("allkeys-lru", "allkeys-lfu")}, "the cache must forget the least used"
+                "cache",
+                settings.cache_url,
+                {"maxmemory-policy": ("allkeys-lru", "allkeys-lfu"), "save": ("",), "appendonly": ("no",)},
+                # a file that it loads after a crash is older than the crash
+                "the cache must forget the least used, and all when it ends: old balances and ended sessions would come back",
             ),
             _valkey(
                 "queue", settings.queue_url, {"maxmemory-policy": ("noeviction",), "appendonly": ("yes",)}, "the queue must keep its jobs"
@@ -274,6 +278,10 @@ async def _valkey(name: str, url: str, wanted: dict[str, tuple[str, ...]], why: 
         return Check(name, "broken", f"does not answer: {error}", "piggybank status; money is right without it, only slower")
     wrong = {key: have.get(key) for key, allowed in wanted.items() if have.get(key) not in allowed}
     if wrong:
-        do = "; ".join(f"CONFIG SET {key} {wanted[key][0]}" for key in wrong)
+        do = "; ".join(f"CONFIG SET {key} {_quoted(wanted[key][0])}" for key in wrong)
         return Check(name, "warning", f"{why}: {', '.join(f'{key} = {value}' for key, value in wrong.items())}", do)
-    return Check(name, "ok", f"answers; {', '.join(f'{key} = {have[key]}' for key in wanted)}")
+    return Check(name, "ok", f"answers; {', '.join(f'{key} = {_quoted(have[key])}' for key in wanted)}")
+
+
+def _quoted(value: str | None) -> str:
+    return value or '""'

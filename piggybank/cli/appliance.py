@@ -15,7 +15,7 @@ from rich.table import Table
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import data_folder, folder, overview, processes, supervisor, system_user, web
+from piggybank.appliance import data_folder, folder, overview, processes, reboot, supervisor, system_user, web
 from piggybank.settings import Settings
 
 UP_TIMEOUT_S = 180  # the first start makes a database cluster
@@ -150,7 +150,7 @@ def migrate(ctx: click.Context) -> None:
 @click.option("--yes-delete-everything", is_flag=True, help="With --purge: do not ask for the folder's name.")
 @click.pass_context
 def uninstall(ctx: click.Context, purge: bool, yes_delete_everything: bool) -> None:
-    """Stop, and say where the data is. Only --purge and the folder's name, typed, delete it.
+    """Stop, do not come back after a reboot, and say where the data is. Only --purge and the folder's name, typed, delete it.
 
     \b
     Examples:
@@ -170,6 +170,10 @@ def uninstall(ctx: click.Context, purge: bool, yes_delete_everything: bool) -> N
         if click.prompt(f"Type the folder's name ({place.name}) to go on", default="", show_default=False) != place.name:
             raise errors.CannotProceed(what="the name was not typed; nothing was changed", do=f"the data is in {place}")
     ctx.invoke(down)
+    if (unit := reboot.remove_unit(place)) is not None:
+        click.echo(f"removed the systemd unit {unit}")
+    elif (place / "bin" / "piggybank").exists():
+        click.echo(f"If your crontab has this line, remove it (crontab -e):\n  {reboot.crontab_line(place)}")
     if settings_file.operator_chose_stores(place):
         click.echo("The database and the Valkeys are yours, elsewhere: they were not touched.")
     if purge:
@@ -178,7 +182,6 @@ def uninstall(ctx: click.Context, purge: bool, yes_delete_everything: bool) -> N
     else:
         click.echo(f"The data stays in {place}; start again with: piggybank up --data-dir {place}")
         click.echo(f"To delete it: piggybank uninstall --purge --data-dir {place}")
-    click.echo("If a systemd unit or a crontab line starts it, remove that, too: systemctl disable --now piggybank; crontab -e")
 
 
 def _settings(ctx: click.Context) -> Settings:
@@ -242,9 +245,15 @@ def _print_status(found: dict[str, Any]) -> None:
     console.print(
         f"[bold]{found['url']}[/]  {'ready' if found['ready'] else 'not ready'}  (piggybank {found['version']}, {found['data_dir']})"
     )
+    if not found["running"] and not any(process["pid"] for process in found["processes"]) and not any(found["stores"].values()):
+        console.print("not running; start it: piggybank up")
+        return
     schema = found["schema"]
-    behind = "" if schema["at_head"] else f", this version knows {schema['head']}: piggybank migrate"
-    console.print(f"schema {schema['revision'] or 'unknown'}{behind}")
+    if schema["revision"] is None and not found["stores"]["database"]:
+        console.print("schema unknown: the database does not answer")
+    else:
+        behind = "" if schema["at_head"] else f", this version knows {schema['head']}: piggybank migrate"
+        console.print(f"schema {schema['revision'] or 'missing'}{behind}")
     table = Table("process", "pid", "since", "", box=None, pad_edge=False)
     for process in found["processes"]:
         table.add_row(

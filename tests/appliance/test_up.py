@@ -17,8 +17,9 @@ import httpx
 import psutil
 import pytest
 from click.testing import CliRunner, Result
+from redis.asyncio import Redis
 
-from piggybank.appliance import store_files
+from piggybank.appliance import reboot, store_files
 from piggybank.cli import main
 from piggybank.settings import Settings
 from tests.conftest import ROOT, environment, require
@@ -119,6 +120,24 @@ def test_status_and_doctor_say_that_all_is_well(bank: Bank) -> None:
     assert [check for check in examined["checks"] if check["result"] == "broken"] == []
 
 
+async def test_doctor_warns_of_a_cache_that_would_load_what_is_old(bank: Bank) -> None:
+    """Balances from before the crash, and tokens that were revoked."""
+    url = bank.stores.addresses()["cache_url"]
+
+    def found() -> dict[str, str]:
+        return next(check for check in json.loads(bank.ask("doctor", "--json").stdout)["checks"] if check["name"] == "cache")
+
+    assert found()["result"] == "ok"
+    async with Redis.from_url(url) as client:
+        for name, wrong, right in (("save", "3600 1", ""), ("appendonly", "yes", "no")):
+            await client.config_set(name, wrong)
+            check = found()
+            assert check["result"] == "warning"
+            assert f"{name} = {wrong}" in check["found"]
+            assert check["do"] == f"CONFIG SET {name} {right or chr(34) * 2}"
+            await client.config_set(name, right)
+
+
 def test_a_second_up_says_who_runs_there(bank: Bank) -> None:
     supervisor = bank.pids()["supervisor"]
     second = bank.run("up")
@@ -177,7 +196,10 @@ def test_down_stops_everything_and_up_finds_the_same_ports(bank: Bank) -> None:
     assert stopped.returncode == 0, stopped.stderr
     assert "postgres" in stopped.stdout
     assert [name for name, pid in before.items() if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE] == []
-    assert bank.ask("status").exit_code == 1
+    status = bank.ask("status")
+    assert status.exit_code == 1
+    assert "not running; start it: piggybank up" in status.stdout
+    assert "migrate" not in status.stdout + status.stderr
     assert "nothing runs" in bank.ask("down").stdout
     assert bank.run("up", "--detach").returncode == 0
     assert bank.stores.addresses() == addresses
@@ -266,6 +288,27 @@ def test_uninstall_keeps_the_data_unless_told_twice(open_path: Path) -> None:
     assert (bank.data_dir / "stores").is_dir()
     assert bank.ask("uninstall", "--purge", "--yes-delete-everything").exit_code == 0
     assert not bank.data_dir.exists()
+
+
+def test_uninstall_removes_its_own_unit(open_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two folders with one unit each."""
+    monkeypatch.setattr(reboot, "SYSTEM_UNITS", open_path / "units")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(open_path / "config"))
+    banks = [Bank(open_path / name, PIGGYBANK_PORT="8080") for name in ("first", "second")]
+    units = [reboot.unit_path(bank.data_dir) for bank in banks]
+    for bank, unit in zip(banks, units, strict=True):
+        for path in (bank.data_dir / ".piggybank", bank.data_dir / "bin" / "piggybank", unit):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        wants = unit.parent / "multi-user.target.wants"
+        wants.mkdir(exist_ok=True)
+        (wants / unit.name).symlink_to(unit)
+    said = banks[1].ask("uninstall")
+    assert said.exit_code == 0
+    assert f"removed the systemd unit {units[1]}" in said.stdout
+    assert sorted(path.name for path in units[0].parent.rglob("*.service")) == [units[0].name] * 2
+    again = banks[1].ask("uninstall")
+    assert f"@reboot '{banks[1].data_dir}/bin/piggybank' up --detach" in again.stdout
 
 
 def test_purge_takes_only_what_is_ours(open_path: Path) -> None:

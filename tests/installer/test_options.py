@@ -9,7 +9,7 @@ from installer import look, units
 from installer.act import _url
 from installer.options import DEFAULT_LISTEN, DEFAULT_PORT, SETTING_FLAGS, SETTINGS_FILE, Options, default_data_dir, parse
 from piggybank import settings
-from piggybank.appliance import data_folder, system_user
+from piggybank.appliance import data_folder, reboot, system_user
 from piggybank.settings import Settings
 
 
@@ -25,6 +25,14 @@ def test_defaults_and_names_are_the_programs(monkeypatch: pytest.MonkeyPatch) ->
     assert default_data_dir() == settings.default_data_dir()
     monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
     assert default_data_dir() == settings.default_data_dir()
+
+
+@pytest.mark.parametrize("folder", ["default", "a b/Second Bank", "100%"])
+def test_the_unit_and_the_crontab_line_are_found_again(tmp_path: Path, folder: str) -> None:
+    data_dir = default_data_dir() if folder == "default" else tmp_path / folder
+    chosen = options(data_dir)
+    assert units.path(chosen) == reboot.unit_path(data_dir)
+    assert units.crontab_line(chosen) == reboot.crontab_line(data_dir)
 
 
 def test_a_folder_is_ours_by_the_same_marks() -> None:
