@@ -142,8 +142,10 @@ def _port(settings: Settings) -> Check:
         return Check("web", "ok", f"{url} is ready") if ready else Check("web", "broken", f"{url} is not ready", f"curl {url}/health/ready")
     try:
         web.check_port(settings)
-    except (errors.CannotProceed, OSError) as error:
-        return Check("web", "broken", str(error), "choose another port")
+    except errors.CannotProceed as error:
+        return Check("web", "broken", error.details["what"], error.details["do"])
+    except OSError as error:
+        return Check("web", "broken", str(error), "choose another address to listen on")
     return Check("web", "warning", f"does not run; {settings.listen}:{settings.port} is free", "piggybank up --detach")
 
 

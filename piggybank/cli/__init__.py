@@ -52,11 +52,20 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except errors.Error as error:
-            click.echo(f"piggybank: {error}", err=True)
+            click.echo(f"piggybank: {_sentence(error)}", err=True)
             ctx.exit(2 if isinstance(error, errors.BadSetting) else 1)
         except PermissionError as error:
             click.echo(f"piggybank: {error.strerror}: {error.filename}; run it as the user who owns the data folder, or as root", err=True)
             ctx.exit(1)
+
+
+def _sentence(error: errors.Error) -> str:
+    """What is so, and what to do about it, where the error knows both."""
+    match error.details:
+        case {"what": what, "do": do}:
+            return f"{what}; {do}"
+        case _:
+            return str(error)
 
 
 def _remember_data_dir(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:

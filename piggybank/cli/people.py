@@ -269,7 +269,7 @@ def _run(ctx: click.Context, command: Callable[[Here], Awaitable[_T]]) -> _T:
     root = ctx.find_root().obj or {}
     chosen = settings.load(root.get("data_dir"))
     if not chosen.database_url:
-        raise errors.CannotProceed(reason=f"no database is known in {chosen.data_dir}; start one: piggybank up")
+        raise errors.CannotProceed(what=f"no database is known in {chosen.data_dir}", do="start one: piggybank up")
 
     async def with_stores() -> _T:
         db, cache = Database(chosen.database_url), Cache(chosen.cache_url)

@@ -334,5 +334,5 @@ def test_a_folder_with_something_else_in_it_is_left_alone(open_path: Path, held:
     (open_path / held / "dear.txt").touch()
     refused = bank.ask("up", "--detach")
     assert refused.exit_code == 1
-    assert "holds something else" in refused.stderr
+    assert refused.stderr == f"piggybank: {open_path} holds something else; choose an empty or a new folder: --data-dir\n"
     assert [path.name for path in open_path.iterdir()] == [held]
