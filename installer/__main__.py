@@ -19,8 +19,9 @@ piggybank runs at {url}
   A first deposit, from nothing:
     PB={command} URL={url}
     get() {{ python3 -c "import json, sys; print(json.load(sys.stdin)['$1'])"; }}
-    post() {{ curl -sS{insecure} "$URL$1" -H "Authorization: Bearer $TOKEN" -H "Idempotency-Key: $2" --json "$3"; }}
-    TOKEN=$("$PB" apikeys create --name first --scopes users:write,accounts:write,accounts:read,ledger:write --json | get token)
+    post() {{ curl -sS{insecure} "$URL$1" -H "Authorization: Bearer $TOKEN" -H "Idempotency-Key: $2" \\
+        -H 'Content-Type: application/json' -d "$3"; }}
+    TOKEN=$("$PB" apikeys create --name first --scopes users:write,accounts:write,accounts:read,ledger:write --token-only)
     USER_ID=$(post /v1/users first-user '{{"external_id": "customer-1"}}' | get id)
     ACCOUNT_ID=$(post /v1/accounts first-account '{{"user_id": "'$USER_ID'", "currency": "ZAR"}}' | get id)
     post /v1/accounts/$ACCOUNT_ID/deposits first-deposit '{{"amount": 10000, "method": "direct"}}'

@@ -200,14 +200,17 @@ def apikeys() -> None:
 @click.option("--scopes", required=True, help=f"Commas between: {', '.join(keys.SCOPES)}; or all.")
 @click.option("--name", default="command line", show_default=True, help="What the key is for.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"id", "name", "scopes", "token"} for scripts.')
+@click.option("--token-only", is_flag=True, help="Print the token and nothing else.")
 @click.pass_context
-def create_key(ctx: click.Context, scopes: str, name: str, as_json: bool) -> None:
+def create_key(ctx: click.Context, scopes: str, name: str, as_json: bool, token_only: bool) -> None:
     """Create a key and print its token, which cannot be shown again.
 
     \b
     Example:
-      TOKEN=$(piggybank apikeys create --scopes ledger:write,accounts:read --name backend --json | jq -r .token)
+      TOKEN=$(piggybank apikeys create --scopes ledger:write,accounts:read --name backend --token-only)
     """
+    if as_json and token_only:
+        raise click.UsageError("--json and --token-only are two ways to print it: take one")
     wanted = list(keys.SCOPES) if scopes == "all" else [scope.strip() for scope in scopes.split(",") if scope.strip()]
     unknown = [scope for scope in wanted if scope not in keys.SCOPES]
     if unknown or not wanted:
@@ -220,6 +223,9 @@ def create_key(ctx: click.Context, scopes: str, name: str, as_json: bool) -> Non
         return {"id": key.id, "name": key.name, "scopes": key.scopes, "token": token}
 
     key = _run(ctx, run)
+    if token_only:
+        click.echo(key["token"])
+        return
     _say(as_json, key, f"key {key['id']} ({', '.join(key['scopes'])})\n{key['token']}\nThis is the only time that the token is shown.")
 
 

@@ -17,10 +17,11 @@ SCOPES = "users:write,accounts:write,accounts:read,ledger:write"
 
 
 def installed(*flags: str) -> dict[str, Any]:
+    """What it says to machines, and in `printed` to people."""
     done = install("--json", *flags)
     assert done.returncode == 0, done.stderr
     last: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return last
+    return last | {"printed": done.stderr}
 
 
 def ask(url: str, token: str = "", body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def data_dir() -> Iterator[Path]:
 def test_from_nothing_to_a_deposit_and_again(data_dir: Path) -> None:
     """One test, since one installation takes most of a minute."""
     first = installed("--data-dir", str(data_dir), "--port", str(a_free_port()))
-    assert first.keys() == {"url", "data_dir", "cli", "operator_link"}
+    assert first.keys() == {"url", "data_dir", "cli", "operator_link", "printed"}
     assert first["data_dir"] == str(data_dir)
     assert first["operator_link"].startswith(first["url"])
 
@@ -56,9 +57,14 @@ def test_from_nothing_to_a_deposit_and_again(data_dir: Path) -> None:
         web = json.loads((data_dir / "run" / "web-1.json").read_text(encoding="utf-8"))["pid"]
         assert Path(f"/proc/{web}").owner() == "piggybank"
 
-    made = subprocess.run([first["cli"], "apikeys", "create", "--scopes", SCOPES, "--json"], capture_output=True, text=True, check=True)
-    token = json.loads(made.stdout)["token"]
-    user = ask(f"{first['url']}/v1/users", token, {"external_id": "customer-1"})
+    # what it printed for people, typed as it stands
+    script = first["printed"].partition("from nothing:\n")[2].partition("\n\n")[0]
+    typed = subprocess.run(["sh", "-eu", "-c", script], capture_output=True, text=True, env={**os.environ, "no_proxy": "*"}, check=False)
+    assert json.loads(typed.stdout)["balance"]["available"] == 10_000, typed.stderr
+
+    create_key = [first["cli"], "apikeys", "create", "--scopes", SCOPES, "--token-only"]
+    token = subprocess.run(create_key, capture_output=True, text=True, check=True).stdout.strip()
+    user = ask(f"{first['url']}/v1/users", token, {"external_id": "customer-2"})
     account = ask(f"{first['url']}/v1/accounts", token, {"user_id": user["id"], "currency": "ZAR"})
     ask(f"{first['url']}/v1/accounts/{account['id']}/deposits", token, {"amount": 10_000, "method": "direct"})
     subprocess.run([first["cli"], "verify"], check=True, capture_output=True)
