@@ -89,6 +89,8 @@ class Ledger:
         if self._lane is not None:
             await asyncio.wait([self._lane], timeout=RETRY_FOR_S + WATCH_EVERY_S)
             self._lane.cancel()
+            _fail(self._in_flight, errors.OutcomeUnknown())
+            _fail([*self._queue, *self._bulk], errors.ShuttingDown())
         if self._answering:
             await asyncio.wait(self._answering)
         if self._watch is not None:
@@ -222,12 +224,14 @@ class Ledger:
 
     async def _answer(self, batch: list[_Waiting], posted: posting.Posted) -> None:
         """Write the cache through, then answer; the lane is on its next batch already."""
-        if posted.changed and await self._cache.write(balances.KIND, [one.entry for one in posted.changed], cache.BALANCE_TTL_S):
-            assert posted.outbox_id is not None
-            self._forget.append(posted.outbox_id)
-        for one, outcome in zip(batch, posted.outcomes, strict=True):
-            if not one.future.done():
-                one.future.set_result(outcome)
+        try:
+            if posted.changed and await self._cache.write(balances.KIND, [one.entry for one in posted.changed], cache.BALANCE_TTL_S):
+                assert posted.outbox_id is not None
+                self._forget.append(posted.outbox_id)
+        finally:  # it is committed: nothing that befalls the cache keeps the answer back
+            for one, outcome in zip(batch, posted.outcomes, strict=True):
+                if not one.future.done():
+                    one.future.set_result(outcome)
 
     async def _disconnect(self) -> None:
         if self._connection is not None:
