@@ -77,12 +77,6 @@ class MethodNotAllowed(Error):
     """This path does not take that method."""
 
 
-class RequestTimeout(Error):
-    """The body took too long to arrive."""
-
-    retryable = True
-
-
 class PayloadTooLarge(Error):
     """The body is too large."""
 

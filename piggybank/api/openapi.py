@@ -111,7 +111,6 @@ _EXAMPLES: dict[int, tuple[errors.Error, ...]] = {
     403: (errors.Forbidden(detail="The API key lacks a scope.", needs_scope="ledger:write"),),
     404: (errors.NotFound(),),
     405: (errors.MethodNotAllowed(),),
-    408: (errors.RequestTimeout(),),
     409: (
         errors.InsufficientFunds(available=400, requested=1250),
         errors.AccountFrozen(),
@@ -131,7 +130,6 @@ _MEANING = {
     403: "Not allowed",
     404: "Not there, or not yours",
     405: "Another method",
-    408: "The body took too long to arrive",
     409: "Refused by a rule, or in conflict",
     413: f"More than {requests.BODY_MAX_BYTES} bytes",
     415: "Not JSON",
@@ -306,7 +304,7 @@ def _statuses(name: str, operation: dict[str, Any], access: guards.Access) -> se
     if method == "POST":
         statuses |= {403, 422}
     if "requestBody" in operation:
-        statuses |= {408, 413, 415}
+        statuses |= {413, 415}
     return statuses
 
 

@@ -44,7 +44,6 @@ STATUS: dict[type[errors.Error], int] = {
     errors.ExternalIdTaken: 409,
     errors.Refusal: 409,
     errors.ProviderNotConfigured: 409,
-    errors.RequestTimeout: 408,
     errors.PayloadTooLarge: 413,
     errors.UnsupportedMediaType: 415,
     errors.IdempotencyKeyReused: 422,

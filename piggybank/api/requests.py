@@ -24,7 +24,6 @@ from piggybank import errors, telemetry
 from piggybank.api import problems
 
 BODY_MAX_BYTES = 1_048_576
-BODY_MAX_S = 30  # for a body to arrive
 DRAIN_MAX_BYTES = 67_108_864  # of a body that is too large, before its answer
 DRAIN_MAX_S = 5
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -125,11 +124,7 @@ class TypedRequest(Request[Any, Any, Any]):
     __slots__ = ()
 
     async def json(self) -> Any:
-        try:
-            async with asyncio.timeout(BODY_MAX_S):
-                body = await self.body()
-        except TimeoutError as cause:
-            raise errors.RequestTimeout from cause
+        body = await self.body()
         if not _is_json(self.headers.get("content-type", "")):
             raise errors.UnsupportedMediaType
         try:

@@ -1,13 +1,10 @@
 """Who may record what: money that came from nowhere needs a key with `ledger:write`, one by one and in a batch."""
 
-import asyncio
 from uuid import uuid4
 
 import pytest
 
-from piggybank.api import requests
 from tests.api.conftest import Client, People
-from tests.conftest import Server
 
 
 @pytest.mark.parametrize("kind", ["deposit", "withdrawal"])
@@ -34,19 +31,6 @@ async def test_a_batch_answers_each_command_for_itself(client: Client, people: P
     assert (first[1]["problem"]["code"], first[1]["problem"]["available"]) == ("insufficient_funds", 5)
     assert [result.get("replayed", False) for result in again] == [True, True, False]  # what was not found is not stored
     assert again[0]["transaction"] == first[0]["transaction"]
-
-
-@pytest.mark.deep  # takes as long as the limit
-async def test_a_body_that_does_not_arrive_is_not_waited_for(server: Server) -> None:
-    assert requests.BODY_MAX_S < 60  # the constant that the server runs with; the slow client below gives up later
-    host, port = "127.0.0.1", server.settings.port
-    reader, writer = await asyncio.open_connection(host, port)
-    head = f"POST /v1/transfers HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.token}\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Content-Length: 100\r\n\r\n{{".encode())
-    await writer.drain()
-    answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), requests.BODY_MAX_S + 20)
-    assert b" 408 " in answer
-    writer.close()
 
 
 async def test_the_printed_address_leads_to_something_to_read(client: Client) -> None:

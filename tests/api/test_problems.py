@@ -160,7 +160,7 @@ def test_every_error_has_a_status() -> None:
     for code, error in errors.BY_CODE.items():
         assert 400 <= problems.status_of(error) <= 599, code
         if error.retryable:
-            assert problems.status_of(error) in (408, 409, 429, 503), code
+            assert problems.status_of(error) in (409, 429, 503), code
 
 
 def is_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
