@@ -30,8 +30,10 @@ from piggybank.api import (
     ops,
     payments,
     problems,
+    provider,
     reports,
     requests,
+    revio,
     transactions,
     users,
     welcome,
@@ -45,6 +47,7 @@ from piggybank.jobs.work import Work
 from piggybank.ledger import Ledger
 from piggybank.queues import Queue
 from piggybank.settings import Settings
+from piggybank.wallet.provider import Provider
 from piggybank.worker import running_worker
 
 ROUTES: list[HTTPRouteHandler] = [
@@ -59,6 +62,8 @@ ROUTES: list[HTTPRouteHandler] = [
     *payments.routes,
     *reports.routes,
     *ops.routes,
+    *provider.routes,
+    *revio.routes,
 ]
 
 _log = telemetry.logger("app")
@@ -71,6 +76,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     db: Database
     cache: Cache
     ledger: Ledger
+    provider: Provider
     tokens: Tokens
     queue: Queue
     readiness: Readiness
@@ -86,6 +92,7 @@ def open_parts(settings: Settings) -> Parts:
         db=db,
         cache=cache,
         ledger=ledger,
+        provider=Provider(settings, db),
         tokens=Tokens(db, cache),
         queue=queues.open_queue(settings.queue_url),
         readiness=Readiness(db, cache, ledger),
@@ -136,7 +143,7 @@ def dependencies(parts: Parts) -> dict[str, Provide]:
     """What handlers may ask for, by name.
 
     Each takes the one before it, which none needs: what is independent the framework resolves in a task group, and that alone cost
-    a deposit more than reading its body. The order is that of the hot path: a deposit resolves two, a balance four.
+    a deposit more than reading its body. The order is that of the hot path: a deposit resolves three, a balance four.
     """
 
     def principal(request: Request[Any, Any, Any]) -> Principal | None:
@@ -145,6 +152,9 @@ def dependencies(parts: Parts) -> dict[str, Provide]:
 
     def ledger(principal: Any) -> Ledger:
         return parts.ledger
+
+    def provider(ledger: Any) -> Provider:
+        return parts.provider
 
     def db(ledger: Any) -> Database:
         return parts.db
@@ -167,21 +177,23 @@ def dependencies(parts: Parts) -> dict[str, Provide]:
     def request_id(readiness: Any, request: Request[Any, Any, Any]) -> str:
         return str(request.scope["state"]["request_id"])
 
-    provided = (principal, ledger, db, cache, settings, tokens, queue, readiness, request_id)
+    provided = (principal, ledger, provider, db, cache, settings, tokens, queue, readiness, request_id)
     return {function.__name__: Provide(function, sync_to_thread=False) for function in provided}
 
 
 @asynccontextmanager
 async def _running(parts: Parts) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
-        for part in (parts.db, parts.cache, parts.queue, parts.limiter):
+        for part in (parts.db, parts.cache, parts.queue, parts.limiter, parts.provider):
             stack.push_async_callback(part.close)
         await parts.ledger.start()
         stack.push_async_callback(parts.ledger.stop)
         parts.readiness.start()
         stack.push_async_callback(parts.readiness.stop)
         if parts.settings.worker_processes == 0 and parts.settings.web_processes == 1:
-            await stack.enter_async_context(running_worker(Work(parts.settings, parts.db, parts.cache), parts.queue))
+            await stack.enter_async_context(
+                running_worker(Work(parts.settings, parts.db, parts.cache, parts.ledger, parts.provider), parts.queue)
+            )
         _log.info("started")
         try:
             yield

@@ -173,12 +173,62 @@ class PaymentNotOpen(Refusal):
     """The payment has ended."""
 
 
+class PaymentUnderWay(Refusal):
+    """The provider carries this payment out; it can no longer be cancelled."""
+
+
+class PaymentMovedOn(Refusal):
+    """The payment is in another state by now."""
+
+
+class NotDirect(Refusal):
+    """What a provider carries out, only the provider completes."""
+
+
+class NotRefundable(Refusal):
+    """This payment does not have that much to give back."""
+
+
+class RefundUnderWay(Refusal):
+    """Another refund of this payment is under way; wait until it has ended."""
+
+
+class NotUnknown(Refusal):
+    """Only a payment whose outcome nobody knows can be resolved by hand."""
+
+
+class ResolutionDiffers(Refusal):
+    """Another operator has proposed another outcome for this payment."""
+
+
+class NotReplayable(Refusal):
+    """An unsigned callback is a hint; it can never post anything."""
+
+
+class SecondOperatorNeeded(Refusal):
+    """Two different operators have to agree on this."""
+
+
 class CurrencyNotEnabled(Error):
     """This currency is not enabled here."""
 
 
 class ProviderNotConfigured(Error):
     """No payment provider is configured; use method "direct" or ask the operator."""
+
+
+class ProviderUnavailable(Error):
+    """The payment provider does not answer; nothing was charged. Send it again with the same Idempotency-Key."""
+
+    retryable = True
+
+
+class ProviderRefused(Error):
+    """The payment provider refused this."""
+
+
+class BadSignature(Error):
+    """The body is not signed by a key that this installation knows."""
 
 
 # The house is in trouble ----------------------------------------------------------------------------------------------

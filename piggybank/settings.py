@@ -23,6 +23,10 @@ STORES_FILE = "stores.toml"
 NOT_SETTINGS = frozenset({"PIGGYBANK_REQUIRE"})  # read by the test run only: tools whose absence is a failure
 STORE_FIELDS = ("database_url", "owner_database_url", "cache_url", "queue_url")
 
+SECRET_NAMES = ("key", "secret", "password", "token", "url")  # a value whose name has one of these words is not shown
+_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}  # noqa: S104 - compared, not bound
+
+ProviderMode = Literal["simulator", "live"]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 
 
@@ -50,6 +54,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sign_up: Annotated[Literal["open", "invite", "closed"], Meta(description="Who may create an account on their own.")] = "invite"
     smtp_url: Annotated[str, Meta(description="`smtp://user:password@host:587` or `smtps://`; empty: no mail is sent.")] = ""
     mail_from: Annotated[str, Meta(description="Sender of the mails.")] = ""
+    provider_mode: Annotated[
+        ProviderMode,
+        Meta(description="What a new database starts with; an existing one keeps its own (`piggybank provider mode`)."),
+    ] = "simulator"
+    revio_url: Annotated[str, Meta(description="Revio's payment orchestration API.")] = "https://gate.reviopay.com/api/v1/"
+    revio_key: Annotated[str, Meta(description="Secret key of the Revio account (the standard one, not S2S).")] = ""
+    revio_brand_id: Annotated[str, Meta(description="Brand that purchases and payouts are made for.")] = ""
+    revio_webhook_keys: Annotated[
+        str, Meta(description="Public keys (PEM) of webhooks that were registered by hand, one after the other.")
+    ] = ""
+    revio_fallback_email: Annotated[str, Meta(description="Address that Revio is given for people who have none.")] = ""
+    revio_timeout_s: Annotated[int, Meta(ge=1, le=60, description="Seconds that a call of Revio may take.")] = 10
+    revio_payouts: Annotated[Literal["orchestration", "eft"], Meta(description="How money goes out: two-step payouts, or EFT credits.")] = (
+        "orchestration"
+    )
+    eft_url: Annotated[str, Meta(description='Revio\'s EFT API; with `revio_payouts = "eft"`.')] = ""
+    eft_token_url: Annotated[str, Meta(description="Where its OAuth2 tokens come from.")] = ""
+    eft_client_id: Annotated[str, Meta(description="OAuth2 client of the EFT API.")] = ""
+    eft_client_secret: Annotated[str, Meta(description="Its secret.")] = ""
+    eft_profile_code: Annotated[str, Meta(description="Profile code of the EFT contract.")] = ""
+    eft_abbreviated_name: Annotated[str, Meta(description="Name that people see on their statements (PASA).")] = ""
+    eft_debtor: Annotated[str, Meta(description="The account that EFT credits are paid from, as the JSON object `debtor` of the API.")] = ""
+    eft_callback_secret: Annotated[str, Meta(description="Last part of the path that EFT callbacks come to; empty: none are taken.")] = ""
+    simulator_listen: Annotated[str, Meta(description="Address that the simulator of Revio listens on, in simulator mode.")] = "127.0.0.1"
+    simulator_port: Annotated[int, Meta(ge=0, le=65_535, description="Its port; 0: the one after `port`.")] = 0
+    simulator_url: Annotated[str, Meta(description="URL that people reach its checkout page by. Empty: made of the two above.")] = ""
+    simulator_key: Annotated[str, Meta(description="Its secret key. Empty: the embedded one.")] = ""
+    simulator_faults: Annotated[
+        str, Meta(description="How it misbehaves: `timeout_after_commit:0.01,dup_event:0.05`; `piggybank simulator --help` lists all.")
+    ] = ""
+    simulator_time_scale: Annotated[float, Meta(gt=0, description="Its waits (back-off, settlement) are divided by this.")] = 1.0
     rate_anonymous_per_minute: Annotated[int, Meta(ge=0, description="Requests a minute and client without a token; 0: no limit.")] = 120
     rate_sign_in_per_minute: Annotated[int, Meta(ge=0, description="Sign-ins, sign-ups and resets a minute and client; 0: no limit.")] = 20
     rate_user_per_minute: Annotated[int, Meta(ge=0, description="Requests a minute and user; 0: no limit.")] = 1_200
@@ -62,8 +97,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Where people reach the API, without a trailing slash."""
         if self.public_url:
             return self.public_url.rstrip("/")
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(self.listen, self.listen)  # noqa: S104 - compared, not bound
+        host = _LOOPBACK_OF.get(self.listen, self.listen)
         return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+
+    @property
+    def simulator_address(self) -> str:
+        """Where the simulator is reached from this machine, without a trailing slash."""
+        host = _LOOPBACK_OF.get(self.simulator_listen, self.simulator_listen)
+        return f"http://{host}:{self.simulator_port or self.port + 1}"
+
+    @property
+    def simulator_page(self) -> str:
+        """Where people reach the simulator, without a trailing slash."""
+        return (self.simulator_url or self.simulator_address).rstrip("/")
 
 
 def load(data_dir: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
@@ -133,7 +179,8 @@ def _from_file(path: Path) -> dict[str, Any]:
     known = _known_names()
     for name, value in values.items():
         if name not in known or name == "data_dir":
-            raise errors.BadSetting(setting=f"{name} in {path}", value=value, allowed=f"one of {', '.join(sorted(known - {'data_dir'}))}")
+            allowed = f"one of {', '.join(sorted(known - {'data_dir'}))}"
+            raise errors.BadSetting(setting=f"{name} in {path}", value=_shown_value(name, value), allowed=allowed)
     return values
 
 
@@ -145,9 +192,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in known or variable != variable.upper():
-            raise errors.BadSetting(
-                setting=variable, value=value, allowed=f"one of {', '.join(PREFIX + known_name.upper() for known_name in sorted(known))}"
-            )
+            allowed = f"one of {', '.join(PREFIX + known_name.upper() for known_name in sorted(known))}"
+            raise errors.BadSetting(setting=variable, value=_shown_value(name, value), allowed=allowed)
         if name != "data_dir":
             values[name] = [part.strip() for part in value.split(",") if part.strip()] if name == "trusted_proxies" else value
     return values
@@ -187,7 +233,10 @@ def _check_together(settings: Settings) -> None:
         else:
             _check_url(name, getattr(settings, name), ("redis", "rediss", "valkey", "valkeys"), needs_port=True)
     _check_url("smtp_url", settings.smtp_url, ("smtp", "smtps"))
-    _check_url("public_url", settings.public_url, ("http", "https"))
+    for name in ("public_url", "revio_url", "eft_url", "eft_token_url", "simulator_url"):
+        _check_url(name, getattr(settings, name), ("http", "https"))
+    if settings.eft_debtor:
+        _check_json_object("eft_debtor", settings.eft_debtor)
 
 
 def _check_url(name: str, value: str, schemes: tuple[str, ...], *, needs_port: bool = False) -> None:
@@ -204,8 +253,20 @@ def _check_url(name: str, value: str, schemes: tuple[str, ...], *, needs_port: b
         raise errors.BadSetting(setting=PREFIX + name.upper(), value=_without_password(value), allowed=allowed)
 
 
+def _check_json_object(name: str, value: str) -> None:
+    try:
+        msgspec.json.decode(value, type=dict[str, Any])
+    except msgspec.MsgspecError as cause:
+        raise errors.BadSetting(setting=PREFIX + name.upper(), value="(hidden)", allowed="a JSON object") from cause
+
+
 def _without_password(url: str) -> str:
     return re.sub(r"//[^@]*@", "//(hidden)@", url)
+
+
+def _shown_value(name: str, value: Any) -> Any:
+    """A misspelt secret is still one."""
+    return "(hidden)" if any(word in name.lower() for word in SECRET_NAMES) else value
 
 
 def _known_names() -> frozenset[str]:
@@ -223,6 +284,8 @@ def _allowed(name: str) -> str:
             return " \\| ".join(str(value) for value in values).replace("\\", "")
         case msgspec.inspect.IntType(ge=low, le=high):
             return f"{low} to {high}" if high is not None else f"{low} or more"
+        case msgspec.inspect.FloatType():
+            return "number above 0"
         case msgspec.inspect.BoolType():
             return "true or false"
         case msgspec.inspect.ListType():

@@ -1,8 +1,8 @@
-"""The worker: SAQ's crons, and the outbox sweep beside them.
+"""The worker: SAQ's crons, and rounds beside them.
 
-The sweep is a loop of its own, not a cron: SAQ remembers the job of a worker that was killed for up to its timeout and a
-minute, and a cron stops when the queue is away, but what a failed write-through left must be mended within two seconds whatever
-becomes of the queue. Everything else may wait, and is asked for by SAQ.
+The outbox sweep, the provider's events and what is to be sent are loops of their own, not crons: SAQ remembers the job of a worker that
+was killed for up to its timeout and a minute, and a cron stops when the queue is away, but what a failed write-through left must be
+mended within two seconds whatever becomes of the queue, and people wait for their deposit. Everything else is asked for by SAQ.
 
 `run` is a process of its own, `running_worker` the same inside the web process; neither ends because a store is away.
 """
@@ -17,14 +17,16 @@ from typing import Any
 import structlog
 import uvloop
 from saq import CronJob, Worker
-from sqlalchemy import text
 
 from piggybank import errors, jobs, queues, telemetry
 from piggybank.cache import Cache
+from piggybank.db import installation
 from piggybank.db.engines import Database
 from piggybank.jobs.work import Work
+from piggybank.ledger import Ledger
 from piggybank.queues import Queue
 from piggybank.settings import Settings
+from piggybank.wallet.provider import Provider
 
 CONCURRENCY = 2  # jobs at once
 DEQUEUE_TIMEOUT_S = 1.0  # so often an idle worker looks whether it is to stop
@@ -34,7 +36,6 @@ RESTART_PAUSE_LONGEST_S = 30.0
 NOT_KEPT = -1  # SAQ's word for: what a job answered is not stored, the log has it
 
 _log = structlog.get_logger()
-_EPOCH = text("SELECT epoch FROM installation")
 
 
 def run(settings: Settings) -> None:
@@ -45,15 +46,19 @@ def run(settings: Settings) -> None:
 
 async def _run(settings: Settings) -> None:
     db, cache, queue = Database(settings.database_url), Cache(settings.cache_url), queues.open_queue(settings.queue_url)
+    ledger, provider = Ledger(db, cache), Provider(settings, db)
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
+    await ledger.start()
     try:
-        async with running_worker(Work(settings, db, cache), queue):
+        async with running_worker(Work(settings, db, cache, ledger, provider), queue):
             _log.info("worker_started", jobs=sorted(jobs.JOBS))
             await told_to_stop.wait()
             _log.info("worker_stopping")
     finally:
+        await ledger.stop()
+        await provider.close()
         await queue.close()
         await cache.close()
         await db.close()
@@ -64,7 +69,12 @@ async def running_worker(work: Work, queue: Queue) -> AsyncIterator[None]:
     """The worker at work beside the block; it lets running jobs finish when the block ends."""
     _quieten_saq()
     worker = _JobWorker(work, queue)
-    rounds = [_Rounds(work, jobs.outbox.sweep), _Rounds(work, jobs.outbox.send_mails)]
+    rounds = [
+        _Rounds(work, jobs.outbox.sweep),
+        _Rounds(work, jobs.outbox.send_mails),
+        _Rounds(work, jobs.revio.apply_events, timeout_s=jobs.SEND_TIMEOUT_S),
+        _Rounds(work, jobs.revio.send_payments, timeout_s=jobs.SEND_TIMEOUT_S),
+    ]
     tasks = [
         asyncio.create_task(_for_ever(worker.start), name="worker"),
         *(asyncio.create_task(each.run(), name=each.name) for each in rounds),
@@ -94,12 +104,13 @@ async def _for_ever(start: Callable[[], Awaitable[None]]) -> None:
 
 
 class _Rounds:
-    """Do a part of the outbox every second, whatever happens to the stores."""
+    """Do a part of the work every second, whatever happens to the stores and to the provider."""
 
-    def __init__(self, work: Work, part: Callable[[Work], Awaitable[int]]) -> None:
+    def __init__(self, work: Work, part: Callable[[Work], Awaitable[int]], timeout_s: float = jobs.SWEEP_TIMEOUT_S) -> None:
         self._work = work
         self._part = part
-        self.name = f"outbox {part.__name__}"
+        self._timeout_s = timeout_s
+        self.name = f"rounds of {part.__name__}"
         self._failing = ""
         self.stopping = asyncio.Event()
 
@@ -111,10 +122,14 @@ class _Rounds:
 
     async def _once(self) -> None:
         try:
-            async with asyncio.timeout(jobs.SWEEP_TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 await _know_epoch(self._work)
                 await self._part(self._work)
-        except (errors.DatabaseUnavailable, TimeoutError) as cause:
+        except TimeoutError as cause:
+            self._tell(type(cause).__name__)
+        except errors.Error as cause:
+            if not (cause.retryable or isinstance(cause, errors.ProviderNotConfigured)):
+                _log.exception("job_failed", job=self.name)
             self._tell(type(cause).__name__)
         except Exception:
             _log.exception("job_failed", job=self.name)
@@ -124,9 +139,9 @@ class _Rounds:
     def _tell(self, failing: str) -> None:
         """Once when it begins and once when it ends, not every second."""
         if failing and failing != self._failing:
-            _log.warning("outbox_waits", part=self.name, because=failing)
+            _log.warning("work_waits", part=self.name, because=failing)
         elif self._failing and not failing:
-            _log.info("outbox_goes_on", part=self.name)
+            _log.info("work_goes_on", part=self.name)
         self._failing = failing
 
 
@@ -187,7 +202,7 @@ async def _know_epoch(work: Work) -> None:
     """The cache is of no use before this process knows which past it belongs to."""
     if not work.cache.epoch:
         async with work.db.read() as session:
-            work.cache.epoch = await session.scalar(_EPOCH) or ""
+            work.cache.epoch = await installation.epoch(session)
 
 
 def _quieten_saq() -> None:

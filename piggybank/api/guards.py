@@ -32,6 +32,7 @@ class Access(NamedTuple):
 PUBLIC = Access(anonymous=True, user=True, operator=True, public=True)
 PROBE = PUBLIC._replace(limit="none")
 SIGN_IN = PUBLIC._replace(limit="sign_in")
+SIGNED = PUBLIC._replace(limit="none")  # the provider: its signature is looked at, and its bursts are taken
 OWN = Access(user=True, operator=True)  # a person's own things; a key is no person
 OPERATOR = Access(operator=True)
 
@@ -81,6 +82,16 @@ ROUTES: dict[str, Access] = {
     "POST /v1/transactions/{transaction_id}/reversal": _staff("ledger:write"),
     "GET /v1/reports/summary": _everyone("accounts:read"),
     "GET /v1/ops/status": _staff("ops:read"),
+    "GET /v1/ops/payments": _staff("ops:read"),
+    "POST /v1/ops/payments/{payment_id}/refund": OPERATOR,
+    "POST /v1/ops/payments/{payment_id}/resolve": OPERATOR,
+    "GET /v1/ops/provider-events": _staff("ops:read"),
+    "GET /v1/ops/provider-events/{event_id}": _staff("ops:read"),
+    "POST /v1/ops/provider-events/{event_id}/replay": OPERATOR,
+    "GET /v1/ops/reconciliations": _staff("ops:read"),
+    "GET /v1/ops/reconciliations/{reconciliation_id}": _staff("ops:read"),
+    "POST /v1/revio/events": SIGNED,
+    "POST /v1/revio/eft/{secret}": SIGNED,
     "GET /health/live": PROBE,
     "GET /health/ready": PROBE,
     "GET /welcome": PUBLIC,

@@ -46,6 +46,9 @@ not know what became of a request: the answer is the same, with `Idempotency-Rep
 
 **Errors** are `application/problem+json` (RFC 9457) with a stable `code` and the `request_id` that is also in the `Request-Id` header.
 
+**Through the provider.** A deposit with `"method": "revio"` answers 202 with a `checkout_url` for the person; a withdrawal reserves the
+money and pays it out. Ask for the payment until its `status` has ended. `provider` says `simulator` where no real money moves.
+
 **Lists** are newest first: pass `next_cursor` back as `cursor` until it is null.
 """
 
@@ -59,6 +62,7 @@ TAGS = [
     Tag("payments", "What is under way."),
     Tag("reports", "Sums by day, week and month."),
     Tag("operations", "For those who run it."),
+    Tag("provider", "What the payment provider calls."),
     Tag("health", "For supervisors and load balancers."),
 ]
 
@@ -115,6 +119,7 @@ _EXAMPLES: dict[int, tuple[errors.Error, ...]] = {
         errors.InsufficientFunds(available=400, requested=1250),
         errors.AccountFrozen(),
         errors.ProviderNotConfigured(),
+        errors.PaymentUnderWay(),
         errors.IdempotencyKeyInUse(),
     ),
     413: (errors.PayloadTooLarge(),),
@@ -122,7 +127,7 @@ _EXAMPLES: dict[int, tuple[errors.Error, ...]] = {
     422: (errors.IdempotencyKeyReused(),),
     429: (errors.TooManyRequests(retry_after_s=12, limit_per_minute=1_200),),
     500: (errors.InternalError(),),
-    503: (errors.DatabaseUnavailable(), errors.OutcomeUnknown()),
+    503: (errors.DatabaseUnavailable(), errors.OutcomeUnknown(), errors.ProviderUnavailable()),
 }
 _MEANING = {
     400: "Not well formed",
@@ -290,6 +295,8 @@ def _complete(name: str, operation: dict[str, Any], access: guards.Access) -> No
 
 def _statuses(name: str, operation: dict[str, Any], access: guards.Access) -> set[int]:
     method, _, path = name.partition(" ")
+    if path.startswith("/v1/revio/"):
+        return {401, 413, 500, 503} if path.endswith("/events") else {404, 413, 500, 503}
     if access.limit == "none":
         return {500}
     statuses = {400, 429, 500, 503}

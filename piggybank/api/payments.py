@@ -15,9 +15,11 @@ from piggybank.db.engines import Database
 from piggybank.identity.tokens import Principal
 from piggybank.ledger import Ledger, commands
 from piggybank.ledger.balances import Balance, moment
-from piggybank.wallet import pages, payments
+from piggybank.ledger.settlements import OPEN as OPEN_STATUSES
+from piggybank.wallet import deposits, orders, pages, payments
 from piggybank.wallet.history import Transaction
 from piggybank.wallet.payments import Payment, PaymentPage
+from piggybank.wallet.provider import Provider
 
 Status = Annotated[
     Literal["open", "creating", "pending", "processing", "unknown", "completed", "failed", "cancelled", "returned"] | None,
@@ -81,15 +83,20 @@ async def complete(
     return respond(body, 200, replayed=replayed)
 
 
-@post("/v1/payments/{payment_id:uuid}/cancel", status_code=200, summary="Cancel a held withdrawal", tags=["payments"])
+@post("/v1/payments/{payment_id:uuid}/cancel", status_code=200, summary="Cancel a payment", tags=["payments"])
 async def cancel(
-    payment_id: UUID, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, db: Database
+    payment_id: UUID, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, provider: Provider
 ) -> Response[Cancellation]:
-    """Nothing was paid out: the hold is released."""
-    payment = await _payment(db, payment_id, principal)
+    """Nothing was paid, and nothing will be: a hold is released, a checkout closed. Refused once the provider executes a payout."""
+    payment = await _payment(provider.db, payment_id, principal)
     command = commands.CancelPayment(account_id=payment.account_id, payment_id=payment_id)
-    answer, replayed = await submit(ledger, submission(command, principal, idempotency_key, f"cancel {payment_id}", NoBody()))
-    ended = msgspec.structs.replace(payment, status="cancelled", held=0, transaction_id=None, updated_at=moment(answer.at_ms))
+    one = submission(command, principal, idempotency_key, f"cancel {payment_id}", NoBody())
+    if payment.method == "revio" and payment.kind == "deposit" and payment.status in OPEN_STATUSES:
+        await deposits.cancel_checkout(provider.db, ledger, provider, await orders.get(provider.db, payment_id))
+    answer, replayed = await submit(ledger, one)
+    ended = msgspec.structs.replace(
+        payment, status="cancelled", held=0, transaction_id=None, checkout_url=None, updated_at=moment(answer.at_ms)
+    )
     return respond(Cancellation(payment=ended, balance=balance_of(payment.account_id, answer)), 200, replayed=replayed)
 
 

@@ -33,6 +33,7 @@ STATUS: dict[type[errors.Error], int] = {
     errors.CurrencyNotEnabled: 400,
     errors.Unauthenticated: 401,
     errors.WrongCredentials: 401,
+    errors.BadSignature: 401,
     errors.Forbidden: 403,
     errors.SignUpClosed: 403,
     errors.InviteRequired: 403,
@@ -44,6 +45,7 @@ STATUS: dict[type[errors.Error], int] = {
     errors.ExternalIdTaken: 409,
     errors.Refusal: 409,
     errors.ProviderNotConfigured: 409,
+    errors.ProviderRefused: 409,
     errors.PayloadTooLarge: 413,
     errors.UnsupportedMediaType: 415,
     errors.IdempotencyKeyReused: 422,
@@ -55,6 +57,7 @@ STATUS: dict[type[errors.Error], int] = {
     errors.OutcomeUnknown: 503,
     errors.ShuttingDown: 503,
     errors.MailFailed: 503,
+    errors.ProviderUnavailable: 503,
     errors.Error: 500,
 }
 

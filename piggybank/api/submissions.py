@@ -13,9 +13,11 @@ from piggybank.api import problems
 from piggybank.identity.tokens import Principal
 from piggybank.ledger import Actor, Ledger, Outcome, Submission, balances
 from piggybank.ledger.balances import Balance
-from piggybank.ledger.commands import Command
+from piggybank.ledger.commands import Command, OpenPayment
 from piggybank.ledger.idempotency import MAX_KEY_LENGTH, Answer, fingerprint
+from piggybank.wallet import orders
 from piggybank.wallet.history import Transaction
+from piggybank.wallet.payments import Payment
 
 REPLAYED = {"Idempotency-Replayed": "true"}
 Body = TypeVar("Body")
@@ -112,4 +114,33 @@ def transaction_of(command: Command, answer: Answer, kind: str, amount: int, *, 
         description=command.description,
         metadata=command.metadata or {},
         created_at=ids.time_of(answer.transaction_id),
+    )
+
+
+def opened_payment(opening: OpenPayment, answer: Answer, checkout: orders.Payment | None = None) -> Payment:
+    """The payment as it was when it was opened; a deposit with its checkout. The same whenever it is answered again."""
+    assert answer.payment_id is not None
+    with_url = checkout is not None and checkout.provider_url is not None
+    status = "pending" if with_url or opening.method == "direct" else "creating"
+    return Payment(
+        id=answer.payment_id,
+        account_id=opening.account_id,
+        kind=opening.kind,
+        method=opening.method,
+        status=status if checkout is None or with_url else checkout.status,
+        amount=opening.amount,
+        currency=answer.currency,
+        held=0 if opening.kind == "deposit" else opening.amount,
+        transaction_id=None,
+        destination=opening.destination,
+        reference=opening.reference,
+        description=opening.description,
+        metadata=opening.metadata or {},
+        created_at=ids.time_of(answer.payment_id),
+        updated_at=balances.moment(answer.at_ms),
+        provider=checkout.provider if checkout else opening.provider,
+        provider_id=checkout.provider_id if checkout else None,
+        checkout_url=checkout.provider_url if checkout else None,
+        expires_at=checkout.expires_at if checkout else opening.expires_at,
+        refund_of=opening.refund_of,
     )

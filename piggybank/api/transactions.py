@@ -1,5 +1,6 @@
 """Movements: deposits, withdrawals, transfers, reversals, and many at once."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -7,7 +8,7 @@ import msgspec
 from litestar import Request, Response, post
 from msgspec import Meta, Struct
 
-from piggybank import errors, ids
+from piggybank import errors
 from piggybank.api import problems
 from piggybank.api.fields import Amount, CurrencyCode, Description, Metadata, Reference
 from piggybank.api.submissions import (
@@ -16,6 +17,7 @@ from piggybank.api.submissions import (
     answered,
     balance_of,
     checked_key,
+    opened_payment,
     respond,
     submission,
     submit,
@@ -24,15 +26,20 @@ from piggybank.api.submissions import (
 from piggybank.db.engines import Database
 from piggybank.identity.tokens import Principal
 from piggybank.ledger import Ledger, Outcome, Submission, commands
-from piggybank.ledger.balances import Balance, moment
+from piggybank.ledger.balances import Balance
 from piggybank.ledger.idempotency import MAX_KEY_LENGTH, Answer, fingerprint
+from piggybank.revio.payouts import EFT_CURRENCY
+from piggybank.settings import ProviderMode
+from piggybank.wallet import deposits, orders
 from piggybank.wallet.history import Transaction
 from piggybank.wallet.payments import Payment
+from piggybank.wallet.provider import Provider
 from piggybank.wallet.reversals import reversal_of
 
 MAX_BATCH_COMMANDS = 1_000
 DIRECT_SCOPE = "ledger:write"
 DESTINATION_MAX_PAIRS = 20
+RETURN_URL_MAX_CHARACTERS = 500
 
 Destination = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=40)], Annotated[str, Meta(max_length=500)]],
@@ -43,6 +50,15 @@ Destination = Annotated[
 Method = Annotated[
     Literal["direct", "revio"],
     Meta(description="`direct`: your backend has the money already (scope ledger:write). `revio`: through the payment provider."),
+]
+ReturnUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^https?://[!-~]+$",
+        max_length=RETURN_URL_MAX_CHARACTERS,
+        description="With `revio`: where the checkout page sends people afterwards. It proves nothing: ask for the payment.",
+        examples=["https://shop.example.com/thanks"],
+    ),
 ]
 
 
@@ -58,6 +74,7 @@ class Movement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
 class DepositRequest(Movement, frozen=True, kw_only=True, forbid_unknown_fields=True):
     method: Method
+    return_url: ReturnUrl | None = None
 
 
 class WithdrawalRequest(Movement, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,8 +123,8 @@ class Posted(Struct, frozen=True, kw_only=True):
     balance: Balance
 
 
-class Held(Struct, frozen=True, kw_only=True):
-    """An open payment and the account's balance with the hold."""
+class Opened(Struct, frozen=True, kw_only=True):
+    """A payment that is under way, and the account's balance with what it reserves. Ask for the payment until it has ended."""
 
     payment: Payment
     balance: Balance
@@ -130,10 +147,23 @@ class BatchResponse(Struct, frozen=True, kw_only=True):
 
 @post("/v1/accounts/{account_id:uuid}/deposits", summary="Deposit", tags=["movements"])
 async def deposit(
-    account_id: UUID, data: DepositRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger
-) -> Response[Posted]:
-    """Money came in. 201: it is posted."""
-    _allow(principal, data.method)
+    account_id: UUID, data: DepositRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, provider: Provider
+) -> Response[Posted | Opened]:
+    """Money comes in. 201 (`direct`): it is posted. 202 (`revio`): send the person to `checkout_url`; it is posted when they have paid."""
+    route = f"deposit {account_id}"
+    if data.method == "revio":
+        mode = await provider.check()
+        expires_at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=deposits.CHECKOUT_FOR_S)
+        opening = _opening(account_id, data, "deposit", mode, return_url=data.return_url, expires_at=expires_at)
+        answer, replayed = await submit(ledger, submission(opening, principal, idempotency_key, route, data))
+        assert answer.payment_id is not None
+        payment = await deposits.checkout(provider.db, ledger, provider, answer.payment_id)
+        if payment.provider_url is None and payment.status == "failed":
+            raise errors.ProviderRefused(payment_id=str(payment.id), reason=payment.failure)
+        return respond(_opened(opening, answer, payment), 202, replayed=replayed)
+    _allow_direct(principal)
+    if data.return_url is not None:
+        raise problems.invalid("return_url", "is for the method revio", "not_allowed")
     command = commands.Deposit(
         account_id=account_id,
         amount=data.amount,
@@ -142,31 +172,25 @@ async def deposit(
         description=data.description,
         metadata=data.metadata,
     )
-    one = submission(command, principal, idempotency_key, f"deposit {account_id}", data)
+    one = submission(command, principal, idempotency_key, route, data)
     answer, replayed = await submit(ledger, one)
     return respond(_posted(command, answer, "deposit", data.amount), 201, replayed=replayed)
 
 
 @post("/v1/accounts/{account_id:uuid}/withdrawals", summary="Withdraw, or hold for a withdrawal", tags=["movements"])
 async def withdraw(
-    account_id: UUID, data: WithdrawalRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger
-) -> Response[Posted | Held]:
-    """Money goes out. 201: it is posted. 202 (with `hold`): it is reserved; complete or cancel the payment later."""
-    _allow(principal, data.method)
+    account_id: UUID, data: WithdrawalRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, provider: Provider
+) -> Response[Posted | Opened]:
+    """Money goes out. 201: it is posted. 202: it is reserved; `revio` pays it out, with `hold` you complete or cancel it later."""
     route = f"withdrawal {account_id}"
-    if data.hold:
-        hold = commands.Hold(
-            account_id=account_id,
-            amount=data.amount,
-            currency=data.currency,
-            destination=data.destination,
-            reference=data.reference,
-            description=data.description,
-            metadata=data.metadata,
-        )
-        answer, replayed = await submit(ledger, submission(hold, principal, idempotency_key, route, data))
-        held = Held(payment=_opened(hold, answer), balance=balance_of(account_id, answer))
-        return respond(held, 202, replayed=replayed)
+    if data.method == "revio":
+        opening = _opening(account_id, data, "withdrawal", await _payable(provider, data), destination=data.destination)
+    else:
+        _allow_direct(principal)
+        opening = _opening(account_id, data, "withdrawal", None, destination=data.destination)
+    if data.hold or data.method == "revio":
+        answer, replayed = await submit(ledger, submission(opening, principal, idempotency_key, route, data))
+        return respond(_opened(opening, answer), 202, replayed=replayed)
     command = commands.Withdraw(
         account_id=account_id,
         amount=data.amount,
@@ -214,7 +238,7 @@ async def batch(
     """Independent, not atomic: a status for each. Send the same body with the same key again to finish the rest."""
     header_key = checked_key(idempotency_key)
     if not all(isinstance(command, TransferCommand) for command in data.commands):
-        _allow(principal, "direct")
+        _allow_direct(principal)
     if len(header_key) + len(str(MAX_BATCH_COMMANDS)) > MAX_KEY_LENGTH:
         limit = MAX_KEY_LENGTH - len(str(MAX_BATCH_COMMANDS))
         raise problems.invalid("Idempotency-Key", f"takes {limit} characters in a batch: each command adds its index", "too_long")
@@ -231,36 +255,55 @@ async def batch(
     )
 
 
-def _allow(principal: Principal, method: str) -> None:
-    if method == "revio":
-        raise errors.ProviderNotConfigured
+def _allow_direct(principal: Principal) -> None:
     if DIRECT_SCOPE not in principal.scopes:
         raise errors.Forbidden(needs=DIRECT_SCOPE)
+
+
+async def _payable(provider: Provider, data: WithdrawalRequest) -> ProviderMode:
+    """Raises ProviderNotConfigured, or InvalidRequest for what the provider could not pay out."""
+    mode = await provider.check()
+    if data.hold:
+        raise problems.invalid("hold", "is for the method direct: what the provider pays out is always reserved first", "not_allowed")
+    driver = await provider.payouts()
+    wrong = driver.missing(data.currency or EFT_CURRENCY, data.amount, data.destination or {})
+    if wrong is not None:
+        raise problems.invalid(*wrong, "required")
+    return mode
+
+
+def _opening(
+    account_id: UUID,
+    data: DepositRequest | WithdrawalRequest,
+    kind: commands.PaymentKind,
+    mode: ProviderMode | None,
+    *,
+    destination: dict[str, str] | None = None,
+    return_url: str | None = None,
+    expires_at: datetime | None = None,
+) -> commands.OpenPayment:
+    return commands.OpenPayment(
+        account_id=account_id,
+        kind=kind,
+        amount=data.amount,
+        currency=data.currency,
+        method=data.method,
+        provider=mode,
+        destination=destination,
+        return_url=return_url,
+        expires_at=expires_at,
+        reference=data.reference,
+        description=data.description,
+        metadata=data.metadata,
+    )
 
 
 def _posted(command: commands.Command, answer: Answer, kind: str, amount: int) -> Posted:
     return Posted(transaction=transaction_of(command, answer, kind, amount), balance=balance_of(command.account_id, answer))
 
 
-def _opened(hold: commands.Hold, answer: Answer) -> Payment:
-    assert answer.payment_id is not None
-    return Payment(
-        id=answer.payment_id,
-        account_id=hold.account_id,
-        kind="withdrawal",
-        method="direct",
-        status="pending",
-        amount=hold.amount,
-        currency=answer.currency,
-        held=hold.amount,
-        transaction_id=None,
-        destination=hold.destination,
-        reference=hold.reference,
-        description=hold.description,
-        metadata=hold.metadata or {},
-        created_at=ids.time_of(answer.payment_id),
-        updated_at=moment(answer.at_ms),
-    )
+def _opened(opening: commands.OpenPayment, answer: Answer, checkout: orders.Payment | None = None) -> Opened:
+    return Opened(payment=opened_payment(opening, answer, checkout), balance=balance_of(opening.account_id, answer))
 
 
 def _transfer(data: TransferRequest | TransferCommand) -> commands.Transfer:

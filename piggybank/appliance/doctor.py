@@ -17,8 +17,8 @@ from redis.exceptions import RedisError
 from piggybank import errors
 from piggybank import settings as settings_file
 from piggybank.appliance import folder, logs, overview, store_files, web
-from piggybank.db import engines, migrate
-from piggybank.settings import Settings
+from piggybank.db import engines, installation, migrate
+from piggybank.settings import ProviderMode, Settings
 
 Result = Literal["ok", "warning", "broken"]
 
@@ -57,7 +57,8 @@ class _Databases(NamedTuple):
 
 async def examine(settings: Settings) -> list[Check]:
     """All checks, the machine first."""
-    local = [_python(), _disk(settings), _memory(), _secrets(settings), _crashes(settings), _supervisor(settings), _port(settings)]
+    mode = await installation.stored_mode(settings.database_url) if settings.database_url else None
+    local = [_python(), _disk(settings), _memory(), _secrets(settings), _crashes(settings), _supervisor(settings, mode), _port(settings)]
     return [*local, *await _database(settings), *await _valkeys(settings)]
 
 
@@ -113,12 +114,12 @@ def _crashes(settings: Settings) -> Check:
     return Check("crashes", "warning", f"{len(crashes)} in 24 hours: {names}; the last at {crashes[-1]['at']}", do)
 
 
-def _supervisor(settings: Settings) -> Check:
+def _supervisor(settings: Settings, mode: ProviderMode | None) -> Check:
     card = folder.read_card(settings.data_dir)
     if card is None:
         return Check("supervisor", "warning", "nothing supervises this folder", "piggybank up --detach")
     live = overview.processes_of(settings)
-    missing = set(web.names(settings)) - {process.name for process in live}
+    missing = set(web.names(settings, mode)) - {process.name for process in live}
     if missing:
         return Check("supervisor", "broken", f"not running: {', '.join(sorted(missing))}", f"look into {settings.data_dir}/logs")
     if any(process.name.startswith("web-") and _is_root(process.pid) for process in live):
@@ -165,6 +166,9 @@ async def _database(settings: Settings) -> list[Check]:
             ("timeouts", _timeouts),
             ("clock", _clock),
             ("connections", _connections),
+            ("provider", _provider),
+            ("provider events", _provider_events),
+            ("payments", _payments),
         ]
         found = [Check("database", "ok", await application.fetchval("SELECT version()"))]
         for name, check in checks:
@@ -238,13 +242,54 @@ async def _clock(databases: _Databases) -> Check:
 
 async def _connections(databases: _Databases) -> Check:
     most = int(await databases.application.fetchval("SELECT current_setting('max_connections')"))
-    needed = CONNECTIONS_A_PROCESS * len(web.names(databases.settings)) + CONNECTIONS_SPARE
+    needed = CONNECTIONS_A_PROCESS * len(web.names(databases.settings, None)) + CONNECTIONS_SPARE
     found = f"{needed} may be needed, PostgreSQL takes {most}"
     if needed > most:
         return Check(
             "connections", "warning", found, f"ALTER SYSTEM SET max_connections = {needed} and start again, or fewer web processes"
         )
     return Check("connections", "ok", found)
+
+
+async def _provider(databases: _Databases) -> Check:
+    """Looks at the settings, asks nobody: `piggybank provider status` does."""
+    mode: ProviderMode = await databases.application.fetchval("SELECT provider_mode FROM installation")
+    settings = databases.settings
+    if mode == "simulator":
+        if settings.revio_key:
+            do = "for real money: piggybank provider mode live; else remove the key"
+            return Check("provider", "warning", "a Revio key is set, and payments go to the SIMULATOR", do)
+        return Check("provider", "ok", "SIMULATOR: no real money moves")
+    missing = [name for name in ("revio_key", "revio_brand_id") if not getattr(settings, name)]
+    if missing:
+        do = f"set {', '.join(missing)} in {settings_file.OPERATOR_FILE}, then: piggybank provider connect"
+        return Check("provider", "broken", f"live, without {', '.join(missing)}: payments through the provider are refused", do)
+    known = await databases.application.fetchval("SELECT count(*) FROM provider_keys WHERE provider = 'live'")
+    if not known and not settings.revio_webhook_keys:
+        return Check("provider", "broken", "live, and no key that events are signed with is known", "piggybank provider connect")
+    return Check("provider", "ok", "live")
+
+
+async def _provider_events(databases: _Databases) -> Check:
+    row = await databases.application.fetchrow(
+        """
+        SELECT count(*) FILTER (WHERE status = 'unmatched') AS unmatched,
+               count(*) FILTER (WHERE status = 'new' AND updated_at < now() - interval '10 minutes') AS stuck
+        FROM (SELECT status, updated_at FROM provider_events WHERE due_at IS NOT NULL OR status = 'unmatched' LIMIT 10000) AS waiting
+        """
+    )
+    found = f"{row['stuck']} not applied for 10 minutes, {row['unmatched']} that name nothing of ours"
+    if row["stuck"] or row["unmatched"]:
+        return Check("provider events", "warning", found, "GET /v1/ops/provider-events?status=unmatched tells why; replay them there")
+    return Check("provider events", "ok", found)
+
+
+async def _payments(databases: _Databases) -> Check:
+    unknown = await databases.application.fetchval("SELECT count(*) FROM payments WHERE status = 'unknown'")
+    if unknown:
+        do = "ask the provider, then two operators: POST /v1/ops/payments/{id}/resolve"
+        return Check("payments", "warning", f"{unknown} of which nobody knows whether they happened", do)
+    return Check("payments", "ok", "none is unknown")
 
 
 async def _valkeys(settings: Settings) -> list[Check]:

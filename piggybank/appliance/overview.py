@@ -14,7 +14,7 @@ import piggybank
 from piggybank import settings as settings_file
 from piggybank.appliance import folder, processes, web
 from piggybank.appliance.processes import Program
-from piggybank.db import migrate
+from piggybank.db import installation, migrate
 from piggybank.settings import Settings
 
 STOP_SIGNAL = signal.SIGTERM
@@ -47,10 +47,11 @@ async def look(settings: Settings) -> dict[str, Any]:
     card = folder.read_card(settings.data_dir)
     embedded = not settings_file.operator_chose_stores(settings.data_dir)
     live = {process.name: process for process in processes_of(settings)}
-    programs = web.names(settings)
-    wanted = [*(STORES if embedded else ()), *programs]
     answers = await stores_answer(settings)
     revision = await _revision(settings) if answers["database"] else None
+    mode = await installation.stored_mode(settings.database_url) if revision else None
+    programs = web.names(settings, mode)
+    wanted = [*(STORES if embedded else ()), *programs]
     ready = await asyncio.to_thread(is_ready, settings)
     rows = [
         {"name": name, "pid": live[name].pid if name in live else None, "since": live[name].since if name in live else None}
@@ -71,6 +72,10 @@ async def look(settings: Settings) -> dict[str, Any]:
         "embedded": embedded,
         "schema": schema,
         "stores": answers,
+        "provider": {
+            "mode": mode,
+            "simulator_url": settings.simulator_page if mode == "simulator" else None,
+        },
         "processes": rows,
     }
 

@@ -42,6 +42,7 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     postgres_port: int
     cache_port: int
     queue_port: int
+    simulator_key: str = ""  # files of version 0001 have none
 
     @property
     def admin_url(self) -> str:
@@ -64,7 +65,12 @@ def load_secrets(stores_dir: Path, user: SystemUser | None) -> Secrets:
     """The secrets of this folder, made when there are none and never overwritten."""
     path = stores_dir / "secrets.toml"
     if path.exists():
-        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Secrets)
+        kept = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Secrets)
+        if kept.simulator_key:
+            return kept
+        kept = msgspec.structs.replace(kept, simulator_key=secrets.token_hex(PASSWORD_BYTES))
+        save_secrets(stores_dir, kept, user)
+        return kept
     ports = free_ports(3)
     made = Secrets(
         admin_password=secrets.token_hex(PASSWORD_BYTES),
@@ -75,6 +81,7 @@ def load_secrets(stores_dir: Path, user: SystemUser | None) -> Secrets:
         postgres_port=ports[0],
         cache_port=ports[1],
         queue_port=ports[2],
+        simulator_key=secrets.token_hex(PASSWORD_BYTES),
     )
     save_secrets(stores_dir, made, user)
     return made
@@ -86,9 +93,14 @@ def save_secrets(stores_dir: Path, made: Secrets, user: SystemUser | None) -> No
 
 
 def write_addresses(data_dir: Path, made: Secrets, user: SystemUser | None) -> None:
-    """`stores.toml`, which `settings.load` reads, in the web, too."""
+    """`stores.toml`, which `settings.load` reads, in the web, too; with the simulator's key."""
     heading = "# Written by `piggybank up`: the embedded stores. Put other addresses into piggybank.toml, not here.\n"
-    write_file(data_dir / settings.STORES_FILE, heading + _toml(made.addresses()), shared(user, 0o640), ours(user))
+    write_file(
+        data_dir / settings.STORES_FILE,
+        heading + _toml(made.addresses() | {"simulator_key": made.simulator_key}),
+        shared(user, 0o640),
+        ours(user),
+    )
 
 
 def postgres_conf(port: int) -> str:

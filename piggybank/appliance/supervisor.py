@@ -27,7 +27,7 @@ from piggybank.appliance import folder, logs, processes, system_user, web
 from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.embedded import Embedded
 from piggybank.appliance.processes import Program, Running
-from piggybank.db import migrate
+from piggybank.db import installation, migrate
 from piggybank.settings import Settings
 
 LOOK_EVERY_S = 0.2
@@ -110,7 +110,10 @@ class Supervisor:
         if runs_as != self.user:
             why = f"user {system_user.NAME} cannot read the program"
             _tell("warning", "web_runs_as_root", why=why, do="install it with installer/install.sh")
-        self.programs = web.programs(self.settings, runs_as)
+        mode = asyncio.run(installation.stored_mode(self.settings.database_url))
+        if mode == "simulator":
+            system_user.make_folder(self.data_dir / web.SIMULATOR, runs_as)
+        self.programs = web.programs(self.settings, runs_as, mode)
         self._adopt()
         if not self.running:
             web.check_port(self.settings)
@@ -185,7 +188,7 @@ class Supervisor:
             _tell("warning", "not_rotated", error=str(error))
 
     def _stop_all(self) -> None:
-        for kind in ("web-", "worker-"):
+        for kind in ("web-", "worker-", web.SIMULATOR):
             found = [child for name, child in self.running.items() if name.startswith(kind)]
             for child in found:
                 child.signal(child.program.stop_signal)
@@ -210,7 +213,7 @@ async def bring_schema(settings: Settings) -> list[str]:
     """Migrate, and put the application role's timeouts on it; returns the revisions applied. Raises `errors.CannotProceed`."""
     role = migrate.role_of(settings.database_url)
     try:
-        applied = await migrate.upgrade(settings.owner_database_url, role)
+        applied = await migrate.upgrade(settings.owner_database_url, role, settings.provider_mode)
     except (OSError, asyncpg.PostgresError) as cause:
         raise errors.CannotProceed(
             what=f"the schema could not be migrated: {cause}", do="look at owner_database_url and whether that server runs"
@@ -228,7 +231,7 @@ def stop_orphans(settings: Settings) -> list[str]:
     with folder.Lock(settings.data_dir):
         stopped = []
         plain = Program(name="", argv=(), run_dir=settings.data_dir / "run", log=Path(), stop_timeout_s=web.WEB_STOP_TIMEOUT_S)
-        for pattern in ("web-*.json", "worker-*.json"):
+        for pattern in web.RECORDS:
             for path in sorted(plain.run_dir.glob(pattern)):
                 if (found := processes.find(msgspec.structs.replace(plain, name=path.stem))) is not None:
                     found.stop()

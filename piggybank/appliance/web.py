@@ -21,12 +21,15 @@ from piggybank import errors
 from piggybank.appliance import system_user
 from piggybank.appliance.processes import Program
 from piggybank.appliance.system_user import SystemUser
-from piggybank.settings import Settings
+from piggybank.settings import ProviderMode, Settings
 
 WEB_STOP_TIMEOUT_S = 40  # more than the drain of `piggybank serve`
 WORKER_STOP_TIMEOUT_S = 30
 ASK_TIMEOUT_S = 2.0
 PRIVILEGED_PORTS = 1_024
+SIMULATOR = "simulator"
+RECORDS = ("web-*.json", "worker-*.json", f"{SIMULATOR}.json")  # of what runs beside the stores
+_VERBS = {"web": "serve", "worker": "worker", "simulator": "simulator"}
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 
@@ -45,14 +48,14 @@ def environment(data_dir: Path) -> dict[str, str]:
     return needed
 
 
-def programs(settings: Settings, user: SystemUser | None) -> list[Program]:
-    """Web processes first; `user` from `may_run_as`."""
+def programs(settings: Settings, user: SystemUser | None, mode: ProviderMode | None) -> list[Program]:
+    """Web processes first; `user` from `may_run_as`, `mode` the provider's, as the database says it."""
     data_dir = settings.data_dir
     mark = hashlib.blake2b(msgspec.json.encode(settings, enc_hook=str) + piggybank.__version__.encode(), digest_size=8).hexdigest()
     return [
         Program(
             name=name,
-            argv=command(data_dir, "serve" if name.startswith("web-") else "worker"),
+            argv=command(data_dir, _VERBS[name.partition("-")[0]]),
             run_dir=data_dir / "run",
             log=data_dir / "logs" / f"{name}.log",
             user=user,
@@ -61,14 +64,16 @@ def programs(settings: Settings, user: SystemUser | None) -> list[Program]:
             mark=mark,
             stop_timeout_s=WEB_STOP_TIMEOUT_S if name.startswith("web-") else WORKER_STOP_TIMEOUT_S,
         )
-        for name in names(settings)
+        for name in names(settings, mode)
     ]
 
 
-def names(settings: Settings) -> list[str]:
-    """What should run beside the stores."""
-    return [f"web-{number + 1}" for number in range(settings.web_processes)] + [
-        f"worker-{number + 1}" for number in range(worker_count(settings))
+def names(settings: Settings, mode: ProviderMode | None) -> list[str]:
+    """What should run beside the stores: the simulator in simulator mode only, where somebody made a key for it."""
+    return [
+        *(f"web-{number + 1}" for number in range(settings.web_processes)),
+        *(f"worker-{number + 1}" for number in range(worker_count(settings))),
+        *([SIMULATOR] if mode == "simulator" and settings.simulator_key else []),
     ]
 
 
@@ -80,7 +85,11 @@ def worker_count(settings: Settings) -> int:
 def beyond(settings: Settings, wanted: list[Program]) -> list[Program]:
     """Processes of an earlier start that are not wanted any more."""
     known = {program.name for program in wanted}
-    recorded = [path.stem for pattern in ("web-*.json", "worker-*.json") for path in sorted((settings.data_dir / "run").glob(pattern))]
+    recorded = [
+        path.stem
+        for pattern in RECORDS
+        for path in sorted((settings.data_dir / "run").glob(pattern))
+    ]
     like = wanted[0]
     return [msgspec.structs.replace(like, name=name, log=like.log.with_name(f"{name}.log")) for name in recorded if name not in known]
 

@@ -20,6 +20,8 @@ COMMANDS = {
     "doctor": ("piggybank.cli.appliance:doctor", "Look for what is wrong, and say what to do."),
     "serve": ("piggybank.cli.serving:serve", "Run one web process (what `up` and containers start)."),
     "worker": ("piggybank.cli.serving:worker", "Run one job worker (what `up` and containers start)."),
+    "simulator": ("piggybank.cli.serving:simulator", "Run the simulator of the payment provider (what `up` starts in simulator mode)."),
+    "provider": ("piggybank.cli.provider:provider", "The payment provider: mode, keys, webhook, comparing books."),
     "migrate": ("piggybank.cli.appliance:migrate", "Bring the database's schema to this version."),
     "verify": ("piggybank.cli.ledger:verify", "Re-derive every balance from its rows."),
     "users": ("piggybank.cli.people:users", "Create, invite, list and unlock users; one-time links."),

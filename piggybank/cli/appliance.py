@@ -254,6 +254,10 @@ def _print_status(found: dict[str, Any]) -> None:
     else:
         behind = "" if schema["at_head"] else f", this version knows {schema['head']}: piggybank migrate"
         console.print(f"schema {schema['revision'] or 'missing'}{behind}")
+    if found["provider"]["mode"] == "simulator":
+        console.print(f"payments: [bold]SIMULATOR[/], no real money moves; its page: {found['provider']['simulator_url']}")
+    elif found["provider"]["mode"] == "live":
+        console.print("payments: live")
     table = Table("process", "pid", "since", "", box=None, pad_edge=False)
     for process in found["processes"]:
         table.add_row(

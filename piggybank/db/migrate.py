@@ -33,25 +33,26 @@ ROLE_SETTINGS = {
 
 _GRANTS = {
     "SELECT": "currencies, installation, reports",
-    "SELECT, INSERT": "transactions, effects, audit_log",
-    "SELECT, INSERT, UPDATE": "users, sessions, api_keys, links, accounts, payments",
+    "SELECT, INSERT": "transactions, effects, audit_log, system_entries, reconciliation_items",
+    "SELECT, INSERT, UPDATE": "users, sessions, api_keys, links, accounts, payments, provider_keys, provider_events, "
+    "resolutions, reconciliations",
     "SELECT, INSERT, DELETE": "idempotency_keys",
     "SELECT, INSERT, UPDATE, DELETE": "outbox, failed_sign_ins",
     "INSERT, UPDATE": "reports",
-    "DELETE": "sessions, links",
+    "DELETE": "sessions, links, provider_keys",
     "UPDATE (reports_through)": "installation",
 }
 
 
-async def upgrade(owner_url: str, application_role: str) -> list[str]:
-    """Apply what is missing; returns the revisions that were applied (empty: nothing to do)."""
+async def upgrade(owner_url: str, application_role: str, provider_mode: str = "simulator") -> list[str]:
+    """Apply what is missing; returns the revisions that were applied (empty: nothing to do). `provider_mode`: of a new database."""
     engine = create_async_engine("postgresql+asyncpg://" + owner_url.partition("://")[2])
     try:
         async with engine.connect() as connection:
             await connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
             await connection.commit()
             applied = await connection.run_sync(_run)
-            await _seed(connection)
+            await _seed(connection, provider_mode)
             await _grant(connection, application_role)
             await connection.commit()
             await connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
@@ -117,7 +118,7 @@ def _run(connection: Connection) -> list[str]:
     return missing[::-1]
 
 
-async def _seed(connection: AsyncConnection) -> None:
+async def _seed(connection: AsyncConnection, provider_mode: str) -> None:
     """Rows that every installation has; what an operator changed stays."""
     for code, minor_unit in money.MINOR_UNITS.items():
         await connection.execute(
@@ -125,8 +126,11 @@ async def _seed(connection: AsyncConnection) -> None:
             {"code": code, "minor_unit": minor_unit, "enabled": code in money.ENABLED_AT_FIRST},
         )
     await connection.execute(
-        text("INSERT INTO installation (id, epoch) VALUES (:id, :epoch) ON CONFLICT DO NOTHING"),
-        {"id": ids.new_id(0), "epoch": uuid4().hex[:8]},
+        text(
+            "INSERT INTO installation (id, epoch, provider_mode) SELECT :id, :epoch, :provider_mode"
+            " WHERE NOT EXISTS (SELECT FROM installation)"
+        ),
+        {"id": ids.new_id(0), "epoch": uuid4().hex[:8], "provider_mode": provider_mode},
     )
 
 

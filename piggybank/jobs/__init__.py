@@ -7,7 +7,7 @@ slices, and each slice is idempotent. The queue only says when.
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from piggybank.jobs import keys, outbox, people, reports
+from piggybank.jobs import keys, outbox, people, reports, revio
 from piggybank.jobs.work import Work
 
 
@@ -20,14 +20,20 @@ class Job(NamedTuple):
     retries: int
 
 
-# The outbox is not in it: it is swept by a loop of its own in every worker (see piggybank/worker.py).
+# The outbox, the provider's events and what is to be sent are not in it: loops of their own in every worker take them each second
+# (see piggybank/worker.py).
 JOBS: dict[str, Job] = {
     "build_reports": Job(reports.build, "*/5 * * * *", timeout_s=300, retries=3),
     "prune_keys": Job(keys.prune, "17 * * * *", timeout_s=300, retries=2),
+    "ask_about_payments": Job(revio.ask_about_payments, "* * * * * */30", timeout_s=300, retries=1),
+    "unstick_events": Job(revio.unstick_events, "*/5 * * * *", timeout_s=60, retries=1),
+    "look_after_webhook": Job(revio.look_after_webhook, "* * * * * */20", timeout_s=60, retries=1),
+    "reconcile_yesterday": Job(revio.reconcile_yesterday, "30 2 * * *", timeout_s=3_600, retries=3),
     "prune_people": Job(people.prune, "37 * * * *", timeout_s=120, retries=2),
 }
 
 SWEEP_EVERY_S = 1.0
 SWEEP_TIMEOUT_S = 30
+SEND_TIMEOUT_S = 600  # a call that moves money is not to be cut off: each has a timeout of its own
 
-__all__ = ["JOBS", "SWEEP_EVERY_S", "SWEEP_TIMEOUT_S", "Job", "Work", "outbox"]
+__all__ = ["JOBS", "SEND_TIMEOUT_S", "SWEEP_EVERY_S", "SWEEP_TIMEOUT_S", "Job", "Work", "outbox", "revio"]

@@ -4,7 +4,9 @@ from msgspec import Struct
 
 from piggybank.cache import Cache
 from piggybank.db.engines import Database
+from piggybank.ledger import Ledger
 from piggybank.settings import Settings
+from piggybank.wallet.provider import Provider
 
 
 class Work(Struct, frozen=True):
@@ -13,3 +15,5 @@ class Work(Struct, frozen=True):
     settings: Settings
     db: Database
     cache: Cache
+    ledger: Ledger
+    provider: Provider

@@ -1,15 +1,19 @@
 """The book of a batch: what was read under its locks, and what it will write. In memory, no I/O."""
 
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
 from msgspec import Struct
 
 from piggybank import errors, ids
-from piggybank.ledger.commands import Command, SystemAccount
+from piggybank.ledger.commands import Command, Method, PaymentKind, PaymentStatus, SystemAccount
 from piggybank.ledger.idempotency import Answer, Decision, Scope
+from piggybank.settings import ProviderMode
 
 NS_PER_MS = 1_000_000
+
+Effect = tuple[int, str, str]  # bucket, source, effect
 
 
 class Account(Struct):
@@ -38,14 +42,25 @@ class Account(Struct):
 
 
 class Payment(Struct):
-    """A payment that a command names; fields in the order of `posting.REFERRED`."""
+    """A payment that a command names; fields in the order of `posting.REFERRED`, then what can only be set."""
 
     id: UUID
     account_id: UUID
-    status: str
+    kind: PaymentKind
+    method: Method
+    status: PaymentStatus
     amount: int
     held: int
-    transaction_id: UUID | None = None
+    transaction_id: UUID | None
+    provider_id: str | None
+    refund_of: UUID | None
+    stamp: int
+    paid: int
+    refunded: int
+    refunding: int
+    charged_back: int
+    failure: str | None
+    provider_url: str | None = None
 
 
 class TransactionRow(NamedTuple):
@@ -71,15 +86,19 @@ class PaymentRow(NamedTuple):
 
     id: UUID
     account_id: UUID
-    kind: str
-    method: str
-    status: str
+    kind: PaymentKind
+    method: Method
+    status: PaymentStatus
     amount: int
     held: int
     destination: dict[str, str] | None
     reference: str | None
     description: str | None
     metadata: dict[str, str] | None
+    provider: ProviderMode | None
+    refund_of: UUID | None
+    return_url: str | None
+    expires_at: datetime | None
 
 
 class EffectRow(NamedTuple):
@@ -107,7 +126,7 @@ class Book:
         self.accounts: dict[UUID, Account] = {}
         self.busy: frozenset[UUID] = frozenset()
         self.payments: dict[UUID, Payment] = {}
-        self.effects: dict[tuple[int, str, str], UUID] = {}
+        self.effects: dict[Effect, UUID] = {}
         self.keys: dict[Scope, tuple[bytes, Decision]] = {}
         self.changed: dict[UUID, Account] = {}
         self.new_transactions: list[TransactionRow] = []
@@ -165,6 +184,11 @@ class Book:
         )
         self.new_transactions.append(row)
         return row
+
+    def happened(self, effect: Effect, transaction_id: UUID) -> None:
+        """It has its effect now, and never again."""
+        self.effects[effect] = transaction_id
+        self.new_effects.append(EffectRow(*effect, transaction_id))
 
     def answer(
         self, account: Account, row: TransactionRow | None = None, *, transfer_id: UUID | None = None, payment_id: UUID | None = None

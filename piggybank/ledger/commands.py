@@ -1,17 +1,23 @@
 """What the ledger can be told to do.
 
-A request (`Deposit` to `Reverse`) may be refused; a settlement (`Settle`) is a fact and is not. `account_id` is the account
-whose owner the idempotency key belongs to. What a command needs that never changes (a posted row, the account of a payment)
-the caller has looked up; what may change is read by the ledger under the lock.
+A request (`Deposit` to `Close`) may be refused; what the provider says (`Settle`, `Observe`) is a fact and is not. `account_id` is
+the account whose owner the idempotency key belongs to. What a command needs that never changes (a posted row, the account of a
+payment) the caller has looked up; what may change is read by the ledger under the lock.
 """
 
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
 from msgspec import Struct
 
+from piggybank.settings import ProviderMode
+
 SystemAccount = Literal["clearing", "fees", "transfers", "adjustments"]
-SettlementKind = Literal["deposit", "refund", "chargeback", "chargeback_reversal", "payout_return", "fee", "adjustment"]
+SettlementKind = Literal["deposit", "withdrawal", "refund", "chargeback", "chargeback_reversal", "payout_return", "fee", "adjustment"]
+PaymentKind = Literal["deposit", "withdrawal", "refund"]
+PaymentStatus = Literal["creating", "pending", "processing", "unknown", "completed", "failed", "cancelled", "returned"]
+Method = Literal["direct", "revio"]
 Destination = dict[str, str]
 
 
@@ -53,12 +59,18 @@ class Withdraw(Command, frozen=True, kw_only=True):
     currency: str | None = None
 
 
-class Hold(Command, frozen=True, kw_only=True):
-    """Reserve money for a withdrawal that is completed or cancelled later: opens a payment."""
+class OpenPayment(Command, frozen=True, kw_only=True):
+    """Something that ends later: reserves `amount` of what is to go out (a withdrawal, a refund), nothing for a deposit."""
 
     amount: int
     currency: str | None = None
+    kind: PaymentKind = "withdrawal"
+    method: Method = "direct"
+    provider: ProviderMode | None = None  # with method `revio`: which one it is
+    refund_of: UUID | None = None  # the payment that a refund gives back
     destination: Destination | None = None
+    return_url: str | None = None  # where the checkout sends people afterwards
+    expires_at: datetime | None = None
 
 
 class CompletePayment(Command, frozen=True, kw_only=True):
@@ -68,9 +80,21 @@ class CompletePayment(Command, frozen=True, kw_only=True):
 
 
 class CancelPayment(Command, frozen=True, kw_only=True):
-    """Release the hold; nothing is posted."""
+    """Release the hold; nothing is posted. Refused once a provider executes it."""
 
     payment_id: UUID
+
+
+class Advance(Command, frozen=True, kw_only=True):
+    """We did something about a payment: from one of the states `was` to `status`; refused where it is elsewhere by now."""
+
+    payment_id: UUID
+    was: frozenset[PaymentStatus]
+    status: PaymentStatus
+    provider_id: str | None = None
+    provider_url: str | None = None  # the checkout page, or where a payout is executed
+    stamp: int = 0
+    failure: str | None = None
 
 
 class Transfer(Command, frozen=True, kw_only=True):
@@ -115,7 +139,8 @@ class Close(Command, frozen=True, kw_only=True):
 class Settle(Command, frozen=True, kw_only=True):
     """A fact from outside, once for each (source, effect): posted whatever the account's state; a shortage becomes `owed`.
 
-    `amount` is positive; the kind gives the sign, except for an `adjustment`, which is signed.
+    `amount` is positive; the kind gives the sign, except for an `adjustment`, which is signed. `refund_id` is our payment that asked
+    for the refund, `object_id` the provider's name for what happened, `stamp` how new the news is (see `Observe`).
     """
 
     kind: SettlementKind
@@ -123,6 +148,21 @@ class Settle(Command, frozen=True, kw_only=True):
     source: str
     effect: str
     payment_id: UUID | None = None
+    refund_id: UUID | None = None
+    object_id: str | None = None
+    stamp: int = 0
+
+
+class Observe(Command, frozen=True, kw_only=True):
+    """What the provider says of a payment that moves no money by itself; the newest news counts, whenever it arrives.
+
+    `stamp` grows with every change of the provider's object. Failed news of a payout that was paid means that it came back.
+    """
+
+    payment_id: UUID
+    status: Literal["pending", "processing", "failed", "cancelled"]
+    stamp: int
+    failure: str | None = None
 
 
 def accounts_of(command: Command) -> tuple[UUID, ...]:

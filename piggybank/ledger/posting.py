@@ -25,12 +25,14 @@ import msgspec
 
 from piggybank import errors, ids
 from piggybank.db.engines import Database
-from piggybank.ledger import balances, commands, idempotency
-from piggybank.ledger.book import Account, Book, Payment
+from piggybank.ledger import balances, commands, idempotency, settlements
+from piggybank.ledger.book import Account, Book, Effect, Payment
 from piggybank.ledger.rules import Outcome, Submission, decide
 
 # asyncpg asks the server about array types when it first meets them: on connecting, not under the locks of the first batch.
-WARM_UP = "SELECT NULL::smallint[], NULL::int[], NULL::bigint[], NULL::uuid[], NULL::text[], NULL::bytea[], NULL::jsonb[]"
+WARM_UP = (
+    "SELECT NULL::smallint[], NULL::int[], NULL::bigint[], NULL::uuid[], NULL::text[], NULL::bytea[], NULL::jsonb[], NULL::timestamptz[]"
+)
 
 LOCK = """
 SELECT id, user_id, currency, status, balance, held, owed, clearing, fees, transfers, adjustments, version, sequence,
@@ -51,17 +53,27 @@ FROM idempotency_keys
 WHERE bucket = ANY($1::smallint[]) AND owner = ANY($2::uuid[]) AND key = ANY($3::text[])
 """
 
+# A refund comes with the payment that it gives back.
 REFERRED = """
-SELECT 'payment', id, account_id, status, amount, held, transaction_id, NULL::smallint, NULL, NULL
-FROM payments
-WHERE bucket = ANY($1::smallint[]) AND id = ANY($2::uuid[])
+SELECT 'payment', p.id, p.account_id, p.kind, p.method, p.status, p.amount, p.held, p.transaction_id, p.provider_id, p.refund_of,
+       p.stamp, p.paid, p.refunded, p.refunding, p.charged_back, p.failure, NULL::smallint, NULL, NULL
+FROM payments p
+WHERE p.bucket = ANY($1::smallint[]) AND p.id = ANY($2::uuid[])
 UNION ALL
-SELECT 'effect', NULL, NULL, NULL, NULL, NULL, transaction_id, bucket, source, effect
+SELECT 'payment', p.id, p.account_id, p.kind, p.method, p.status, p.amount, p.held, p.transaction_id, p.provider_id, p.refund_of,
+       p.stamp, p.paid, p.refunded, p.refunding, p.charged_back, p.failure, NULL, NULL, NULL
+FROM payments refund
+JOIN payments p ON p.bucket = refund.bucket AND p.id = refund.refund_of
+WHERE refund.bucket = ANY($1::smallint[]) AND refund.id = ANY($2::uuid[])
+UNION ALL
+SELECT 'effect', NULL, NULL, NULL, NULL, NULL, NULL, NULL, transaction_id, NULL, NULL,
+       NULL, NULL, NULL, NULL, NULL, NULL, bucket, source, effect
 FROM effects
 WHERE (bucket, source, effect) IN (SELECT * FROM unnest($3::smallint[], $4::text[], $5::text[]))
 """
+_PAYMENT_FIELDS = 16  # of a row of REFERRED, after the first
 
-WRITE = """
+_HEAD = """
 WITH keys AS (
     INSERT INTO idempotency_keys (owner, bucket, actor, key, fingerprint, answer, created_at)
     SELECT owner, bucket, actor::"char", key, fingerprint, answer, $1
@@ -85,31 +97,43 @@ WITH keys AS (
          AS new (id, bucket, status, balance, held, owed, clearing, fees, transfers, adjustments, version, sequence,
                  transactions_count, open_payments, last_transaction_id)
     WHERE accounts.id = new.id AND accounts.bucket = new.bucket
-), opened AS (
-    INSERT INTO payments (id, account_id, kind, method, status, amount, held, destination, reference, description, metadata,
-                          bucket, updated_at)
-    SELECT *, $1 FROM unnest($37::uuid[], $38::uuid[], $39::text[], $40::text[], $41::text[], $42::bigint[], $43::bigint[],
-                             $44::jsonb[], $45::text[], $46::text[], $47::jsonb[], $48::smallint[])
-), settled AS (
-    UPDATE payments
-    SET status = new.status, held = new.held, transaction_id = new.transaction_id, updated_at = $1
-    FROM unnest($49::uuid[], $50::smallint[], $51::text[], $52::bigint[], $53::uuid[])
-         AS new (id, bucket, status, held, transaction_id)
-    WHERE payments.id = new.id AND payments.bucket = new.bucket
-), happened AS (
-    INSERT INTO effects (bucket, source, effect, transaction_id)
-    SELECT * FROM unnest($54::smallint[], $55::text[], $56::text[], $57::uuid[])
 ), told AS (
     INSERT INTO outbox (id, bucket, topic, payload)
-    SELECT $58::uuid, $59::smallint, 'ledger.posted', $60::jsonb WHERE $58 IS NOT NULL
+    SELECT $37::uuid, $38::smallint, 'ledger.posted', $39::jsonb WHERE $37 IS NOT NULL
 ), forgotten AS (
     -- what a sweep is deleting is left to it: a batch waits for accounts and keys only
     DELETE FROM outbox
-    USING (SELECT id, bucket FROM outbox WHERE bucket = ANY($61::smallint[]) AND id = ANY($62::uuid[]) FOR UPDATE SKIP LOCKED) AS done
+    USING (SELECT id, bucket FROM outbox WHERE bucket = ANY($40::smallint[]) AND id = ANY($41::uuid[]) FOR UPDATE SKIP LOCKED) AS done
     WHERE outbox.id = done.id AND outbox.bucket = done.bucket
-)
+)"""
+
+_PAYMENTS = """, opened AS (
+    INSERT INTO payments (id, account_id, kind, method, status, amount, held, destination, reference, description, metadata,
+                          provider, refund_of, return_url, expires_at, bucket, updated_at)
+    SELECT *, $1 FROM unnest($42::uuid[], $43::uuid[], $44::text[], $45::text[], $46::text[], $47::bigint[], $48::bigint[],
+                             $49::jsonb[], $50::text[], $51::text[], $52::jsonb[], $53::text[], $54::uuid[], $55::text[],
+                             $56::timestamptz[], $57::smallint[])
+), settled AS (
+    UPDATE payments
+    SET status = new.status, held = new.held, transaction_id = new.transaction_id, provider_id = new.provider_id,
+        stamp = new.stamp, paid = new.paid, refunded = new.refunded, refunding = new.refunding, charged_back = new.charged_back,
+        failure = new.failure, provider_url = coalesce(new.provider_url, payments.provider_url), updated_at = $1
+    FROM unnest($58::uuid[], $59::smallint[], $60::text[], $61::bigint[], $62::uuid[], $63::text[], $64::bigint[], $65::bigint[],
+                $66::bigint[], $67::bigint[], $68::bigint[], $69::text[], $70::text[])
+         AS new (id, bucket, status, held, transaction_id, provider_id, stamp, paid, refunded, refunding, charged_back, failure,
+                 provider_url)
+    WHERE payments.id = new.id AND payments.bucket = new.bucket
+), happened AS (
+    INSERT INTO effects (bucket, source, effect, transaction_id)
+    SELECT * FROM unnest($71::smallint[], $72::text[], $73::text[], $74::uuid[])
+)"""
+
+_TAIL = """
 SELECT count(*) FROM keys
 """
+
+WRITE = _HEAD + _TAIL  # deposits, withdrawals, transfers: nearly everything; 33 arrays less to send
+WRITE_WITH_PAYMENTS = _HEAD + _PAYMENTS + _TAIL
 
 
 class KeyClash(Exception):
@@ -178,7 +202,11 @@ async def post(
         outbox_id = ids.new_id(account_ids[0].int & 0xFF, book.now_ns) if book.changed else None
         changed = [balances.stored(account, book.now_ns) for account in book.changed.values()]
         if book.new_keys or book.changed or forget:
-            written = await connection.fetchval(WRITE, *_columns(book, outbox_id, changed, forget))
+            columns = _columns(book, outbox_id, changed, forget)
+            if book.new_payments or book.changed_payments or book.new_effects:
+                written = await connection.fetchval(WRITE_WITH_PAYMENTS, *columns, *_payment_columns(book))
+            else:
+                written = await connection.fetchval(WRITE, *columns)
             if written < len(book.new_keys):
                 raise KeyClash
     except asyncpg.LockNotAvailableError as cause:
@@ -204,13 +232,22 @@ async def _read_keys(connection: asyncpg.Connection, book: Book, batch: Sequence
 
 async def _read_referred(connection: asyncpg.Connection, book: Book, batch: Sequence[Submission]) -> None:
     payment_ids: set[UUID] = set()
-    effects: set[tuple[int, str, str]] = set()
+    effects: set[Effect] = set()
     for command, *_ in batch:
+        bucket = ids.bucket_of(command.account_id)
         match command:
-            case commands.CompletePayment(payment_id=payment_id) | commands.CancelPayment(payment_id=payment_id):
-                payment_ids.add(payment_id)
-            case commands.Settle(account_id=account_id, source=source, effect=effect):
-                effects.add((ids.bucket_of(account_id), source, effect))
+            case commands.CompletePayment() | commands.CancelPayment() | commands.Advance():
+                payment_ids.add(command.payment_id)
+            case commands.Observe():
+                payment_ids.add(command.payment_id)
+                effects.add((bucket, settlements.PROVIDER, settlements.return_effect(command.payment_id)))
+            case commands.OpenPayment(refund_of=UUID() as refund_of):
+                payment_ids.add(refund_of)
+            case commands.Settle():
+                payment_ids |= {payment_id for payment_id in (command.payment_id, command.refund_id) if payment_id}
+                effects.add((bucket, command.source, command.effect))
+                if command.kind == "withdrawal" and command.payment_id:
+                    effects.add((bucket, settlements.PROVIDER, settlements.return_effect(command.payment_id)))
             case commands.Reverse(transaction_id=transaction_id, transfer_id=transfer_id):
                 subject = transfer_id or transaction_id
                 effects.add((ids.bucket_of(subject), "reversal", str(subject)))
@@ -219,9 +256,9 @@ async def _read_referred(connection: asyncpg.Connection, book: Book, batch: Sequ
     wanted = _transposed(sorted(effects), 3)
     for what, *row in await connection.fetch(REFERRED, _buckets(payment_ids), list(payment_ids), *wanted):
         if what == "payment":
-            book.payments[row[0]] = Payment(*row[:6])
+            book.payments[row[0]] = Payment(*row[:_PAYMENT_FIELDS])
         else:
-            book.effects[row[6], row[7], row[8]] = row[5]
+            book.effects[row[16], row[17], row[18]] = row[7]
 
 
 def _columns(book: Book, outbox_id: UUID | None, changed: list[balances.Stored], forget: Sequence[UUID]) -> list[Any]:
@@ -244,15 +281,39 @@ def _columns(book: Book, outbox_id: UUID | None, changed: list[balances.Stored],
             ([ids.bucket_of(row.id) for row in book.new_transactions],),
             ([account.id for account in accounts], [ids.bucket_of(account.id) for account in accounts]),
             ([getattr(account, field) for account in accounts] for field in Account.__struct_fields__[3:]),
-            _with_metadata(_transposed(book.new_payments, 11), 7, 10),
-            ([ids.bucket_of(row.id) for row in book.new_payments],),
-            ([payment.id for payment in book.changed_payments.values()], _buckets_of(book.changed_payments)),
-            ([getattr(payment, field) for payment in book.changed_payments.values()] for field in ("status", "held", "transaction_id")),
-            _transposed(book.new_effects, 4),
             (outbox_id, outbox_id.int & 0xFF if outbox_id else None, balances.news(changed) if outbox_id else None),
             (_buckets(forget), list(forget)),
         )
     )
+
+
+def _payment_columns(book: Book) -> list[Any]:
+    """The rest of them, of WRITE_WITH_PAYMENTS."""
+    changed = book.changed_payments.values()
+    return list(
+        chain(
+            _with_metadata(_transposed(book.new_payments, 15), 7, 10),
+            ([ids.bucket_of(row.id) for row in book.new_payments],),
+            ([payment.id for payment in changed], [ids.bucket_of(payment.id) for payment in changed]),
+            ([getattr(payment, field) for payment in changed] for field in _CHANGING),
+            _transposed(book.new_effects, 4),
+        )
+    )
+
+
+_CHANGING = (
+    "status",
+    "held",
+    "transaction_id",
+    "provider_id",
+    "stamp",
+    "paid",
+    "refunded",
+    "refunding",
+    "charged_back",
+    "failure",
+    "provider_url",
+)
 
 
 def _transposed(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
@@ -268,10 +329,6 @@ def _with_metadata(columns: list[list[Any]], *positions: int) -> list[list[Any]]
 
 def _buckets(row_ids: Any) -> list[int]:
     return list({ids.bucket_of(row_id) for row_id in row_ids})
-
-
-def _buckets_of(row_ids: Any) -> list[int]:
-    return [ids.bucket_of(row_id) for row_id in row_ids]
 
 
 def _moment(now_ns: int) -> Any:

@@ -4,30 +4,17 @@ A rule looks first and acts last, so a refused command leaves no trace; the next
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
-from uuid import UUID
+from typing import Any, NamedTuple
 
 from piggybank import errors, ids, money
-from piggybank.ledger import commands
-from piggybank.ledger.book import Account, Book, EffectRow, KeyRow, Payment, PaymentRow
+from piggybank.ledger import commands, settlements
+from piggybank.ledger.book import Account, Book, KeyRow, Payment, PaymentRow
 from piggybank.ledger.commands import Command, SystemAccount
 from piggybank.ledger.idempotency import Answer, Decision
 
 MAX_SYSTEM_COLUMN = 2**62  # minor units exchanged with one system account, net; bigint ends at 2**63
 
-OPEN = frozenset({"creating", "pending", "processing", "unknown"})
 REVERSIBLE = frozenset({"deposit", "withdrawal", "transfer_in", "transfer_out"})
-
-# kind of settlement -> (system account, sign as the account sees it)
-SETTLEMENTS: dict[commands.SettlementKind, tuple[SystemAccount, Literal[1, -1]]] = {
-    "deposit": ("clearing", 1),
-    "refund": ("clearing", -1),
-    "chargeback": ("clearing", -1),
-    "chargeback_reversal": ("clearing", 1),
-    "payout_return": ("clearing", 1),
-    "fee": ("fees", -1),
-    "adjustment": ("adjustments", 1),
-}
 
 
 class Submission(NamedTuple):
@@ -60,7 +47,9 @@ def decide(book: Book, submission: Submission) -> Outcome:
     if known is not None:
         return Outcome(known[1], replayed=True) if known[0] == fingerprint else Outcome(errors.IdempotencyKeyReused())
     try:
-        outcome = _RULES[type(command)](book, account, command)
+        outcome = Outcome(_RULES[type(command)](book, account, command))
+    except settlements.Replayed:
+        outcome = Outcome(book.answer(account), replayed=True)
     except errors.Error as error:
         outcome = Outcome(error)
     if key and isinstance(outcome.decision, Answer | errors.Refusal):
@@ -69,65 +58,69 @@ def decide(book: Book, submission: Submission) -> Outcome:
     return outcome
 
 
-def _deposit(book: Book, account: Account, command: commands.Deposit) -> Outcome:
+def _deposit(book: Book, account: Account, command: commands.Deposit) -> Answer:
     _open(account, command.currency)
     _room(account, command.amount, "clearing")
-    return Outcome(book.answer(account, book.post(account, "deposit", "clearing", command.amount, command)))
+    return book.answer(account, book.post(account, "deposit", "clearing", command.amount, command))
 
 
-def _withdraw(book: Book, account: Account, command: commands.Withdraw) -> Outcome:
+def _withdraw(book: Book, account: Account, command: commands.Withdraw) -> Answer:
     _open(account, command.currency)
     _funds(account, command.amount)
     _room(account, -command.amount, "clearing")
-    return Outcome(book.answer(account, book.post(account, "withdrawal", "clearing", -command.amount, command)))
+    return book.answer(account, book.post(account, "withdrawal", "clearing", -command.amount, command))
 
 
-def _hold(book: Book, account: Account, command: commands.Hold) -> Outcome:
+def _open_payment(book: Book, account: Account, command: commands.OpenPayment) -> Answer:
     _open(account, command.currency)
-    _funds(account, command.amount)
+    if command.kind == "deposit":
+        _room(account, command.amount, "clearing")
+    else:
+        _funds(account, command.amount)
+    if command.refund_of is not None:
+        refunded = _refundable(book, account, command)
+        refunded.refunding = command.amount
+        book.changed_payments[refunded.id] = refunded
     payment_id = ids.new_id(ids.bucket_of(account.id), book.now_ns)
-    account.held += command.amount
+    held = 0 if command.kind == "deposit" else command.amount
+    account.held += held
     account.open_payments += 1
     book.touch(account)
     book.new_payments.append(
         PaymentRow(
             payment_id,
             account.id,
-            "withdrawal",
-            "direct",
-            "pending",
+            command.kind,
+            command.method,
+            "pending" if command.method == "direct" else "creating",
             command.amount,
-            command.amount,
+            held,
             command.destination,
             command.reference,
             command.description,
             command.metadata,
+            command.provider,
+            command.refund_of,
+            command.return_url,
+            command.expires_at,
         )
     )
-    return Outcome(book.answer(account, payment_id=payment_id))
+    return book.answer(account, payment_id=payment_id)
 
 
-def _complete(book: Book, account: Account, command: commands.CompletePayment) -> Outcome:
-    payment = _open_payment(book, account, command.payment_id)
-    account.held -= payment.held
-    account.open_payments -= 1
-    row = book.post(account, "withdrawal", "clearing", -payment.amount, command, payment_id=payment.id)
-    payment.status, payment.held, payment.transaction_id = "completed", 0, row.id
-    book.changed_payments[payment.id] = payment
-    return Outcome(book.answer(account, row, payment_id=payment.id))
+def _refundable(book: Book, account: Account, command: commands.OpenPayment) -> Payment:
+    payment = book.payments.get(command.refund_of) if command.refund_of else None
+    if payment is None or payment.account_id != account.id:
+        raise errors.NotFound(payment_id=str(command.refund_of))
+    left = payment.paid - payment.refunded - payment.charged_back
+    if payment.kind != "deposit" or payment.method != command.method or payment.status != "completed" or command.amount > left:
+        raise errors.NotRefundable(payment_id=str(payment.id), status=payment.status, refundable=max(0, left), requested=command.amount)
+    if payment.refunding:
+        raise errors.RefundUnderWay(payment_id=str(payment.id), amount=payment.refunding)
+    return payment
 
 
-def _cancel(book: Book, account: Account, command: commands.CancelPayment) -> Outcome:
-    payment = _open_payment(book, account, command.payment_id)
-    account.held -= payment.held
-    account.open_payments -= 1
-    book.touch(account)
-    payment.status, payment.held = "cancelled", 0
-    book.changed_payments[payment.id] = payment
-    return Outcome(book.answer(account, payment_id=payment.id))
-
-
-def _transfer(book: Book, account: Account, command: commands.Transfer) -> Outcome:
+def _transfer(book: Book, account: Account, command: commands.Transfer) -> Answer:
     if command.to_account == account.id:
         raise errors.SameAccount()
     target = book.account(command.to_account)
@@ -139,10 +132,10 @@ def _transfer(book: Book, account: Account, command: commands.Transfer) -> Outco
     transfer_id = ids.new_id(ids.bucket_of(account.id), book.now_ns)
     row = book.post(account, "transfer_out", "transfers", -command.amount, command, transfer_id=transfer_id)
     book.post(target, "transfer_in", "transfers", command.amount, command, transfer_id=transfer_id)
-    return Outcome(book.answer(account, row, transfer_id=transfer_id))
+    return book.answer(account, row, transfer_id=transfer_id)
 
 
-def _reverse(book: Book, account: Account, command: commands.Reverse) -> Outcome:
+def _reverse(book: Book, account: Account, command: commands.Reverse) -> Answer:
     subject = command.transfer_id or command.transaction_id
     effect = (ids.bucket_of(subject), "reversal", str(subject))
     if effect in book.effects:
@@ -164,52 +157,37 @@ def _reverse(book: Book, account: Account, command: commands.Reverse) -> Outcome
         for side, leg in sides
     }
     row = rows[command.transaction_id]
-    _happened(book, effect, row.id)
-    return Outcome(book.answer(account, row, transfer_id=transfer_id))
+    book.happened(effect, row.id)
+    return book.answer(account, row, transfer_id=transfer_id)
 
 
-def _freeze(book: Book, account: Account, _: commands.Freeze) -> Outcome:
+def _freeze(book: Book, account: Account, _: commands.Freeze) -> Answer:
     return _set_status(book, account, "frozen")
 
 
-def _unfreeze(book: Book, account: Account, _: commands.Unfreeze) -> Outcome:
+def _unfreeze(book: Book, account: Account, _: commands.Unfreeze) -> Answer:
     return _set_status(book, account, "active")
 
 
-def _set_status(book: Book, account: Account, status: str) -> Outcome:
+def _set_status(book: Book, account: Account, status: str) -> Answer:
     if account.status == "closed":
         raise errors.AccountClosed(account_id=str(account.id))
     if account.status != status:
         account.status = status
         book.touch(account)
-    return Outcome(book.answer(account))
+    return book.answer(account)
 
 
-def _close(book: Book, account: Account, _: commands.Close) -> Outcome:
+def _close(book: Book, account: Account, _: commands.Close) -> Answer:
     if account.status == "closed":
-        return Outcome(book.answer(account))
+        return book.answer(account)
     if account.status == "frozen":
         raise errors.AccountFrozen(account_id=str(account.id))
     if account.balance or account.held or account.owed or account.open_payments:
         raise errors.AccountNotEmpty(balance=account.balance, held=account.held, owed=account.owed, open_payments=account.open_payments)
     account.status = "closed"
     book.touch(account)
-    return Outcome(book.answer(account))
-
-
-def _settle(book: Book, account: Account, command: commands.Settle) -> Outcome:
-    effect = (ids.bucket_of(account.id), command.source, command.effect)
-    if effect in book.effects:
-        return Outcome(book.answer(account), replayed=True)
-    system_account, sign = SETTLEMENTS[command.kind]
-    row = book.post(account, command.kind, system_account, sign * command.amount, command, payment_id=command.payment_id)
-    _happened(book, effect, row.id)
-    return Outcome(book.answer(account, row, payment_id=command.payment_id))
-
-
-def _happened(book: Book, effect: tuple[int, str, str], transaction_id: UUID) -> None:
-    book.effects[effect] = transaction_id
-    book.new_effects.append(EffectRow(*effect, transaction_id))
+    return book.answer(account)
 
 
 def _open(account: Account, currency: str | None) -> None:
@@ -236,25 +214,18 @@ def _room(account: Account, amount: int, system_account: SystemAccount) -> None:
         raise errors.BalanceLimit(limit=money.MAX_BALANCE, currency=account.currency)
 
 
-def _open_payment(book: Book, account: Account, payment_id: UUID) -> Payment:
-    payment = book.payments.get(payment_id)
-    if payment is None or payment.account_id != account.id:
-        raise errors.NotFound(payment_id=str(payment_id))
-    if payment.status not in OPEN:
-        raise errors.PaymentNotOpen(payment_id=str(payment_id), status=payment.status)
-    return payment
-
-
-_RULES: dict[type[Command], Callable[[Book, Account, Any], Outcome]] = {
+_RULES: dict[type[Command], Callable[[Book, Account, Any], Answer]] = {
     commands.Deposit: _deposit,
     commands.Withdraw: _withdraw,
-    commands.Hold: _hold,
-    commands.CompletePayment: _complete,
-    commands.CancelPayment: _cancel,
+    commands.OpenPayment: _open_payment,
+    commands.CompletePayment: settlements.complete,
+    commands.CancelPayment: settlements.cancel,
     commands.Transfer: _transfer,
     commands.Reverse: _reverse,
     commands.Freeze: _freeze,
     commands.Unfreeze: _unfreeze,
     commands.Close: _close,
-    commands.Settle: _settle,
+    commands.Advance: settlements.advance,
+    commands.Observe: settlements.observe,
+    commands.Settle: settlements.settle,
 }

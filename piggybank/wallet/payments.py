@@ -1,7 +1,7 @@
 """Payments: what is under way, or was. Reading them; they change only through the ledger."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -10,14 +10,20 @@ from sqlalchemy import Row, text
 
 from piggybank import errors, ids
 from piggybank.db.engines import Read
+from piggybank.settings import ProviderMode
 from piggybank.wallet import pages
 
 STATUSES = ("creating", "pending", "processing", "unknown", "completed", "failed", "cancelled", "returned")
 OPEN = "open"  # a filter: the first four
+Which = Literal["unknown", "open", "differing"]  # lists for operators
 
 
 class Payment(Struct, frozen=True, kw_only=True):
-    """`held` is what it reserves now; `transaction_id` the row that it was posted by, once it was."""
+    """`held` is what it reserves now; `transaction_id` the row that it was posted by, once it was.
+
+    With method `revio`: `provider` says whether the money is real (`live`) or play (`simulator`), `paid` what was really paid, which
+    may differ from `amount`, `refunded` and `charged_back` what of it went back, `failure` the provider's reason.
+    """
 
     id: UUID
     account_id: UUID
@@ -34,6 +40,15 @@ class Payment(Struct, frozen=True, kw_only=True):
     metadata: dict[str, str]
     created_at: datetime
     updated_at: datetime
+    provider: ProviderMode | None = None
+    provider_id: str | None = None
+    checkout_url: str | None = None
+    expires_at: datetime | None = None
+    paid: int = 0
+    refunded: int = 0
+    charged_back: int = 0
+    refund_of: UUID | None = None
+    failure: str | None = None
 
 
 class PaymentPage(Struct, frozen=True, kw_only=True):
@@ -47,7 +62,8 @@ class PaymentPage(Struct, frozen=True, kw_only=True):
 # the partial index, which is for those who look for open payments of everybody.
 _PAGE = text("""
 SELECT a.currency, p.id, p.account_id, p.kind, p.method, p.status, p.amount, p.held, p.transaction_id,
-       CAST(p.destination AS text) AS destination, p.reference, p.description, CAST(p.metadata AS text) AS metadata, p.updated_at
+       CAST(p.destination AS text) AS destination, p.reference, p.description, CAST(p.metadata AS text) AS metadata, p.updated_at,
+       p.provider, p.provider_id, p.provider_url, p.expires_at, p.paid, p.refunded, p.charged_back, p.refund_of, p.failure
 FROM accounts a
 LEFT JOIN LATERAL (
     SELECT *
@@ -64,10 +80,27 @@ ORDER BY p.id DESC
 
 _ONE = text("""
 SELECT a.currency, p.id, p.account_id, p.kind, p.method, p.status, p.amount, p.held, p.transaction_id,
-       CAST(p.destination AS text) AS destination, p.reference, p.description, CAST(p.metadata AS text) AS metadata, p.updated_at
+       CAST(p.destination AS text) AS destination, p.reference, p.description, CAST(p.metadata AS text) AS metadata, p.updated_at,
+       p.provider, p.provider_id, p.provider_url, p.expires_at, p.paid, p.refunded, p.charged_back, p.refund_of, p.failure
 FROM payments p
 JOIN accounts a ON a.bucket = p.bucket AND a.id = p.account_id
 WHERE p.bucket = :bucket AND p.id = :id AND (CAST(:only_user AS uuid) IS NULL OR a.user_id = :only_user)
+""")
+
+
+# For operators: those that nobody can tell about, those that are open for long, and those that were paid otherwise than meant.
+_LISTED = text("""
+SELECT a.currency, p.id, p.account_id, p.kind, p.method, p.status, p.amount, p.held, p.transaction_id,
+       CAST(p.destination AS text) AS destination, p.reference, p.description, CAST(p.metadata AS text) AS metadata, p.updated_at,
+       p.provider, p.provider_id, p.provider_url, p.expires_at, p.paid, p.refunded, p.charged_back, p.refund_of, p.failure
+FROM payments p
+JOIN accounts a ON a.bucket = p.bucket AND a.id = p.account_id
+WHERE p.method = 'revio' AND p.id < :below
+  AND ((:which = 'unknown' AND p.status = 'unknown')
+       OR (:which = 'open' AND p.status IN ('creating', 'pending', 'processing', 'unknown'))
+       OR (:which = 'differing' AND p.status = 'completed' AND p.paid <> p.amount))
+ORDER BY p.id DESC
+LIMIT :limit
 """)
 
 
@@ -97,6 +130,14 @@ async def page(
     return PaymentPage(items=items, next_cursor=pages.cursor_after(items[-1].id, "payments", account_id, status) if more else None)
 
 
+async def listed(read: Read, which: Which, *, cursor: str | None = None, limit: int = pages.LIMIT_DEFAULT) -> PaymentPage:
+    """A page of the provider's payments of everybody. Raises InvalidRequest."""
+    below = pages.LAST_ID if cursor is None else pages.last_id(cursor, "ops-payments", which)
+    rows = (await read.execute(_LISTED, {"which": which, "below": below, "limit": limit + 1})).all()
+    items = [_payment(row) for row in rows[:limit]]
+    return PaymentPage(items=items, next_cursor=pages.cursor_after(items[-1].id, "ops-payments", which) if len(rows) > limit else None)
+
+
 async def one(read: Read, payment_id: UUID, *, only_user: UUID | None = None) -> Payment:
     """One payment; raises NotFound."""
     given = {"bucket": ids.bucket_of(payment_id), "id": payment_id, "only_user": only_user}
@@ -123,4 +164,13 @@ def _payment(row: Row[Any]) -> Payment:
         metadata=msgspec.json.decode(row.metadata) if row.metadata else {},
         created_at=ids.time_of(row.id),
         updated_at=row.updated_at,
+        provider=row.provider,
+        provider_id=row.provider_id,
+        checkout_url=row.provider_url if row.kind == "deposit" and row.status in ("creating", "pending", "processing") else None,
+        expires_at=row.expires_at,
+        paid=row.paid,
+        refunded=row.refunded,
+        charged_back=row.charged_back,
+        refund_of=row.refund_of,
+        failure=row.failure,
     )

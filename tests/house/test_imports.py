@@ -14,7 +14,7 @@ FLOORS = {
     "assembly": {"app", "worker", "cli", "__main__"},
     "entrances": {"api", "jobs", "appliance"},
     "work": {"identity", "wallet", "capacity", "reports", "checks"},
-    "core": {"ledger"},
+    "core": {"ledger", "revio", "simulator"},
     "storage": {"db", "cache", "queues"},
     "ground": {"settings", "money", "ids", "telemetry", "errors"},
 }

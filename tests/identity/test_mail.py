@@ -23,7 +23,9 @@ from piggybank.identity import mail, resets, sessions
 from piggybank.identity.tokens import Tokens
 from piggybank.jobs import outbox
 from piggybank.jobs.work import Work
+from piggybank.ledger import Ledger
 from piggybank.settings import Settings
+from piggybank.wallet.provider import Provider
 from tests.identity.conftest import PASSWORD, MakeUser
 
 NEW_PASSWORD = "another long sentence"
@@ -76,8 +78,8 @@ async def test_from_the_request_to_the_new_password(
         await resets.request(db, f" {user.email.upper()} ", set_up.url)
         await resets.request(db, user.email, set_up.url)  # a second request at once is no second mail
         await asyncio.sleep(outbox.OLDER_THAN_S)
-        await outbox.send_mails(Work(set_up, db, cache))
-        await outbox.send_mails(Work(set_up, db, cache))
+        await outbox.send_mails(Work(set_up, db, cache, Ledger(db, cache), Provider(set_up, db)))
+        await outbox.send_mails(Work(set_up, db, cache, Ledger(db, cache), Provider(set_up, db)))
     assert [to for to, _ in postbox.mails] == [[user.email]]
     found = re.search(r"https://wallet\.example\.com/welcome#reset=(pbl_[\w-]{43})\s", postbox.mails[0][1])
     assert found

@@ -18,7 +18,9 @@ from piggybank.identity import apikeys, sessions
 from piggybank.identity.tokens import REMEMBERED_S, SESSION_PREFIX, Tokens, hash_of, new_token
 from piggybank.jobs import outbox
 from piggybank.jobs.work import Work
+from piggybank.ledger import Ledger
 from piggybank.settings import Settings
+from piggybank.wallet.provider import Provider
 from tests.identity.conftest import PASSWORD, MakeUser
 
 
@@ -132,7 +134,7 @@ async def test_the_sweep_buries_what_a_logout_could_not(
     principal = await Tokens(db, cache).authenticate(token)  # now the cache believes it
     await sessions.sign_out(db, cut_off, principal)
     await asyncio.sleep(outbox.OLDER_THAN_S)
-    await outbox.sweep(Work(settings, db, cache))
+    await outbox.sweep(Work(settings, db, cache, Ledger(db, cache), Provider(settings, db)))
     assert (await cache.read("token", hash_of(token).hex())).is_tombstone
     assert await refused(Tokens(db, cache), token)
 

@@ -15,7 +15,9 @@ from piggybank import ids
 from piggybank.cache import Cache
 from piggybank.db.engines import Database
 from piggybank.jobs.work import Work
+from piggybank.ledger import Ledger
 from piggybank.settings import Settings
+from piggybank.wallet.provider import Provider
 
 PATIENCE_S = 20.0
 
@@ -30,9 +32,13 @@ async def sql(fresh_settings: Settings) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def work(fresh_settings: Settings, sql: asyncpg.Connection) -> AsyncIterator[Work]:
-    made = Work(fresh_settings, Database(fresh_settings.database_url), Cache(fresh_settings.cache_url))
+    db, cache = Database(fresh_settings.database_url), Cache(fresh_settings.cache_url)
+    made = Work(fresh_settings, db, cache, Ledger(db, cache), Provider(fresh_settings, db))
     made.cache.epoch = await sql.fetchval("SELECT epoch FROM installation")
+    await made.ledger.start()
     yield made
+    await made.ledger.stop()
+    await made.provider.close()
     await made.cache.close()
     await made.db.close()
 

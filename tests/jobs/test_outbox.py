@@ -21,6 +21,10 @@ from piggybank.jobs.work import Work
 from .conftest import put, until, waiting
 
 
+def _with_cache(work: Work, url: str) -> Work:
+    return msgspec.structs.replace(work, cache=Cache(url))
+
+
 async def cached_version(work: Work, account_id: UUID) -> int | None:
     """None: it would be read from the database. Takes no lease, unlike a reader."""
     stored: bytes | None = await work.cache._redis.get(work.cache._keys("balance", str(account_id))[0])  # type: ignore[assignment]
@@ -78,7 +82,7 @@ async def test_more_rows_than_a_slice(work: Work, sql: asyncpg.Connection) -> No
 
 
 async def test_while_the_cache_is_away_rows_wait(work: Work, sql: asyncpg.Connection) -> None:
-    away = Work(work.settings, work.db, Cache(f"redis://127.0.0.1:{store_files.free_ports(1)[0]}/0"))
+    away = _with_cache(work, f"redis://127.0.0.1:{store_files.free_ports(1)[0]}/0")
     away.cache.epoch = work.cache.epoch
     account_id = uuid4()
     await in_cache(work, account_id, 2)
@@ -93,7 +97,7 @@ async def test_while_the_cache_is_away_rows_wait(work: Work, sql: asyncpg.Connec
 
 
 async def test_what_has_outlived_the_cache_is_dropped_even_while_it_is_away(work: Work, sql: asyncpg.Connection) -> None:
-    away = Work(work.settings, work.db, Cache(f"redis://127.0.0.1:{store_files.free_ports(1)[0]}/0"))
+    away = _with_cache(work, f"redis://127.0.0.1:{store_files.free_ports(1)[0]}/0")
     account_id = uuid4()
     await put(sql, "ledger.posted", [str(account_id)], age_s=outbox.KEPT_S["ledger.posted"] + 5)
     kept = await put(sql, "ledger.posted", [str(account_id)], age_s=BALANCE_TTL_S - 5)
@@ -158,7 +162,7 @@ def postbox(work: Work, answer: str = "250 taken") -> Iterator[tuple[Postbox, Wo
     controller.start()
     settings = msgspec.structs.replace(work.settings, smtp_url=f"smtp://127.0.0.1:{controller.port}", mail_from="wallet@example.com")
     try:
-        yield box, Work(settings, work.db, work.cache)
+        yield box, Work(settings, work.db, work.cache, work.ledger, work.provider)
     finally:
         controller.stop()
 

@@ -31,7 +31,7 @@ def settlements(accounts: list[UUID]) -> list[Command]:
 
 
 def holds(accounts: list[UUID]) -> list[Command]:
-    return [commands.Hold(account_id=account, amount=1) for account in accounts]
+    return [commands.OpenPayment(account_id=account, amount=1) for account in accounts]
 
 
 @pytest.mark.parametrize("kind", [deposits, transfers, settlements, holds])

@@ -94,7 +94,7 @@ async def test_a_user_does_not_reach_anothers_account(ledger: Ledger, open_accou
 
 async def test_a_hold_reserves_and_completes(ledger: Ledger, open_account: Open, sql: asyncpg.Connection) -> None:
     account = await open_account(100)
-    held = await done(ledger, commands.Hold(account_id=account, amount=70, destination={"iban": "x"}))
+    held = await done(ledger, commands.OpenPayment(account_id=account, amount=70, destination={"iban": "x"}))
     assert (held.balance, held.held) == (100, 70)
     assert isinstance(await ask(ledger, commands.Withdraw(account_id=account, amount=31)), errors.InsufficientFunds)
     assert held.payment_id is not None
@@ -108,7 +108,7 @@ async def test_a_hold_reserves_and_completes(ledger: Ledger, open_account: Open,
 
 async def test_a_cancelled_hold_posts_nothing(ledger: Ledger, open_account: Open) -> None:
     account = await open_account(100)
-    held = await done(ledger, commands.Hold(account_id=account, amount=100))
+    held = await done(ledger, commands.OpenPayment(account_id=account, amount=100))
     assert held.payment_id is not None
     answer = await done(ledger, commands.CancelPayment(account_id=account, payment_id=held.payment_id))
     assert (answer.balance, answer.held, answer.transaction_id) == (100, 0, None)
@@ -165,7 +165,7 @@ async def test_frozen_and_closed_accounts_take_settlements_only(ledger: Ledger, 
     for command in (
         commands.Deposit(account_id=account, amount=1),
         commands.Withdraw(account_id=account, amount=1),
-        commands.Hold(account_id=account, amount=1),
+        commands.OpenPayment(account_id=account, amount=1),
         commands.Transfer(account_id=account, to_account=await open_account(), amount=1),
         commands.Transfer(account_id=await open_account(5), to_account=account, amount=1),
     ):
@@ -188,7 +188,7 @@ async def test_only_an_empty_account_closes(ledger: Ledger, open_account: Open) 
 
 async def test_a_settlement_beyond_the_balance_is_owed_until_covered(ledger: Ledger, open_account: Open) -> None:
     account = await open_account(100)
-    held = await done(ledger, commands.Hold(account_id=account, amount=80))
+    held = await done(ledger, commands.OpenPayment(account_id=account, amount=80))
     effect = uuid4().hex
     chargeback = commands.Settle(account_id=account, kind="chargeback", amount=50, source="test", effect=effect)
     answer = await done(ledger, chargeback, "")
@@ -275,7 +275,7 @@ async def test_what_a_provider_moved_is_not_reversed_here(
     ledger: Ledger, open_account: Open, db: Database, sql: asyncpg.Connection
 ) -> None:
     account = await open_account(10)
-    held = await done(ledger, commands.Hold(account_id=account, amount=5))
+    held = await done(ledger, commands.OpenPayment(account_id=account, amount=5))
     assert held.payment_id is not None
     await sql.execute("UPDATE payments SET method = 'revio' WHERE id = $1", held.payment_id)
     completed = await done(ledger, commands.CompletePayment(account_id=account, payment_id=held.payment_id))

@@ -48,7 +48,7 @@ async def account_with_a_past(settings: Settings, sql: asyncpg.Connection) -> UU
         commands.Deposit(account_id=account, amount=100),
         commands.Withdraw(account_id=account, amount=30),
         commands.Transfer(account_id=account, to_account=other, amount=10),
-        commands.Hold(account_id=account, amount=20),
+        commands.OpenPayment(account_id=account, amount=20),
     )
     async with running_ledger(settings) as ledger:
         for number, command in enumerate(past):

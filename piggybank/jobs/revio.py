@@ -1,0 +1,112 @@
+"""The provider's side of the jobs: apply its events, send what waits, ask about what is quiet, compare books at night.
+
+Events and payments are taken by every worker each second, a claimed slice at a time; the rest is asked for by SAQ. A provider that is
+away fails no job: what was not done is due again, later with every attempt.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, time, timedelta
+from uuid import UUID
+
+import structlog
+
+from piggybank import errors
+from piggybank.jobs.work import Work
+from piggybank.revio import Refused, Unclear, Unsent
+from piggybank.wallet import deposits, inbox, orders, reconciliation, withdrawals
+from piggybank.wallet.provider import EVENTS_PATH, connect
+from piggybank.wallet.settlement import Unmatched
+
+EVENT_SLICES_MAX = 50  # of one round
+QUIET_AFTER_S = 120.0  # a payment that nobody heard of for so long is asked about
+ASKED_TOGETHER = 6
+ASKED_MAX = 600  # of one run
+ABANDONED_AFTER = timedelta(hours=1)
+
+_log = structlog.get_logger()
+
+
+async def apply_events(work: Work) -> int:
+    """Apply events that wait; answers how many."""
+    mode = await work.provider.mode()
+    applied = 0
+    for _ in range(EVENT_SLICES_MAX):
+        slice_events = await inbox.apply_due(work.db, work.ledger, mode)
+        applied += slice_events
+        if slice_events < inbox.SLICE_EVENTS:
+            break
+    return applied
+
+
+async def send_payments(work: Work) -> int:
+    """Send payouts and refunds that wait; answers how many."""
+    return await withdrawals.send_due(work.db, work.ledger, work.provider)
+
+
+async def ask_about_payments(work: Work, *, quiet_s: float = QUIET_AFTER_S) -> int:
+    """Ask the provider about open payments that are quiet, and end checkouts whose time is over; answers how many."""
+    try:
+        mode = await work.provider.check()
+    except errors.ProviderNotConfigured:
+        return 0
+    asked = 0
+    while asked < ASKED_MAX and (due := await orders.claim(work.db, orders.QUIET, mode, limit=ASKED_TOGETHER, quiet_s=quiet_s)):
+        await asyncio.gather(*(_ask(work, payment_id) for payment_id in due))
+        asked += len(due)
+    return asked
+
+
+async def _ask(work: Work, payment_id: UUID) -> None:
+    payment = await orders.get(work.db, payment_id)
+    ask = deposits.ask if payment.kind == "deposit" else withdrawals.ask
+    try:
+        await ask(work.db, work.ledger, work.provider, payment)
+    except (errors.ProviderUnavailable, errors.ProviderRefused, errors.PaymentMovedOn) as waits:
+        _log.info("payment_not_told", payment=str(payment_id), because=waits.code)
+    except Unmatched as cause:
+        _log.error("provider_answer_not_posted", payment=str(payment_id), because=str(cause))
+    await orders.put_off(work.db, payment)
+
+
+async def unstick_events(work: Work) -> int:
+    """Events that nobody will take any more are made due."""
+    return await inbox.unstick(work.db)
+
+
+async def look_after_webhook(work: Work) -> int:
+    """Know the keys of our webhook, also after they were changed; in the simulator the webhook is registered, too."""
+    try:
+        client, mode = await work.provider.client(), await work.provider.mode()
+        callback = callback_url(work)
+        if mode == "live" and all(webhook.callback != callback for webhook in await client.webhooks()):
+            return 0  # an operator registers it: piggybank provider connect
+        await connect(work.provider, callback)
+    except errors.ProviderNotConfigured:
+        return 0
+    except (Refused, Unsent, Unclear) as cause:
+        _log.warning("provider_webhook_not_known", because=str(cause))
+        return 0
+    return 1
+
+
+def callback_url(work: Work) -> str:
+    """Where events come to."""
+    return work.settings.url + EVENTS_PATH
+
+
+async def reconcile_yesterday(work: Work) -> int:
+    """Compare the day before with the provider's statement; answers how many differences there are."""
+    now = datetime.now(UTC)
+    await reconciliation.give_up_abandoned(work.db, older_than=ABANDONED_AFTER)
+    until = datetime.combine(now.date(), time(0), tzinfo=UTC)
+    return await reconcile(work, until - timedelta(days=1), until)
+
+
+async def reconcile(work: Work, since: datetime, until: datetime, tell: Callable[[str], None] = lambda _: None) -> int:
+    """Compare [since, until); 0 also where there is no provider to compare with."""
+    try:
+        found = await reconciliation.reconcile(work.db, work.ledger, work.provider, since, until, tell)
+    except errors.ProviderNotConfigured:
+        return 0
+    return found.items_count
