@@ -26,9 +26,18 @@ piggybank runs at {url}
     ACCOUNT_ID=$(post /v1/accounts first-account '{{"user_id": "'$USER_ID'", "currency": "ZAR"}}' | get id)
     post /v1/accounts/$ACCOUNT_ID/deposits first-deposit '{{"amount": 10000, "method": "direct"}}'
 
+  {provider}
+
   Look after it:   {cli} status | doctor | verify | down | up --detach
   After a reboot:  {reboot}
 """
+
+PROVIDER = {
+    "simulator": """Payments are a SIMULATOR: play money. Try one: "method": "revio" instead of "direct", then open its checkout_url.
+  Going live later takes an installation of its own: --provider-mode live (README, Going live).""",
+    "live": """Payments are LIVE. Put revio_key and revio_brand_id into piggybank.toml, start it again, then:
+    {cli} provider connect""",
+}
 
 
 def main() -> int:
@@ -74,8 +83,15 @@ def _goodbye(options: Options, made: dict[str, str | None]) -> str:
         reboot = f"no systemd here; put this line into `crontab -e`:\n    {units.crontab_line(options)}"
     link = made["operator_link"] or f"there is an operator already; another one: {made['cli']} users operator-link"
     insecure = " -k" if str(made["url"]).startswith("https://127.") else ""
+    provider = PROVIDER[str(made["provider_mode"])].format(cli=made["cli"])
     return GOODBYE.format(
-        url=made["url"], link=link, cli=made["cli"], command=shlex.quote(str(made["cli"])), reboot=reboot, insecure=insecure
+        provider=provider,
+        url=made["url"],
+        link=link,
+        cli=made["cli"],
+        command=shlex.quote(str(made["cli"])),
+        reboot=reboot,
+        insecure=insecure,
     )
 
 

@@ -53,10 +53,17 @@ def act(options: Options) -> dict[str, str | None]:
         _start(options, restart=new_program or new_settings)
         step(6, "Waiting until it answers")
         _wait_ready(options)
+        mode = _choose_provider(options)
         step(7, "Making the operator's one-time link")
         link = _operator_link(options)
         program.remove_old(place)
-    return {"url": _url(options), "data_dir": str(options.data_dir), "cli": str(options.cli), "operator_link": link}
+    return {
+        "url": _url(options),
+        "data_dir": str(options.data_dir),
+        "cli": str(options.cli),
+        "operator_link": link,
+        "provider_mode": mode,
+    }
 
 
 def step(number: int, text: str) -> None:
@@ -120,6 +127,8 @@ def _write_settings(options: Options) -> bool:
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = (before or SETTINGS_HEAD).splitlines()
     for name, value in options.chosen.items():
+        if name == "provider_mode" and (options.data_dir / "stores" / "postgres").exists():
+            continue  # what a new database starts with; this one keeps its own
         line = f"{name} = {json.dumps(value, ensure_ascii=False)}"
         places = [number for number, old in enumerate(lines) if re.match(rf"\s*{name}\s*=", old)]
         if places:
@@ -195,6 +204,17 @@ def _answers(options: Options) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _choose_provider(options: Options) -> str:
+    """The provider's mode. It is the database's: an older one is asked to change, and says so where it must not."""
+    mode = _run(str(options.cli), "provider", "mode").strip()
+    wanted = str(options.chosen.get("provider_mode", mode))
+    if wanted != mode:
+        _run(str(options.cli), "provider", "mode", wanted)
+        _start(options, restart=True)
+        _wait_ready(options)
+    return wanted
 
 
 def _operator_link(options: Options) -> str | None:

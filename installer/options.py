@@ -16,7 +16,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DEFAULT_LISTEN = "127.0.0.1"
 DEFAULT_PORT = 8080
 # flags that become settings, by the setting's name
-SETTING_FLAGS = ("listen", "port", "public_url", "tls_cert", "tls_key", "trusted_proxies", "insecure")
+SETTING_FLAGS = ("listen", "port", "public_url", "tls_cert", "tls_key", "trusted_proxies", "insecure", "provider_mode")
+PROVIDER_MODES = ("simulator", "live")
 
 EPILOG = """\
 Each flag may also be given as an environment variable: PIGGYBANK_PORT=9000 is --port 9000. pip's own configuration
@@ -100,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls-key", metavar="FILE", help="key (PEM) of the certificate")
     parser.add_argument("--trusted-proxies", metavar="LIST", help="addresses or networks, with commas, whose X-Forwarded-For is believed")
     parser.add_argument("--insecure", action="store_true", default=None, help="allow listening beyond loopback without TLS or a proxy")
+    parser.add_argument(
+        "--provider-mode",
+        metavar="MODE",
+        help="simulator (default): payments through the provider are play; live: they are real, through Revio",
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--json", action="store_true", help="last line of stdout is JSON, the rest goes to stderr; implies --yes")
     parser.add_argument("--check", action="store_true", help="look only; change nothing")
@@ -119,6 +125,8 @@ def _chosen(parser: argparse.ArgumentParser, name: str, flag: str | bool | None,
             if not str(value).isascii() or not str(value).isdecimal() or not 1 <= int(value) <= 65_535:
                 parser.error(f"{shown} {value}: give a number from 1 to 65535")
             return int(value)
+        case "provider_mode" if value not in PROVIDER_MODES:
+            parser.error(f"{shown} {value}: give one of {', '.join(PROVIDER_MODES)}")
         case "tls_cert" | "tls_key" if value:
             path = Path(str(value)).expanduser().absolute()
             if not path.is_file():

@@ -133,6 +133,55 @@ LIMIT 100
 """
 
 
+# What a payment says was paid, given back and charged back, and what its rows say.
+_WRONG_PAYMENTS = """
+WITH moved AS (
+    SELECT t.payment_id,
+           abs(coalesce(sum(t.amount) FILTER (WHERE t.kind IN ('deposit', 'withdrawal')), 0)) AS paid,
+           coalesce(-sum(t.amount) FILTER (WHERE t.kind = 'refund'), 0) AS refunded,
+           coalesce(-sum(t.amount) FILTER (WHERE t.kind IN ('chargeback', 'chargeback_reversal')), 0) AS charged_back,
+           coalesce(sum(t.amount) FILTER (WHERE t.kind = 'payout_return'), 0) AS returned
+    FROM transactions t
+    WHERE t.payment_id IS NOT NULL
+    GROUP BY t.payment_id
+), asked AS (
+    SELECT refund_of, sum(amount) AS refunding
+    FROM payments
+    WHERE refund_of IS NOT NULL AND status IN ('creating', 'pending', 'processing', 'unknown')
+    GROUP BY refund_of
+)
+SELECT p.account_id, p.id, difference.what, difference.stored, difference.derived
+FROM payments p
+LEFT JOIN moved m ON m.payment_id = p.id
+LEFT JOIN asked a ON a.refund_of = p.id
+CROSS JOIN LATERAL (VALUES
+    ('paid', p.paid, coalesce(m.paid, 0)),
+    ('refunded', p.refunded, coalesce(m.refunded, 0)),
+    ('charged back', p.charged_back, coalesce(m.charged_back, 0)),
+    ('being refunded', p.refunding, coalesce(a.refunding, 0)),
+    ('returned', CASE p.status WHEN 'returned' THEN p.paid ELSE 0 END, coalesce(m.returned, 0))
+) AS difference (what, stored, derived)
+WHERE p.method = 'revio' AND p.kind <> 'refund' AND difference.stored <> difference.derived
+LIMIT 100
+"""
+
+# Each row that a provider moved has its effect, or it could happen twice.
+_WITHOUT_EFFECT = """
+SELECT t.account_id, t.id, t.kind
+FROM transactions t
+JOIN payments p ON p.bucket = t.bucket AND p.id = t.payment_id
+WHERE p.method = 'revio' AND NOT EXISTS (SELECT FROM effects e WHERE e.bucket = t.bucket AND e.transaction_id = t.id)
+LIMIT 100
+"""
+
+_EFFECTS_WITHOUT_ROW = """
+SELECT e.source, e.effect
+FROM effects e
+WHERE NOT EXISTS (SELECT FROM transactions t WHERE t.bucket = e.bucket AND t.id = e.transaction_id)
+LIMIT 100
+"""
+
+
 async def verify(owner_url: str) -> AsyncIterator[Progress]:
     """Check everything, slice by slice; the last progress has what concerns all accounts at once."""
     connection = await asyncpg.connect(owner_url)
@@ -180,5 +229,17 @@ async def _overall(connection: asyncpg.Connection) -> list[Finding]:
     found += [
         finding(row["account_id"], "a reversal without its effect", str(row["id"]))
         for row in await connection.fetch(_REVERSALS_WITHOUT_EFFECT)
+    ]
+    found += [
+        finding(row["account_id"], f"payment {row['id']}: {row['what']}", str(row["derived"]), str(row["stored"]))
+        for row in await connection.fetch(_WRONG_PAYMENTS)
+    ]
+    found += [
+        finding(row["account_id"], f"a {row['kind']} of the provider without its effect", str(row["id"]))
+        for row in await connection.fetch(_WITHOUT_EFFECT)
+    ]
+    found += [
+        finding(None, f"the effect {row['source']} {row['effect']}", "no row", "a row")
+        for row in await connection.fetch(_EFFECTS_WITHOUT_ROW)
     ]
     return found

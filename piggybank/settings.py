@@ -78,7 +78,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     eft_debtor: Annotated[str, Meta(description="The account that EFT credits are paid from, as the JSON object `debtor` of the API.")] = ""
     eft_callback_secret: Annotated[str, Meta(description="Last part of the path that EFT callbacks come to; empty: none are taken.")] = ""
     simulator_listen: Annotated[str, Meta(description="Address that the simulator of Revio listens on, in simulator mode.")] = "127.0.0.1"
-    simulator_port: Annotated[int, Meta(ge=0, le=65_535, description="Its port; 0: the one after `port`.")] = 0
+    simulator_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65_535,
+            description="Its port; 0: one that was free at the first start, or the one after `port` with stores of your own.",
+        ),
+    ] = 0
     simulator_url: Annotated[str, Meta(description="URL that people reach its checkout page by. Empty: made of the two above.")] = ""
     simulator_key: Annotated[str, Meta(description="Its secret key. Empty: the embedded one.")] = ""
     simulator_faults: Annotated[
@@ -97,8 +104,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Where people reach the API, without a trailing slash."""
         if self.public_url:
             return self.public_url.rstrip("/")
-        host = _LOOPBACK_OF.get(self.listen, self.listen)
-        return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+        return self.own_address
+
+    @property
+    def own_address(self) -> str:
+        """Where this machine reaches the API itself, whatever people call it."""
+        return f"{'https' if self.tls_cert else 'http'}://{_LOOPBACK_OF.get(self.listen, self.listen)}:{self.port}"
 
     @property
     def simulator_address(self) -> str:

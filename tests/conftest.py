@@ -44,6 +44,8 @@ SERVER_STOP_TIMEOUT_S = 40
 VALKEY_DATABASES = 16
 ALL_SCOPES = "users:read,users:write,accounts:read,accounts:write,ledger:write,payments:write,ops:read"
 
+SIMULATOR_KEY = "simulator-key-of-the-tests"
+
 _T = TypeVar("_T")
 _run_dir: Path | None = None
 
@@ -227,6 +229,9 @@ def _database_copy(stores: Stores, data_dir: Path, valkey_database: int) -> Iter
         owner_database_url=addresses["owner_database_url"],
         cache_url=addresses["cache_url"],
         queue_url=addresses["queue_url"],
+        simulator_key=SIMULATOR_KEY,
+        simulator_port=store_files.free_ports(1)[0],
+        revio_timeout_s=2,
     )
     run_apart(lambda: _drop(addresses, name, _on_database(stores.admin_url, "postgres")))
 
@@ -281,11 +286,11 @@ def run_apart(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
 
 
 class Server:
-    """A real `piggybank serve` process."""
+    """A real process of ours that serves HTTP."""
 
-    def __init__(self, settings: Settings, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, settings: Settings, process: subprocess.Popen[bytes], log: Path, url: str) -> None:
         self.settings = settings
-        self.url = settings.url
+        self.url = url
         self.process = process
         self.log = log
         self._token = ""
@@ -332,23 +337,32 @@ def server(settings: Settings) -> Iterator[Server]:
 def start_server(settings: Settings, port: int | None = None) -> Server:
     """Start `piggybank serve` and wait until it is ready; the caller stops it."""
     settings = msgspec.structs.replace(settings, port=port or store_files.free_ports(1)[0])
+    return _started(settings, "serve", settings.url, f"{settings.url}/health/ready", settings.data_dir / f"server-{settings.port}.log")
+
+
+def start_simulator(settings: Settings) -> Server:
+    """Start `piggybank simulator` on these settings' port and wait until it answers; the caller stops it."""
+    url = settings.simulator_address
+    return _started(settings, "simulator", url, f"{url}/health/live", settings.data_dir / f"simulator-{settings.simulator_port}.log")
+
+
+def _started(settings: Settings, verb: str, url: str, health: str, log: Path) -> Server:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    log = settings.data_dir / f"server-{settings.port}.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "piggybank", "serve"],
+            [sys.executable, "-m", "piggybank", verb],
             env=environment(settings),
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    running = Server(settings, process, log)
+    running = Server(settings, process, log, url)
     until = time.monotonic() + SERVER_START_TIMEOUT_S
-    while not _is_ready(running.url):
+    while not _is_ready(health):
         if process.poll() is not None or time.monotonic() > until:
             running.kill()
-            pytest.fail(f"the server did not become ready; its log ends:\n{log.read_text(errors='replace')[-4000:]}")
+            pytest.fail(f"piggybank {verb} did not become ready; its log ends:\n{log.read_text(errors='replace')[-4000:]}")
         time.sleep(0.05)
     return running
 
@@ -381,8 +395,8 @@ def environment(settings: Settings) -> dict[str, str]:
     return kept
 
 
-def _is_ready(url: str) -> bool:
+def _is_ready(health: str) -> bool:
     try:
-        return httpx.get(f"{url}/health/ready", timeout=2).status_code == 200
+        return httpx.get(health, timeout=2).status_code == 200
     except httpx.HTTPError:
         return False

@@ -23,6 +23,7 @@ import piggybank
 from piggybank import errors
 from piggybank.api import guards, problems, requests
 from piggybank.ledger.idempotency import MAX_KEY_LENGTH
+from piggybank.wallet.provider import Provider
 
 YEAR_S = 31_536_000
 SCHEMA_CACHE = "public, max-age=300, s-maxage=3600"
@@ -91,7 +92,7 @@ _PAGE = """<!DOCTYPE html>
 <link rel="stylesheet" href="schema/static/swagger-ui.css?{version}">
 </head>
 <body>
-<div id="swagger-ui"></div>
+{mode}<div id="swagger-ui"></div>
 <script src="schema/static/swagger-ui-bundle.js?{version}"></script>
 <script src="schema/static/start.js?{version}"></script>
 </body>
@@ -106,6 +107,10 @@ _START = """window.ui = SwaggerUIBundle({
   validatorUrl: null,
 });
 """
+_SIMULATOR = (
+    '<p style="margin:0;padding:.5rem;background:#ffd84d;color:#1b1f24;text-align:center;font-family:system-ui,sans-serif">'
+    "<strong>SIMULATOR</strong> payments are play, no real money moves</p>\n"
+)
 _ASSETS = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript", "start.js": "text/javascript"}
 
 # The errors that a status is most often, for the examples.
@@ -166,10 +171,11 @@ def home() -> Redirect:
     return Redirect("schema", status_code=307)
 
 
-@get("/schema", sync_to_thread=False, include_in_schema=False)
-def page(request: Request[Any, Any, Any]) -> Response[bytes]:
-    """The page for people."""
-    html = _with_tag(_PAGE.format(version=piggybank.__version__).encode())
+@get("/schema", include_in_schema=False)
+async def page(request: Request[Any, Any, Any], provider: Provider) -> Response[bytes]:
+    """The page for people; in simulator mode it says so."""
+    mode = _SIMULATOR if await provider.is_simulator() else ""
+    html = _with_tag(_PAGE.format(version=piggybank.__version__, mode=mode).encode())
     response = _cached(request, *html, media_type="text/html", cache_control=SCHEMA_CACHE)
     response.headers["Content-Security-Policy"] = PAGE_POLICY
     return response

@@ -2,7 +2,7 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from litestar import get
 from msgspec import Meta, Struct
@@ -15,6 +15,8 @@ from piggybank.cache import Cache
 from piggybank.db.engines import Database
 from piggybank.ledger import Ledger
 from piggybank.queues import Queue
+from piggybank.settings import ProviderMode
+from piggybank.wallet.provider import Provider
 
 _OUTBOX = text(
     "SELECT count(*) AS waiting, (array_agg(id ORDER BY id))[1] AS oldest FROM (SELECT id FROM outbox ORDER BY id LIMIT 10000) AS head"
@@ -43,6 +45,14 @@ class Outbox(Struct, frozen=True, kw_only=True):
     oldest_age_s: float
 
 
+class ProviderStatus(Struct, frozen=True, kw_only=True):
+    """The payment provider; counts are of this process, since it started."""
+
+    mode: Annotated[Literal["simulator", "live"] | None, Meta(description="`simulator`: no real money moves. Null: not known yet.")]
+    configured: Annotated[bool, Meta(description="False: payments through the provider are refused.")]
+    wrong_signatures: Annotated[int, Meta(description="Events that no key of this installation had signed; refused with 401.")]
+
+
 class Status(Struct, frozen=True, kw_only=True):
     """One process's view of the installation."""
 
@@ -58,13 +68,14 @@ class Status(Struct, frozen=True, kw_only=True):
     cache: Annotated[dict[str, Counts], Meta(description="Hits and misses by kind of value.")]
     outbox: Outbox | None
     stores: Stores
+    provider: ProviderStatus
 
 
 _started = time.time()
 
 
 @get("/v1/ops/status", tags=["operations"], summary="How the installation is")
-async def status(db: Database, cache: Cache, ledger: Ledger, queue: Queue, readiness: Readiness) -> Status:
+async def status(db: Database, cache: Cache, ledger: Ledger, queue: Queue, readiness: Readiness, provider: Provider) -> Status:
     """Answers also while stores are away: what is not known is null."""
     outbox = await _outbox(db)
     reasons = readiness.reasons
@@ -81,7 +92,19 @@ async def status(db: Database, cache: Cache, ledger: Ledger, queue: Queue, readi
         cache={kind: Counts(hits=cache.hits[kind], misses=cache.misses[kind]) for kind in sorted(cache.hits.keys() | cache.misses.keys())},
         outbox=outbox,
         stores=Stores(database=outbox is not None, cache=await cache.ping(), queue=await queue.ping()),
+        provider=await _provider(provider),
     )
+
+
+async def _provider(provider: Provider) -> ProviderStatus:
+    mode: ProviderMode | None = None
+    configured = False
+    try:
+        mode = await provider.mode()
+        configured = await provider.check() == mode
+    except (errors.DatabaseUnavailable, errors.ProviderNotConfigured):
+        pass
+    return ProviderStatus(mode=mode, configured=configured, wrong_signatures=provider.wrong_signatures)
 
 
 async def _outbox(db: Database) -> Outbox | None:

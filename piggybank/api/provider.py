@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 from litestar import Response, get, post
+from litestar.openapi import ResponseSpec
 from litestar.params import QueryParameter
 from msgspec import Meta, Struct
 
@@ -88,7 +89,13 @@ async def refund(
     return respond(Opened(payment=opened_payment(opening, answer), balance=balance_of(refunded.account_id, answer)), 202, replayed=replayed)
 
 
-@post("/v1/ops/payments/{payment_id:uuid}/resolve", status_code=200, tags=["operations"], summary="Say what became of an unknown payment")
+@post(
+    "/v1/ops/payments/{payment_id:uuid}/resolve",
+    status_code=200,
+    tags=["operations"],
+    summary="Say what became of an unknown payment",
+    responses={202: ResponseSpec(Resolution, generate_examples=False, description="Proposed; another operator must confirm.")},
+)
 async def resolve(payment_id: UUID, data: ResolveRequest, principal: Principal, ledger: Ledger, db: Database) -> Response[Resolution]:
     """Takes two operators. 202: you have proposed it, another one must confirm. 200: it is confirmed, and posted."""
     if principal.user_id is None:

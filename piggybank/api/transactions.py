@@ -6,6 +6,7 @@ from uuid import UUID
 
 import msgspec
 from litestar import Request, Response, post
+from litestar.openapi import ResponseSpec
 from msgspec import Meta, Struct
 
 from piggybank import errors
@@ -130,6 +131,9 @@ class Opened(Struct, frozen=True, kw_only=True):
     balance: Balance
 
 
+UNDER_WAY = ResponseSpec(Opened, generate_examples=False, description="A payment is under way.")
+
+
 class BatchResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What became of one command: `status` as if it had been sent alone."""
 
@@ -145,7 +149,7 @@ class BatchResponse(Struct, frozen=True, kw_only=True):
     results: list[BatchResult]
 
 
-@post("/v1/accounts/{account_id:uuid}/deposits", summary="Deposit", tags=["movements"])
+@post("/v1/accounts/{account_id:uuid}/deposits", summary="Deposit", tags=["movements"], responses={202: UNDER_WAY})
 async def deposit(
     account_id: UUID, data: DepositRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, provider: Provider
 ) -> Response[Posted | Opened]:
@@ -177,7 +181,12 @@ async def deposit(
     return respond(_posted(command, answer, "deposit", data.amount), 201, replayed=replayed)
 
 
-@post("/v1/accounts/{account_id:uuid}/withdrawals", summary="Withdraw, or hold for a withdrawal", tags=["movements"])
+@post(
+    "/v1/accounts/{account_id:uuid}/withdrawals",
+    summary="Withdraw, or hold for a withdrawal",
+    tags=["movements"],
+    responses={202: UNDER_WAY},
+)
 async def withdraw(
     account_id: UUID, data: WithdrawalRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, provider: Provider
 ) -> Response[Posted | Opened]:

@@ -178,7 +178,7 @@ class Embedded:
 
     def _leave_taken_ports(self) -> None:
         """A port that another program took while we were stopped is changed; otherwise ports stay as they are."""
-        names = ("postgres_port", "cache_port", "queue_port")
+        names = ("postgres_port", "cache_port", "queue_port", "simulator_port")
         taken = [name for name in names if not store_files.is_free(getattr(self.secrets, name))]
         if taken:
             fresh = dict(zip(taken, store_files.free_ports(len(taken)), strict=True))

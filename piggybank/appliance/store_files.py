@@ -42,7 +42,8 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     postgres_port: int
     cache_port: int
     queue_port: int
-    simulator_key: str = ""  # files of version 0001 have none
+    simulator_key: str = ""  # files of older versions have neither
+    simulator_port: int = 0
 
     @property
     def admin_url(self) -> str:
@@ -66,12 +67,12 @@ def load_secrets(stores_dir: Path, user: SystemUser | None) -> Secrets:
     path = stores_dir / "secrets.toml"
     if path.exists():
         kept = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Secrets)
-        if kept.simulator_key:
+        if kept.simulator_key and kept.simulator_port:
             return kept
-        kept = msgspec.structs.replace(kept, simulator_key=secrets.token_hex(PASSWORD_BYTES))
+        kept = msgspec.structs.replace(kept, simulator_key=secrets.token_hex(PASSWORD_BYTES), simulator_port=free_ports(1)[0])
         save_secrets(stores_dir, kept, user)
         return kept
-    ports = free_ports(3)
+    ports = free_ports(4)
     made = Secrets(
         admin_password=secrets.token_hex(PASSWORD_BYTES),
         owner_password=secrets.token_hex(PASSWORD_BYTES),
@@ -82,6 +83,7 @@ def load_secrets(stores_dir: Path, user: SystemUser | None) -> Secrets:
         cache_port=ports[1],
         queue_port=ports[2],
         simulator_key=secrets.token_hex(PASSWORD_BYTES),
+        simulator_port=ports[3],
     )
     save_secrets(stores_dir, made, user)
     return made
@@ -93,11 +95,11 @@ def save_secrets(stores_dir: Path, made: Secrets, user: SystemUser | None) -> No
 
 
 def write_addresses(data_dir: Path, made: Secrets, user: SystemUser | None) -> None:
-    """`stores.toml`, which `settings.load` reads, in the web, too; with the simulator's key."""
+    """`stores.toml`, which `settings.load` reads, in the web, too; with the simulator's key and port."""
     heading = "# Written by `piggybank up`: the embedded stores. Put other addresses into piggybank.toml, not here.\n"
     write_file(
         data_dir / settings.STORES_FILE,
-        heading + _toml(made.addresses() | {"simulator_key": made.simulator_key}),
+        heading + _toml(made.addresses() | {"simulator_key": made.simulator_key, "simulator_port": made.simulator_port}),
         shared(user, 0o640),
         ours(user),
     )

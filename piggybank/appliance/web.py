@@ -85,11 +85,7 @@ def worker_count(settings: Settings) -> int:
 def beyond(settings: Settings, wanted: list[Program]) -> list[Program]:
     """Processes of an earlier start that are not wanted any more."""
     known = {program.name for program in wanted}
-    recorded = [
-        path.stem
-        for pattern in RECORDS
-        for path in sorted((settings.data_dir / "run").glob(pattern))
-    ]
+    recorded = [path.stem for pattern in RECORDS for path in sorted((settings.data_dir / "run").glob(pattern))]
     like = wanted[0]
     return [msgspec.structs.replace(like, name=name, log=like.log.with_name(f"{name}.log")) for name in recorded if name not in known]
 

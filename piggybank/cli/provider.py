@@ -22,7 +22,7 @@ from piggybank.revio import Refused, Unclear, Unsent, signatures
 from piggybank.settings import Settings
 from piggybank.wallet import provider as providers
 from piggybank.wallet import reconciliation
-from piggybank.wallet.provider import EVENTS_PATH, Provider
+from piggybank.wallet.provider import Provider
 
 T = TypeVar("T")
 MAX_SHOWN = 50  # differences, on a terminal
@@ -60,7 +60,7 @@ def show_status(context: click.Context, *, as_json: bool) -> None:
             client = await at.client()
             found["balance"] = {currency: standing.balance for currency, standing in (await client.balance()).items()}
             found["answers"] = True
-            ours = [webhook for webhook in await client.webhooks() if webhook.callback == at.settings.url + EVENTS_PATH]
+            ours = [webhook for webhook in await client.webhooks() if webhook.callback == providers.callback_url(at.settings, mode)]
             found["webhook"] = ours[0].id if ours else None
         except (errors.ProviderNotConfigured, Refused, Unsent, Unclear) as cause:
             found["why"] = str(cause)
@@ -133,7 +133,7 @@ def connect(context: click.Context) -> None:
                 what="the provider cannot reach this installation", do="set PIGGYBANK_PUBLIC_URL to its https:// address first"
             )
         try:
-            webhook, is_new = await providers.connect(at, at.settings.url + EVENTS_PATH)
+            webhook, is_new = await providers.connect(at)
         except (Refused, Unsent, Unclear) as cause:
             raise errors.CannotProceed(
                 what=f"the provider did not do it: {cause}", do="look at revio_url, revio_key and the network"

@@ -15,7 +15,7 @@ from piggybank import errors
 from piggybank.jobs.work import Work
 from piggybank.revio import Refused, Unclear, Unsent
 from piggybank.wallet import deposits, inbox, orders, reconciliation, withdrawals
-from piggybank.wallet.provider import EVENTS_PATH, connect
+from piggybank.wallet.provider import callback_url, connect
 from piggybank.wallet.settlement import Unmatched
 
 EVENT_SLICES_MAX = 50  # of one round
@@ -78,21 +78,16 @@ async def look_after_webhook(work: Work) -> int:
     """Know the keys of our webhook, also after they were changed; in the simulator the webhook is registered, too."""
     try:
         client, mode = await work.provider.client(), await work.provider.mode()
-        callback = callback_url(work)
+        callback = callback_url(work.settings, mode)
         if mode == "live" and all(webhook.callback != callback for webhook in await client.webhooks()):
             return 0  # an operator registers it: piggybank provider connect
-        await connect(work.provider, callback)
+        await connect(work.provider)
     except errors.ProviderNotConfigured:
         return 0
     except (Refused, Unsent, Unclear) as cause:
         _log.warning("provider_webhook_not_known", because=str(cause))
         return 0
     return 1
-
-
-def callback_url(work: Work) -> str:
-    """Where events come to."""
-    return work.settings.url + EVENTS_PATH
 
 
 async def reconcile_yesterday(work: Work) -> int:

@@ -144,6 +144,10 @@ class Client:
         body = {"title": AGENT, "all_events": False, "events": list(EVENTS), "callback": callback}
         return await self._ask("POST", "webhooks/", Webhook, body=body)
 
+    async def delete_webhook(self, webhook_id: str) -> None:
+        """No more events to it."""
+        await self._call("DELETE", f"webhooks/{_part(webhook_id)}/", repeatable=True)
+
     async def balance(self) -> dict[str, Standing]:
         """By currency."""
         return await self._ask("GET", "balance/", dict[str, Standing], repeatable=True)

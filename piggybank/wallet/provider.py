@@ -78,6 +78,13 @@ class Provider:
             self._mode_until = time.monotonic() + MODE_REMEMBERED_S
         return self._mode
 
+    async def is_simulator(self) -> bool:
+        """For pages that must say so; as it was last known while the database is away."""
+        try:
+            return await self.mode() == "simulator"
+        except errors.DatabaseUnavailable:
+            return self._mode == "simulator"
+
     async def client(self) -> Client:
         """Raises ProviderNotConfigured, DatabaseUnavailable."""
         mode = await self.mode()
@@ -225,15 +232,26 @@ async def remove_key(write: Write, fingerprint: str) -> bool:
     return await write.scalar(_REMOVE_KEY, {"fingerprint": fingerprint}) is not None
 
 
-async def connect(provider: Provider, callback: str) -> tuple[Webhook, bool]:
+def callback_url(settings: Settings, mode: ProviderMode) -> str:
+    """Where events come to: the simulator is on this machine, and need not know how others reach us."""
+    return (settings.own_address if mode == "simulator" else settings.url) + EVENTS_PATH
+
+
+async def connect(provider: Provider) -> tuple[Webhook, bool]:
     """See that the provider tells us what happens: our webhook is registered, and its key known. True: it was registered now.
 
     Raises Refused, Unsent, Unclear, ProviderNotConfigured.
     """
     client, mode = await provider.client(), await provider.mode()
-    ours = [webhook for webhook in await client.webhooks() if webhook.callback == callback]
+    callback = callback_url(provider.settings, mode)
+    registered = await client.webhooks()
+    ours = [webhook for webhook in registered if webhook.callback == callback]
     made = not ours
     webhooks = ours or [await client.register_webhook(callback)]
+    if mode == "simulator":  # it is ours alone: an address that we had before is no one's now
+        for left in registered:
+            if left.callback != callback:
+                await client.delete_webhook(left.id)
     async with provider.db.write() as write:
         for webhook in webhooks:
             if await add_key(write, mode, webhook.public_key, webhook_id=webhook.id, note="webhook"):

@@ -115,7 +115,7 @@ def test_status_and_doctor_say_that_all_is_well(bank: Bank) -> None:
     status = json.loads(said.stdout)
     assert said.exit_code == 0, status
     assert status["url"] == bank.url
-    assert {process["name"] for process in status["processes"]} == {"postgres", "cache", "queue", "web-1"}
+    assert {process["name"] for process in status["processes"]} == {"postgres", "cache", "queue", "web-1", "simulator"}
     examined = json.loads(bank.ask("doctor", "--json").stdout)
     assert [check for check in examined["checks"] if check["result"] == "broken"] == []
 

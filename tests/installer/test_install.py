@@ -47,7 +47,7 @@ def data_dir() -> Iterator[Path]:
 def test_from_nothing_to_a_deposit_and_again(data_dir: Path) -> None:
     """One test, since one installation takes most of a minute."""
     first = installed("--data-dir", str(data_dir), "--port", str(a_free_port()))
-    assert first.keys() == {"url", "data_dir", "cli", "operator_link", "printed"}
+    assert first.keys() == {"url", "data_dir", "cli", "operator_link", "provider_mode", "printed"}
     assert first["data_dir"] == str(data_dir)
     assert first["operator_link"].startswith(first["url"])
 

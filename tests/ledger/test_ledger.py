@@ -277,8 +277,8 @@ async def test_what_a_provider_moved_is_not_reversed_here(
     account = await open_account(10)
     held = await done(ledger, commands.OpenPayment(account_id=account, amount=5))
     assert held.payment_id is not None
-    await sql.execute("UPDATE payments SET method = 'revio' WHERE id = $1", held.payment_id)
     completed = await done(ledger, commands.CompletePayment(account_id=account, payment_id=held.payment_id))
+    await sql.execute("UPDATE payments SET method = 'revio', provider = 'simulator' WHERE id = $1", held.payment_id)
     assert isinstance(await reverse(ledger, db, completed.transaction_id), errors.NotReversible)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from litestar import Response, get
 from litestar.exceptions import NotFoundException
 
+from piggybank.wallet.provider import Provider
+
 PAGE_CACHE = "public, max-age=300"
 ASSET_CACHE = "public, max-age=31536000, immutable"  # their address has their hash
 POLICY = (
@@ -18,14 +20,18 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _FOLDER = Path(__file__).parent
+_SIMULATOR = b'<p class="simulator"><strong>SIMULATOR</strong> payments are play, no real money moves</p>\n'
 _ASSETS = {"welcome.css": "text/css", "welcome.js": "text/javascript"}
 
 
-@get("/welcome", sync_to_thread=False, include_in_schema=False)
-def page() -> Response[bytes]:
-    """The page, with the assets of this version."""
+@get("/welcome", include_in_schema=False)
+async def page(provider: Provider) -> Response[bytes]:
+    """The page, with the assets of this version; in simulator mode it says so."""
     headers = {"Cache-Control": PAGE_CACHE, "Content-Security-Policy": POLICY}
-    return Response(_page(), media_type="text/html", headers=headers)
+    html = _page()
+    if not await provider.is_simulator():
+        html = html.replace(_SIMULATOR, b"")
+    return Response(html, media_type="text/html", headers=headers)
 
 
 @get("/welcome/{name:str}", sync_to_thread=False, include_in_schema=False)
