@@ -26,13 +26,14 @@ from piggybank.wallet import pages, settlement
 from piggybank.wallet.provider import Provider
 from piggybank.wallet.settlement import Entry, Unmatched
 
+LOOK_BACK_MOST = timedelta(days=31)
 MARGIN = timedelta(hours=2)  # our posting and their booking of one thing may lie that far apart
 SLICE_LINES = 1_000
 ITEMS_MAX = 10_000  # of one reconciliation; the note says how many more there are
 BALANCE_LOOKS = 3  # until nothing of ours changes while the provider is asked
 SETTLEMENT = "settlement"
 EVENTS_OF = {"refund": "payment.refunded", "chargeback": "payment.charged_back", "chargeback_reversal": "payment.chargeback_reversed"}
-EFT_STATUS = {"COMPLETED": "success", "UNPAID": "error"}
+EFT_STATUS = {"PENDING": "pending", "COMPLETED": "success", "UNPAID": "error"}  # of payouts that were EFT credits
 
 Kind = Literal["ours_only", "theirs_only", "amount_differs", "fee_differs", "balance_differs", "unknown"]
 ADVICE: dict[Kind, str] = {
@@ -154,6 +155,22 @@ SELECT currency, CAST(sum(amount) AS bigint) AS amount FROM (SELECT * FROM moved
 GROUP BY currency
 """)
 
+_OLDEST_OPEN = text("""
+SELECT id FROM payments
+WHERE status IN ('processing', 'unknown') AND kind = 'withdrawal'
+  AND method = 'revio' AND provider = :provider
+ORDER BY id
+LIMIT 1
+""")
+
+_UNDER_WAY = text("""
+SELECT a.currency, CAST(sum(p.amount) AS bigint) AS amount
+FROM payments p
+JOIN accounts a ON a.bucket = p.bucket AND a.id = p.account_id
+WHERE p.status IN ('processing', 'unknown') AND p.kind <> 'deposit' AND p.method = 'revio' AND p.provider = :provider
+GROUP BY a.currency
+""")
+
 _COLUMNS = """
 SELECT id, provider, since, until, status, rows, matched, mended, note, finished_at,
        (SELECT count(*) FROM reconciliation_items i WHERE i.reconciliation_id = r.id) AS items_count
@@ -167,6 +184,15 @@ FROM reconciliation_items
 WHERE reconciliation_id = :id
 ORDER BY number
 """)
+
+
+class _Posted(Struct, frozen=True):
+    """What we have of a line."""
+
+    transaction_id: UUID
+    payment_id: UUID | None
+    amount: int
+    fee: int
 
 
 class _Run:
@@ -237,7 +263,7 @@ async def reconcile(
 
 async def _compare(run: _Run, since: datetime, until: datetime) -> None:
     run.tell("waiting for the provider's statement")
-    lines = statements.read(await run.client.statement(since - MARGIN, until + MARGIN))
+    lines = _booked(statements.read(await run.client.statement(await _oldest_open(run, since) - MARGIN, until + MARGIN)))
     inside = [line for line in lines if since.timestamp() <= line.created_on < until.timestamp()]
     run.rows = len(inside)
     for first in range(0, len(lines), SLICE_LINES):
@@ -250,6 +276,19 @@ async def _compare(run: _Run, since: datetime, until: datetime) -> None:
     await _balances(run)
 
 
+async def _oldest_open(run: _Run, since: datetime) -> datetime:
+    """EFT credits of earlier days may have ended only now: their rows are looked at again."""
+    async with run.db.read() as read:
+        oldest = await read.scalar(_OLDEST_OPEN, {"provider": run.mode})
+    return since if oldest is None else max(min(since, ids.time_of(oldest)), since - LOOK_BACK_MOST)
+
+
+def _booked(lines: Sequence[Line]) -> list[Line]:
+    """Without the second half of EFT credits that came to nothing: the first half, UNPAID, says it all."""
+    unpaid = {line.id for line in lines if line.type == "payout" and line.status == "UNPAID"}
+    return [line for line in lines if not (line.type == "payout_return" and line.related_to in unpaid)]
+
+
 async def _compare_slice(run: _Run, lines: Sequence[Line], since: datetime, until: datetime) -> None:
     posted = await _posted(run.db, lines)
     missing = []
@@ -258,12 +297,32 @@ async def _compare_slice(run: _Run, lines: Sequence[Line], since: datetime, unti
         if line.type == SETTLEMENT:
             run.matched += counts
             await _to_bank(run, line)
+        elif line.status in EFT_STATUS:
+            await _eft(run, line, posted.get(_effect(line)), counts=counts)
         elif (row := posted.get(_effect(line))) is not None:
             await _matches(run, line, row, counts=counts)
         elif counts:
             missing.append(line)
     for line in missing:
         await _mend(run, line)
+
+
+async def _eft(run: _Run, line: Line, row: _Posted | None, *, counts: bool) -> None:
+    """The statement alone decides about an EFT credit: it is posted, or has failed, or is under way, as it says."""
+    why = ""
+    if row is None or line.status == "UNPAID":
+        try:
+            applied = await settlement.apply(run.db, run.ledger, run.mode, await _snapshot(run, line))
+            run.mended += applied.moved
+        except Unmatched as unmatched:
+            why = str(unmatched)
+        row = (await _posted(run.db, [line])).get(_effect(line))
+    if row is not None:
+        await _matches(run, line, row, counts=counts)
+    elif why and counts:
+        run.differs("theirs_only", f"{line.type} {line.id}: {why}", line.currency, theirs=line.amount, provider_id=line.id)
+    elif counts:
+        run.matched += 1  # under way, or failed: nothing is to be posted
 
 
 async def _mend(run: _Run, line: Line) -> None:
@@ -287,20 +346,31 @@ async def _mend(run: _Run, line: Line) -> None:
 
 async def _snapshot(run: _Run, line: Line) -> Snapshot:
     """What the line says, in the provider's own words where they can be asked for."""
-    is_eft = line.type.startswith("payout") and line.status in EFT_STATUS
     if line.type == "purchase":
         return await run.client.purchase(line.id)
-    if line.type.startswith("payout") and not is_eft:
-        return await run.client.payout(line.related_to if line.type == "payout_return" else line.id)
+    if line.type == "payout" and line.status not in EFT_STATUS:
+        return await run.client.payout(line.id)
+    if line.type == "payout_return":
+        try:
+            return await run.client.payout(line.related_to)
+        except Refused:  # an EFT credit: the statement alone knows of it
+            history = [Change(status="success"), Change(status="error")]
+            return Snapshot(
+                id=line.related_to,
+                type="payout",
+                status="error",
+                status_history=history,
+                updated_on=line.updated_on,
+                reference=line.reference,
+                is_test=run.mode == "simulator",
+            )
     paid = Money(amount=line.amount, currency=line.currency, fee_amount=line.fee_amount, payment_type=line.type)
-    if is_eft:
-        status = "error" if line.type == "payout_return" else EFT_STATUS[line.status]
-        history = [Change(status="success"), Change(status=status)] if line.type == "payout_return" else [Change(status=status)]
+    if line.type == "payout":
         return Snapshot(
-            id=line.related_to if line.type == "payout_return" else line.id,
+            id=line.id,
             type="payout",
-            status=status,
-            status_history=history,
+            status=EFT_STATUS[line.status],
+            status_history=[Change(status=EFT_STATUS[line.status])],
             updated_on=line.updated_on,
             reference=line.reference,
             is_test=run.mode == "simulator",
@@ -318,29 +388,22 @@ async def _snapshot(run: _Run, line: Line) -> Snapshot:
     )
 
 
-async def _matches(run: _Run, line: Line, row: Row[Any], *, counts: bool) -> None:
+async def _matches(run: _Run, line: Line, row: _Posted, *, counts: bool) -> None:
     run.seen.add(row.transaction_id)
     if not counts:
         return
     run.matched += 1
-    about = {"provider_id": line.id, "payment_id": row.payment_id}
+
+    def differs(kind: Kind, what: str, ours: int, theirs: int) -> None:
+        run.differs(kind, what, line.currency, ours=ours, theirs=theirs, provider_id=line.id, payment_id=row.payment_id)
+
     if row.amount != line.amount:
-        run.differs("amount_differs", f"{line.type} {line.id}", line.currency, ours=row.amount, theirs=line.amount, **about)
-    fee = row.fee or 0
-    if fee != line.fee_amount:
-        run.differs("fee_differs", f"the fee of {line.type} {line.id}", line.currency, ours=fee, theirs=line.fee_amount, **about)
+        differs("amount_differs", f"{line.type} {line.id}", row.amount, line.amount)
+    if row.fee != line.fee_amount:
+        differs("fee_differs", f"the fee of {line.type} {line.id}", row.fee, line.fee_amount)
 
 
-class _Posted(Struct, frozen=True):
-    """What we have of a line."""
-
-    transaction_id: UUID
-    payment_id: UUID | None
-    amount: int
-    fee: int
-
-
-async def _posted(db: Database, lines: Sequence[Line]) -> dict[str, Any]:
+async def _posted(db: Database, lines: Sequence[Line]) -> dict[str, _Posted]:
     """By effect: what was posted, and its fee."""
     effects = [_effect(line) for line in lines if line.type != SETTLEMENT]
     buckets = {ids.bucket_of(UUID(line.reference)) for line in lines if _is_uuid(line.reference)}
@@ -421,10 +484,18 @@ async def _balances(run: _Run) -> None:
         if after == before:
             break
         before = after
+    under_way = await _under_way(run)
     for currency in sorted(before.keys() | theirs.keys()):
         ours, owed = before.get(currency, 0), theirs[currency].balance if currency in theirs else 0
-        if ours != owed:
-            run.differs("balance_differs", "what the provider owes us", currency, ours=ours, theirs=owed)
+        going = under_way.get(currency, 0)
+        if owed not in (ours, ours - going):  # a provider may book what is under way, or not yet
+            what = f"what the provider owes us ({going} is under way)" if going else "what the provider owes us"
+            run.differs("balance_differs", what, currency, ours=ours, theirs=owed)
+
+
+async def _under_way(run: _Run) -> dict[str, int]:
+    async with run.db.write() as read:
+        return {row.currency: row.amount for row in await read.execute(_UNDER_WAY, {"provider": run.mode})}
 
 
 async def _clearing(run: _Run) -> dict[str, int]:

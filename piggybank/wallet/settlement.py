@@ -221,7 +221,8 @@ def _of_payout(snapshot: Snapshot, ours: Ours) -> Meaning:
         raise Unmatched("another payout than the one that was executed for this payment")
     if "success" not in snapshot.was:
         status = PAYOUT_NEWS.get(snapshot.status)
-        return Meaning([_news(ours.id, ours.account_id, snapshot, status, snapshot.failure)] if status else [], [])
+        failure = snapshot.failure or ("error" if status == "failed" else None)
+        return Meaning([_news(ours.id, ours.account_id, snapshot, status, failure)] if status else [], [])
     came_back = snapshot.status == "error"
     amount, entries, note = ours.amount, [], ""
     if snapshot.payment is not None:
