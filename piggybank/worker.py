@@ -72,6 +72,7 @@ async def running_worker(work: Work, queue: Queue) -> AsyncIterator[None]:
     rounds = [
         _Rounds(work, jobs.outbox.sweep),
         _Rounds(work, jobs.outbox.send_mails),
+        _Rounds(work, jobs.revio.introduce),
         _Rounds(work, jobs.revio.apply_events, timeout_s=jobs.SEND_TIMEOUT_S),
         _Rounds(work, jobs.revio.send_payments, timeout_s=jobs.SEND_TIMEOUT_S),
     ]

@@ -27,7 +27,7 @@ JOBS: dict[str, Job] = {
     "prune_keys": Job(keys.prune, "17 * * * *", timeout_s=300, retries=2),
     "ask_about_payments": Job(revio.ask_about_payments, "* * * * * */30", timeout_s=300, retries=1),
     "unstick_events": Job(revio.unstick_events, "*/5 * * * *", timeout_s=60, retries=1),
-    "look_after_webhook": Job(revio.look_after_webhook, "* * * * * */20", timeout_s=60, retries=1),
+    "look_after_webhook": Job(revio.look_after_webhook, "* * * * *", timeout_s=60, retries=1),
     "reconcile_yesterday": Job(revio.reconcile_yesterday, "30 2 * * *", timeout_s=3_600, retries=3),
     "prune_people": Job(people.prune, "37 * * * *", timeout_s=120, retries=2),
 }

@@ -74,19 +74,29 @@ async def unstick_events(work: Work) -> int:
     return await inbox.unstick(work.db)
 
 
+async def introduce(work: Work) -> int:
+    """At the start, until it is done once: a payment made right now is not to wait for the next look."""
+    if work.provider.introduced:
+        return 0
+    return await look_after_webhook(work)
+
+
 async def look_after_webhook(work: Work) -> int:
     """Know the keys of our webhook, also after they were changed; in the simulator the webhook is registered, too."""
     try:
         client, mode = await work.provider.client(), await work.provider.mode()
         callback = callback_url(work.settings, mode)
+        work.provider.introduced = mode == "live"  # there an operator registers it: piggybank provider connect
         if mode == "live" and all(webhook.callback != callback for webhook in await client.webhooks()):
-            return 0  # an operator registers it: piggybank provider connect
+            return 0
         await connect(work.provider)
     except errors.ProviderNotConfigured:
+        work.provider.introduced = True
         return 0
     except (Refused, Unsent, Unclear) as cause:
-        _log.warning("provider_webhook_not_known", because=str(cause))
+        _log.info("provider_webhook_not_known", because=str(cause))
         return 0
+    work.provider.introduced = True
     return 1
 
 

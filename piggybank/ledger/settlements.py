@@ -119,6 +119,7 @@ def settle(book: Book, account: Account, command: commands.Settle) -> Answer:
         return book.answer(account, payment_id=command.payment_id)
     # failed news that are newer than this came first: it was paid, and came back
     came_back = command.kind == "withdrawal" and payment is not None and payment.status == "failed" and payment.stamp > command.stamp
+    why = payment.failure if payment is not None else None
     if payment is not None:
         _count(book, account, payment, command)
     if refund is not None:
@@ -132,6 +133,7 @@ def settle(book: Book, account: Account, command: commands.Settle) -> Answer:
     if refund is not None:
         refund.transaction_id = row.id
     if came_back and payment is not None:
+        payment.failure = why
         _came_back(book, account, payment, command)
     return book.answer(account, row, payment_id=command.payment_id)
 

@@ -63,6 +63,7 @@ class Provider:
         self._pems_at = float("-inf")
         self._warned_at = float("-inf")
         self.wrong_signatures = 0
+        self.introduced = False  # our webhook is known to be registered
         try:
             self._pasted = signatures.public_keys(settings.revio_webhook_keys) if settings.revio_webhook_keys else []
         except ValueError as cause:

@@ -5,6 +5,7 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -51,10 +52,10 @@ class Place:
         self.embedded.ensure(name)
         self.embedded.wait_ready(name)
 
-    async def accounts(self, count: int) -> list[UUID]:
+    async def accounts(self, count: int, currency: str = "EUR") -> list[UUID]:
         sql = await asyncpg.connect(self.settings.owner_database_url)
         try:
-            return [await new_account(sql) for _ in range(count)]
+            return [await new_account(sql, currency) for _ in range(count)]
         finally:
             await sql.close()
 
@@ -69,9 +70,9 @@ class Place:
         return [finding async for progress in checks.verify(self.settings.owner_database_url) for finding in progress.findings]
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    """Started once a module; a test leaves the stores running."""
+@contextmanager
+def running_place(**changes: object) -> Iterator[Place]:
+    """Stores that may be killed; `changes` to the settings."""
     folder = Path(tempfile.mkdtemp(prefix="piggybank-faults-", dir="/tmp" if os.geteuid() == 0 else None))
     folder.chmod(0o755)
     embedded = Embedded(folder / "data")
@@ -79,12 +80,19 @@ def place() -> Iterator[Place]:
     addresses = embedded.secrets.addresses()
     run_apart(lambda: migrate.upgrade(addresses["owner_database_url"], store_files.APPLICATION_ROLE))
     run_apart(lambda: migrate.limit_role(addresses["owner_database_url"], store_files.APPLICATION_ROLE))
-    made = Place(embedded, msgspec.convert({"data_dir": folder, **addresses}, Settings))
+    made = Place(embedded, msgspec.convert({"data_dir": folder, **addresses, **changes}, Settings))
     made.start_servers()
     yield made
     for server in made.servers:
         server.kill()
     embedded.stop()
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    """Started once a module; a test leaves the stores running."""
+    with running_place() as made:
+        yield made
 
 
 class Client:
