@@ -46,6 +46,11 @@ ALTER TABLE payments
     ADD CONSTRAINT payments_provider CHECK ((method = 'revio') = (provider IS NOT NULL)),
     ADD CONSTRAINT payments_refund CHECK ((kind = 'refund') = (refund_of IS NOT NULL));
 CREATE UNIQUE INDEX payments_provider_id ON payments (provider_id, bucket) WHERE provider_id IS NOT NULL;
+-- For the jobs, each second: not through the holds that wait for their own people.
+CREATE INDEX payments_to_send ON payments (id)
+    WHERE status IN ('creating', 'pending') AND method = 'revio' AND kind IN ('withdrawal', 'refund');
+CREATE INDEX payments_under_way ON payments (id)
+    WHERE status IN ('creating', 'pending', 'processing', 'unknown') AND method = 'revio';
 CREATE INDEX payments_refunds ON payments (refund_of) WHERE refund_of IS NOT NULL;
 CREATE INDEX payments_differing ON payments (id) WHERE method = 'revio' AND status = 'completed' AND paid <> amount;
 

@@ -84,7 +84,8 @@ def advance(book: Book, account: Account, command: commands.Advance) -> Answer:
 def observe(book: Book, account: Account, command: commands.Observe) -> Answer:
     """The newest news of a payment that move no money by themselves."""
     payment = _payment(book, account, command.payment_id)
-    if command.stamp <= payment.stamp:
+    known = command.stamp <= payment.stamp
+    if known and not (payment.status == "unknown" and command.stamp == payment.stamp):  # what is known is better than unknown
         raise Replayed
     payment.stamp = command.stamp
     book.changed_payments[payment.id] = payment

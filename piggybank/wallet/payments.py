@@ -88,20 +88,26 @@ WHERE p.bucket = :bucket AND p.id = :id AND (CAST(:only_user AS uuid) IS NULL OR
 """)
 
 
-# For operators: those that nobody can tell about, those that are open for long, and those that were paid otherwise than meant.
-_LISTED = text("""
+# For operators, each by its own partial index: those that nobody can tell about, those that are under way, those that were paid otherwise
+# than meant.
+_NEEDS_A_LOOK: dict[Which, str] = {
+    "unknown": "p.status = 'unknown'",
+    "open": "p.status IN ('creating', 'pending', 'processing', 'unknown')",
+    "differing": "p.status = 'completed' AND p.paid <> p.amount",
+}
+_LISTED = {
+    which: text(f"""
 SELECT a.currency, p.id, p.account_id, p.kind, p.method, p.status, p.amount, p.held, p.transaction_id,
        CAST(p.destination AS text) AS destination, p.reference, p.description, CAST(p.metadata AS text) AS metadata, p.updated_at,
        p.provider, p.provider_id, p.provider_url, p.expires_at, p.paid, p.refunded, p.charged_back, p.refund_of, p.failure
 FROM payments p
 JOIN accounts a ON a.bucket = p.bucket AND a.id = p.account_id
-WHERE p.method = 'revio' AND p.id < :below
-  AND ((:which = 'unknown' AND p.status = 'unknown')
-       OR (:which = 'open' AND p.status IN ('creating', 'pending', 'processing', 'unknown'))
-       OR (:which = 'differing' AND p.status = 'completed' AND p.paid <> p.amount))
+WHERE p.method = 'revio' AND p.id < :below AND {condition}
 ORDER BY p.id DESC
 LIMIT :limit
 """)
+    for which, condition in _NEEDS_A_LOOK.items()
+}
 
 
 async def page(
@@ -133,7 +139,7 @@ async def page(
 async def listed(read: Read, which: Which, *, cursor: str | None = None, limit: int = pages.LIMIT_DEFAULT) -> PaymentPage:
     """A page of the provider's payments of everybody. Raises InvalidRequest."""
     below = pages.LAST_ID if cursor is None else pages.last_id(cursor, "ops-payments", which)
-    rows = (await read.execute(_LISTED, {"which": which, "below": below, "limit": limit + 1})).all()
+    rows = (await read.execute(_LISTED[which], {"below": below, "limit": limit + 1})).all()
     items = [_payment(row) for row in rows[:limit]]
     return PaymentPage(items=items, next_cursor=pages.cursor_after(items[-1].id, "ops-payments", which) if len(rows) > limit else None)
 

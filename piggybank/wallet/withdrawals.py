@@ -11,7 +11,7 @@ and is sent again. A process that dies in between leaves `processing`, which the
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Set
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -22,6 +22,7 @@ from piggybank import errors
 from piggybank.db.engines import Database
 from piggybank.ledger import SYSTEM, Ledger, Submission
 from piggybank.ledger.commands import Advance, PaymentStatus
+from piggybank.ledger.settlements import UNSENT
 from piggybank.revio import Refused, Snapshot, Unclear, Unsent
 from piggybank.wallet import orders, settlement
 from piggybank.wallet.orders import Payment
@@ -63,7 +64,7 @@ async def _one(db: Database, ledger: Ledger, provider: Provider, payment_id: UUI
             _log.error("provider_refuses_everything", status=refused.status, code=refused.code)
             await orders.put_off(db, payment)
         else:
-            await _quietly(_advance(ledger, payment, {"creating", "pending"}, "failed", failure=refused.code))
+            await _quietly(_advance(ledger, payment, UNSENT, "failed", failure=refused.code))
     except errors.InvalidRequest as error:  # nobody to pay it to
         await _quietly(_advance(ledger, payment, {"creating"}, "failed", failure="no_email"))
         _log.error("payout_failed", payment=str(payment_id), because=error.details["message"])
@@ -97,7 +98,8 @@ async def _execute(
 ) -> None:
     """The one call that moves money, between two commits."""
     back = payment.status
-    assert back in ("creating", "pending")
+    if back not in UNSENT:  # somebody else took it while we looked
+        raise errors.PaymentMovedOn(payment_id=str(payment.id), status=back)
     await _advance(ledger, payment, {back}, "processing", stamp=stamp)
     try:
         answer = await send()
@@ -168,7 +170,7 @@ async def _ask_refund(ledger: Ledger, payment: Payment, purchase: Snapshot) -> N
 async def _advance(
     ledger: Ledger,
     payment: Payment,
-    was: set[PaymentStatus],
+    was: Set[PaymentStatus],
     status: PaymentStatus,
     *,
     provider_id: str | None = None,
