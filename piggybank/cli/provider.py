@@ -11,7 +11,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from piggybank import errors, money
+from piggybank import errors, money, telemetry
 from piggybank import settings as settings_file
 from piggybank.cache import Cache
 from piggybank.db import installation
@@ -278,6 +278,7 @@ def _settings(context: click.Context) -> Settings:
     settings = settings_file.load(data_dir)
     if not settings.database_url or not settings.owner_database_url:
         raise errors.CannotProceed(what=f"no database is known for {settings.data_dir}", do="start it with: piggybank up")
+    telemetry.configure("error", "console")  # to standard error: what a machine reads is on the other
     return settings
 
 

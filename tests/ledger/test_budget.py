@@ -5,6 +5,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from piggybank import ids
 from piggybank.db import migrate
 from piggybank.ledger import SYSTEM, Submission, commands
 from piggybank.ledger.commands import Command
@@ -34,7 +35,21 @@ def holds(accounts: list[UUID]) -> list[Command]:
     return [commands.OpenPayment(account_id=account, amount=1) for account in accounts]
 
 
-@pytest.mark.parametrize("kind", [deposits, transfers, settlements, holds])
+def openings(accounts: list[UUID]) -> list[Command]:
+    return [
+        commands.OpenPayment(account_id=account, kind="deposit", amount=1, method="revio", provider="simulator") for account in accounts
+    ]
+
+
+def observations(accounts: list[UUID]) -> list[Command]:
+    """Of payments that are not there, which costs the same statement."""
+    return [
+        commands.Observe(account_id=account, payment_id=ids.new_id(ids.bucket_of(account)), status="failed", stamp=1)
+        for account in accounts
+    ]
+
+
+@pytest.mark.parametrize("kind", [deposits, transfers, settlements, holds, openings, observations])
 async def test_a_batch_of_1_and_one_of_256_send_the_same_few_statements(kind: object, fresh_settings: Settings, stores: Stores) -> None:
     assert callable(kind)
     sql = await asyncpg.connect(fresh_settings.owner_database_url)
