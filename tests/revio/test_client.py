@@ -135,11 +135,16 @@ async def test_a_refusal_says_why(server: Scripted, client: Client, status: int,
 
 
 async def test_only_our_provider_is_sent_our_key(server: Scripted, client: Client) -> None:
-    """An execution_url that leads elsewhere."""
-    for url in ("https://evil.example.com/execute", "http://127.0.0.1:1/execute", "//evil.example.com/x"):
-        with pytest.raises(Unsent):
+    """An execution_url that leads elsewhere: to somebody who would listen."""
+    other = Scripted()
+    other.answers = [answered(200, PAYOUT)] * 3
+    listening = await asyncio.start_server(other.handle, "127.0.0.1", 0)
+    place = f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    for url in (f"http://{place}/execute", f"//{place}/x", server.url.replace("http://", "https://") + "/execute"):
+        with pytest.raises(Unsent, match="another host"):
             await client.execute_payout(url, {"phone": "1"})
-    assert server.asked == []
+    assert (server.asked, other.asked) == ([], [])
+    listening.close()
 
 
 async def test_ids_stay_one_part_of_a_path(server: Scripted, client: Client) -> None:
