@@ -190,7 +190,8 @@ ELSEWHERE = [
     ),
     Case("deposit: to nobody", 404, "not_found", "POST", f"/v1/accounts/{UNKNOWN}/deposits", DEPOSIT),
     Case("deposit: in another currency", 409, "currency_mismatch", "POST", DEPOSITS, body(amount=1, method="direct", currency="USD")),
-    Case("deposit: through no provider", 409, "provider_not_configured", "POST", DEPOSITS, body(amount=1, method="revio")),
+    Case("deposit: back to a script", 400, "invalid_request", "POST", DEPOSITS, body(amount=1, method="revio", return_url="javascript:0")),
+    Case("withdrawal: paid out to nowhere", 400, "invalid_request", "POST", WITHDRAWALS, body(amount=1, method="revio")),
     Case("withdrawal: a cent more", 409, "insufficient_funds", "POST", WITHDRAWALS, body(amount=1_001, method="direct")),
     Case("withdrawal: a hold in words", 400, "invalid_request", "POST", WITHDRAWALS, body(amount=1, method="direct", hold="yes")),
     Case(

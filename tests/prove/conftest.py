@@ -18,7 +18,7 @@ from piggybank.identity import sessions, users
 from piggybank.identity.tokens import Tokens
 from piggybank.ledger import Outcome, Submission
 from piggybank.settings import Settings
-from tests.conftest import Server, Stores, _database_copy, _worker_number, run_apart, start_server
+from tests.conftest import Server, Stores, _database_copy, _worker_number, run_apart, start_server, start_simulator
 from tests.ledger.conftest import running_ledger
 
 PASSWORD = "a long enough sentence, seldom used"
@@ -45,11 +45,12 @@ def own_settings(stores: Stores, worker_id: str, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="session")
 def pair(own_settings: Settings) -> Iterator[tuple[Server, Server]]:
-    """Two server processes on one database: what one has answered, the other knows."""
-    first, second = start_server(own_settings), start_server(own_settings)
+    """Two server processes on one database, and a provider: what one has answered, the other knows."""
+    first, second, simulator = start_server(own_settings), start_server(own_settings), start_simulator(own_settings)
     yield first, second
     first.stop()
     second.stop()
+    simulator.stop()
 
 
 @pytest.fixture(scope="session")

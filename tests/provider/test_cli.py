@@ -63,7 +63,9 @@ async def test_keys_are_added_listed_and_removed(desk: Desk, tmp_path: Path) -> 
     assert {row["action"] for row in recorded} == {"provider_key.add", "provider_key.remove"}
 
 
-@pytest.mark.parametrize("text", ["", "hello", PEM[:100], "-----BEGIN PUBLIC KEY-----\nAA\n-----END PUBLIC KEY-----"])
+@pytest.mark.parametrize(
+    "text", ["", "hello", PEM[:100], "-----BEGIN PUBLIC KEY-----\nAA\n-----END PUBLIC KEY-----"], ids=["nothing", "words", "cut", "broken"]
+)
 def test_what_is_no_key_is_said(desk: Desk, text: str) -> None:
     done = run(desk, "keys", "add", "-", text=text)
     assert done.returncode == 1

@@ -1,6 +1,7 @@
 """The client against a server that we script byte by byte, and against the simulator: what failed how, and what was sent how often."""
 
 import asyncio
+import io
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import structlog
 
+from piggybank import telemetry
 from piggybank.appliance import store_files
 from piggybank.revio import Client, Credentials, Person, Refused, Unclear, Unsent, http
 from piggybank.revio.payouts import EftAccount, EftPayouts, Order
@@ -153,15 +154,14 @@ async def test_ids_stay_one_part_of_a_path(server: Scripted, client: Client) -> 
     assert server.asked[0].startswith(b"GET /api/v1/purchases/%2E%2E%2Fpublic_key%2F%3Fx%3D1%23/ HTTP/1.1")
 
 
-async def test_no_secret_in_any_log(
-    server: Scripted, client: Client, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_no_secret_in_any_log(server: Scripted, client: Client, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    structlog.configure(processors=[structlog.processors.JSONRenderer()])
+    ours = io.StringIO()
+    telemetry.configure("debug", "json", ours)
     server.answers = [answered(500, {"error": SECRET}), None, answered(400, {"error": "no"})]
     with pytest.raises(Refused):
         await create(client)
-    said = caplog.text + "".join(capsys.readouterr())
+    said = caplog.text + ours.getvalue()
     assert "provider_call_failed" in said
     assert SECRET not in said
     assert PERSON.email not in said

@@ -65,6 +65,7 @@ def test_fingerprints_tell_keys_apart() -> None:
         ),
         (PEM * 100, "longer than"),
     ],
+    ids=["nothing", "ssh", "broken", "not RSA", "short", "private", "long"],
 )
 def test_what_is_no_key_is_named(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
