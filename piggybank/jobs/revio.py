@@ -4,7 +4,6 @@ Events and payments are taken by every worker each second, a claimed slice at a 
 away fails no job: what was not done is due again, later with every attempt.
 """
 
-import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, time, timedelta
 from uuid import UUID
@@ -52,7 +51,7 @@ async def ask_about_payments(work: Work, *, quiet_s: float = QUIET_AFTER_S) -> i
         return 0
     asked = 0
     while asked < ASKED_MAX and (due := await orders.claim(work.db, orders.QUIET, mode, limit=ASKED_TOGETHER, quiet_s=quiet_s)):
-        await asyncio.gather(*(_ask(work, payment_id) for payment_id in due))
+        await orders.together(_ask(work, payment_id) for payment_id in due)
         asked += len(due)
     return asked
 

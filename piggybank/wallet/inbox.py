@@ -22,6 +22,7 @@ from piggybank.ledger import Ledger
 from piggybank.revio.objects import Snapshot, snapshot
 from piggybank.settings import ProviderMode
 from piggybank.wallet import pages, settlement
+from piggybank.wallet.orders import together
 from piggybank.wallet.settlement import Unmatched
 
 BODY_MAX_BYTES = 262_144
@@ -152,7 +153,7 @@ async def apply_due(db: Database, ledger: Ledger, mode: ProviderMode) -> int:
         async with turns:
             await _apply(db, ledger, mode, row)
 
-    await asyncio.gather(*(apply(row) for row in claimed))
+    await together(apply(row) for row in claimed)
     return len(claimed)
 
 

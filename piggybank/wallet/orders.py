@@ -3,7 +3,8 @@
 `due_at` and `attempts` are the jobs' own bookkeeping: they change without the ledger, under SKIP LOCKED, so that no batch waits.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -117,6 +118,13 @@ RETURNING payments.id
 """)
 
 _PUT_OFF = text("UPDATE payments SET due_at = :until WHERE bucket = :bucket AND id = :id")
+
+
+async def together(steps: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All of them to their end, whatever becomes of one; then raises the first failure."""
+    for result in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 async def get(db: Database, payment_id: UUID) -> Payment:

@@ -10,11 +10,10 @@ and is sent again. A process that dies in between leaves `processing`, which the
 `unknown`.
 """
 
-import asyncio
 from collections.abc import Callable, Coroutine, Set
 from contextlib import suppress
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import structlog
 
@@ -25,12 +24,13 @@ from piggybank.ledger.commands import Advance, PaymentStatus
 from piggybank.ledger.settlements import UNSENT
 from piggybank.revio import Refused, Snapshot, Unclear, Unsent
 from piggybank.wallet import orders, settlement
-from piggybank.wallet.orders import Payment
+from piggybank.wallet.orders import Payment, together
 from piggybank.wallet.provider import Provider
 from piggybank.wallet.settlement import Unmatched
 
 AT_ONCE = 6  # payments that are sent together; claimed together, so that the lease outlives their calls
 PAYMENTS_MAX = 600  # of one round
+ADVANCE = b"advance"  # what stands for a fingerprint: each key is used by one step alone
 NEWEST_RANK = 15  # of a moment: what is known when we ask is older than everything that follows
 
 _log = structlog.get_logger()
@@ -41,7 +41,7 @@ async def send_due(db: Database, ledger: Ledger, provider: Provider) -> int:
     mode = await provider.check()
     sent = 0
     while sent < PAYMENTS_MAX and (due := await orders.claim(db, orders.TO_SEND, mode, limit=AT_ONCE)):
-        await asyncio.gather(*(_one(db, ledger, provider, payment_id) for payment_id in due))
+        await together(_one(db, ledger, provider, payment_id) for payment_id in due)
         sent += len(due)
     return sent
 
@@ -189,7 +189,8 @@ async def _advance(
         stamp=stamp,
         failure=failure,
     )
-    decision = (await ledger.submit(Submission(command, SYSTEM))).decision
+    # with a key: a commit whose answer was lost is known again, and not taken for somebody else's step
+    decision = (await ledger.submit(Submission(command, SYSTEM, f"advance:{uuid4()}", ADVANCE))).decision
     if isinstance(decision, errors.Error):
         raise decision
 
