@@ -177,7 +177,7 @@ LIMIT 100
 _EFFECTS_WITHOUT_ROW = """
 SELECT e.source, e.effect
 FROM effects e
-WHERE NOT EXISTS (SELECT FROM transactions t WHERE t.bucket = e.bucket AND t.id = e.transaction_id)
+WHERE NOT EXISTS (SELECT FROM transactions t WHERE t.id = e.transaction_id)
 LIMIT 100
 """
 

@@ -65,7 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str, Meta(description="Public keys (PEM) of webhooks that were registered by hand, one after the other.")
     ] = ""
     revio_fallback_email: Annotated[str, Meta(description="Address that Revio is given for people who have none.")] = ""
-    revio_timeout_s: Annotated[int, Meta(ge=1, le=60, description="Seconds that a call of Revio may take.")] = 10
+    revio_proxy: Annotated[str, Meta(description="HTTP proxy on the way to Revio; that of the environment is not used.")] = ""
+    revio_timeout_s: Annotated[int, Meta(ge=1, le=15, description="Seconds that a call of Revio may take.")] = 10
     revio_payouts: Annotated[Literal["orchestration", "eft"], Meta(description="How money goes out: two-step payouts, or EFT credits.")] = (
         "orchestration"
     )
@@ -244,7 +245,7 @@ def _check_together(settings: Settings) -> None:
         else:
             _check_url(name, getattr(settings, name), ("redis", "rediss", "valkey", "valkeys"), needs_port=True)
     _check_url("smtp_url", settings.smtp_url, ("smtp", "smtps"))
-    for name in ("public_url", "revio_url", "eft_url", "eft_token_url", "simulator_url"):
+    for name in ("public_url", "revio_url", "revio_proxy", "eft_url", "eft_token_url", "simulator_url"):
         _check_url(name, getattr(settings, name), ("http", "https"))
     if settings.eft_debtor:
         _check_json_object("eft_debtor", settings.eft_debtor)

@@ -73,8 +73,8 @@ async def running_worker(work: Work, queue: Queue) -> AsyncIterator[None]:
         _Rounds(work, jobs.outbox.sweep),
         _Rounds(work, jobs.outbox.send_mails),
         _Rounds(work, jobs.revio.introduce),
-        _Rounds(work, jobs.revio.apply_events, timeout_s=jobs.SEND_TIMEOUT_S),
-        _Rounds(work, jobs.revio.send_payments, timeout_s=jobs.SEND_TIMEOUT_S),
+        _Rounds(work, jobs.revio.apply_events, timeout_s=jobs.APPLY_TIMEOUT_S),
+        _Rounds(work, jobs.revio.send_payments, timeout_s=None),  # its calls have timeouts of their own, and are not to be cut off
     ]
     tasks = [
         asyncio.create_task(_for_ever(worker.start), name="worker"),
@@ -83,6 +83,7 @@ async def running_worker(work: Work, queue: Queue) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        work.provider.stopping = True
         for each in rounds:
             each.stopping.set()
         await worker.stop()
@@ -107,7 +108,7 @@ async def _for_ever(start: Callable[[], Awaitable[None]]) -> None:
 class _Rounds:
     """Do a part of the work every second, whatever happens to the stores and to the provider."""
 
-    def __init__(self, work: Work, part: Callable[[Work], Awaitable[int]], timeout_s: float = jobs.SWEEP_TIMEOUT_S) -> None:
+    def __init__(self, work: Work, part: Callable[[Work], Awaitable[int]], timeout_s: float | None = jobs.SWEEP_TIMEOUT_S) -> None:
         self._work = work
         self._part = part
         self._timeout_s = timeout_s

@@ -16,12 +16,13 @@ ALTER TABLE installation
 
 -- Public keys that events are signed with: several while one is being changed for another.
 CREATE TABLE provider_keys (
-    fingerprint text PRIMARY KEY,
+    fingerprint text NOT NULL,
     provider text NOT NULL CHECK (provider IN ('simulator', 'live')),
     pem text NOT NULL,
     webhook_id text,
     note text NOT NULL DEFAULT '',
-    added_at timestamptz NOT NULL
+    added_at timestamptz NOT NULL,
+    PRIMARY KEY (provider, fingerprint)
 );
 """
 
@@ -85,8 +86,10 @@ CREATE TABLE provider_events (
     updated_at timestamptz NOT NULL
 ) WITH (fillfactor = 80);
 CREATE INDEX provider_events_due ON provider_events (due_at) WHERE due_at IS NOT NULL;
-CREATE INDEX provider_events_unmatched ON provider_events (id) WHERE status = 'unmatched';
-CREATE INDEX provider_events_object ON provider_events (object_id);
+CREATE INDEX provider_events_new ON provider_events (due_at) WHERE status = 'new';
+CREATE INDEX provider_events_payment ON provider_events (payment_id, id) WHERE payment_id IS NOT NULL;
+CREATE INDEX provider_events_status ON provider_events (status, id) WHERE status <> 'applied';
+CREATE INDEX provider_events_object ON provider_events (object_id, id);
 
 -- Double entries without a user; only ever added. `effect` makes each happen once.
 CREATE TABLE system_entries (
@@ -114,6 +117,11 @@ CREATE TABLE reconciliations (
     mended integer NOT NULL DEFAULT 0,
     note text NOT NULL DEFAULT '',
     finished_at timestamptz
+);
+-- Which of our rows a statement of the provider has had; a row that is in none is ours only.
+CREATE TABLE booked_transactions (
+    transaction_id uuid PRIMARY KEY,
+    reconciliation_id uuid NOT NULL REFERENCES reconciliations (id)
 );
 CREATE TABLE reconciliation_items (
     reconciliation_id uuid NOT NULL REFERENCES reconciliations (id),

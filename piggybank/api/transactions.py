@@ -163,7 +163,8 @@ async def deposit(
         assert answer.payment_id is not None
         payment = await deposits.checkout(provider.db, ledger, provider, answer.payment_id)
         if payment.provider_url is None and payment.status == "failed":
-            raise errors.ProviderRefused(payment_id=str(payment.id), reason=payment.failure)
+            detail = "It has failed; send it with a new Idempotency-Key."
+            raise errors.ProviderRefused(payment_id=str(payment.id), reason=payment.failure, detail=detail)
         return respond(_opened(opening, answer, payment), 202, replayed=replayed)
     _allow_direct(principal)
     if data.return_url is not None:

@@ -14,7 +14,7 @@ import psutil
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from piggybank import errors
+from piggybank import errors, ids
 from piggybank import settings as settings_file
 from piggybank.appliance import folder, logs, overview, store_files, web
 from piggybank.db import engines, installation, migrate
@@ -28,6 +28,7 @@ DISK_LEAST_BYTES = 1024**3
 DISK_FEW_BYTES = 5 * 1024**3
 MEMORY_FEW_MIB = 900
 CRASHES_SECONDS = 24 * 3_600
+RECONCILED_WITHIN_DAYS = 2
 LEDGER_CONNECTIONS = 4  # the batcher's own, beside the pool
 CONNECTIONS_SPARE = 10  # for the superuser, migrations, a person with psql
 CONNECTIONS_A_PROCESS = engines.POOL_SIZE + engines.POOL_OVERFLOW + LEDGER_CONNECTIONS
@@ -169,6 +170,7 @@ async def _database(settings: Settings) -> list[Check]:
             ("provider", _provider),
             ("provider events", _provider_events),
             ("payments", _payments),
+            ("reconciliation", _reconciliation),
         ]
         found = [Check("database", "ok", await application.fetchval("SELECT version()"))]
         for name, check in checks:
@@ -290,6 +292,24 @@ async def _payments(databases: _Databases) -> Check:
         do = "ask the provider, then two operators: POST /v1/ops/payments/{id}/resolve"
         return Check("payments", "warning", f"{unknown} of which nobody knows whether they happened", do)
     return Check("payments", "ok", "none is unknown")
+
+
+async def _reconciliation(databases: _Databases) -> Check:
+    row = await databases.application.fetchrow(
+        """
+        SELECT (SELECT max(until) FROM reconciliations WHERE status = 'finished') AS until,
+               (SELECT id FROM payments WHERE method = 'revio' ORDER BY id LIMIT 1) AS first,
+               (SELECT status FROM reconciliations ORDER BY id DESC LIMIT 1) AS last, now() AS now
+        """
+    )
+    since = row["until"] or (ids.time_of(row["first"]) if row["first"] else row["now"])
+    days = (row["now"] - since).days
+    if days >= RECONCILED_WITHIN_DAYS:
+        do = "piggybank provider status; then piggybank provider reconcile --day, or wait for the night"
+        return Check(
+            "reconciliation", "warning", f"not compared with the provider for {days} days; the last one {row['last'] or 'never'}", do
+        )
+    return Check("reconciliation", "ok", f"compared until {row['until']:%Y-%m-%d}" if row["until"] else "nothing to compare yet")
 
 
 async def _valkeys(settings: Settings) -> list[Check]:

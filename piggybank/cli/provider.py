@@ -62,7 +62,9 @@ def show_status(context: click.Context, *, as_json: bool) -> None:
             found["answers"] = True
             ours = [webhook for webhook in await client.webhooks() if webhook.callback == providers.callback_url(at.settings, mode)]
             found["webhook"] = ours[0].id if ours else None
-        except (errors.ProviderNotConfigured, Refused, Unsent, Unclear) as cause:
+        except errors.ProviderNotConfigured as cause:
+            found["why"] = f"missing: {', '.join(cause.details.get('missing', ()))}"
+        except (Refused, Unsent, Unclear) as cause:
             found["why"] = str(cause)
         async with at.db.read() as read:
             found["keys"] = [key.fingerprint for key in await providers.keys(read, mode)]
@@ -75,11 +77,11 @@ def show_status(context: click.Context, *, as_json: bool) -> None:
         name = "SIMULATOR: no real money moves" if found["mode"] == "simulator" else "live"
         click.echo(f"provider: {name}")
         click.echo("it answers" if found["answers"] else f"it does not answer: {found['why']}")
-        webhook = found["webhook"] or "not registered for this address; piggybank provider connect"
+        webhook = found["webhook"] or ("not registered for this address; piggybank provider connect" if found["answers"] else "not known")
         click.echo(f"webhook: {webhook}; {len(found['keys'])} key(s) known")
         for currency in sorted(found["balance"].keys() | found["ours"].keys()):
-            theirs, ours = found["balance"].get(currency, 0), found["ours"].get(currency, 0)
-            click.echo(f"it owes us {money.shown(theirs, currency)}; by our book {money.shown(ours, currency)}")
+            theirs = money.shown(found["balance"].get(currency, 0), currency) if found["answers"] else "(not known)"
+            click.echo(f"it owes us {theirs}; by our book {money.shown(found['ours'].get(currency, 0), currency)}")
     context.exit(0 if found["answers"] and found["webhook"] else 1)
 
 
@@ -215,7 +217,7 @@ def remove_key(context: click.Context, fingerprint: str) -> None:
     async def removed(at: Provider) -> bool:
         async with at.db.write() as write:
             audit.record(write, audit.COMMAND_LINE, "provider_key.remove", "installation", {"fingerprint": fingerprint})
-            return await providers.remove_key(write, fingerprint)
+            return await providers.remove_key(write, fingerprint, await at.mode())
 
     if not _with_provider(context, removed):
         raise errors.CannotProceed(what=f"no key {fingerprint} is known", do="piggybank provider keys list")
@@ -236,6 +238,8 @@ def reconcile(context: click.Context, *, day: datetime | None, as_json: bool) ->
     """
     chosen: date = day.date() if day is not None else datetime.now(UTC).date() - timedelta(days=1)
     since = datetime.combine(chosen, time(0), tzinfo=UTC)
+    if since > datetime.now(UTC):
+        raise click.BadParameter(f"{chosen} has not begun yet", param_hint="--day")
     console = Console(stderr=True, quiet=as_json)
 
     async def compared(at: Provider) -> reconciliation.ReconciliationWithItems:
@@ -300,5 +304,12 @@ def _with_provider(context: click.Context, work: Callable[[Provider], Coroutine[
 def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
+    except errors.ProviderNotConfigured as cause:
+        missing = ", ".join(name.removeprefix("PIGGYBANK_").lower() for name in cause.details.get("missing", ()))
+        do = "put it into piggybank.toml, then: piggybank down; piggybank up --detach"
+        raise errors.CannotProceed(what=f"the provider needs {missing or 'its settings'}", do=do) from cause
+    except errors.ProviderUnavailable as cause:
+        what = f"the provider did not give its statement: {cause.details.get('reason', 'it does not answer')}"
+        raise errors.CannotProceed(what=what, do="look with: piggybank provider status; then try again") from cause
     except (*CONNECTION_LOST, errors.DatabaseUnavailable) as cause:
         raise errors.CannotProceed(what="the database does not answer", do="look with: piggybank status") from cause

@@ -113,13 +113,16 @@ async def _simulate(settings: Settings, port: int | None, faults: str) -> int:
         raise errors.CannotProceed(
             what="the simulator has no key", do="piggybank up makes one; with stores of your own set PIGGYBANK_SIMULATOR_KEY"
         )
-    if settings.database_url and await installation.stored_mode(settings.database_url) == "live":
-        raise errors.CannotProceed(what="this installation is live: it has no simulator", do="piggybank provider mode")
+    mode = await installation.stored_mode(settings.database_url) if settings.database_url else "simulator"
+    if mode != "simulator":
+        what = "this installation is live: it has no simulator" if mode else "the database does not say which provider it has"
+        raise errors.CannotProceed(what=what, do="piggybank provider mode")
     telemetry.configure(settings.log_level, settings.log_format)
     own = settings if port is None else msgspec.structs.replace(settings, simulator_port=port)
     config = Config(
         folder=settings.data_dir / web.SIMULATOR,
-        url=own.simulator_page,
+        url=own.simulator_address,
+        page_url=own.simulator_page,
         key=settings.simulator_key,
         brand_id=SIMULATOR_BRAND,
         faults=faults,

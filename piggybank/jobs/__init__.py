@@ -34,6 +34,6 @@ JOBS: dict[str, Job] = {
 
 SWEEP_EVERY_S = 1.0
 SWEEP_TIMEOUT_S = 30
-SEND_TIMEOUT_S = 600  # a call that moves money is not to be cut off: each has a timeout of its own
+APPLY_TIMEOUT_S = 600  # a round of events
 
-__all__ = ["JOBS", "SEND_TIMEOUT_S", "SWEEP_EVERY_S", "SWEEP_TIMEOUT_S", "Job", "Work", "outbox", "revio"]
+__all__ = ["APPLY_TIMEOUT_S", "JOBS", "SWEEP_EVERY_S", "SWEEP_TIMEOUT_S", "Job", "Work", "outbox", "revio"]

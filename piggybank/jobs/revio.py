@@ -22,6 +22,7 @@ QUIET_AFTER_S = 120.0  # a payment that nobody heard of for so long is asked abo
 ASKED_TOGETHER = 6
 ASKED_MAX = 600  # of one run
 ABANDONED_AFTER = timedelta(hours=1)
+CAUGHT_UP_MOST = timedelta(days=31)  # after nights that were missed
 
 _log = structlog.get_logger()
 
@@ -100,11 +101,14 @@ async def look_after_webhook(work: Work) -> int:
 
 
 async def reconcile_yesterday(work: Work) -> int:
-    """Compare the day before with the provider's statement; answers how many differences there are."""
-    now = datetime.now(UTC)
+    """Compare the day before with the provider's statement, and the days before it that nobody compared; answers the differences."""
     await reconciliation.give_up_abandoned(work.db, older_than=ABANDONED_AFTER)
-    until = datetime.combine(now.date(), time(0), tzinfo=UTC)
-    return await reconcile(work, until - timedelta(days=1), until)
+    until = datetime.combine(datetime.now(UTC).date(), time(0), tzinfo=UTC)
+    since = until - timedelta(days=1)
+    last = await reconciliation.compared_until(work.db, await work.provider.mode())
+    if last is not None:
+        since = max(min(since, last), until - CAUGHT_UP_MOST)
+    return await reconcile(work, since, until)
 
 
 async def reconcile(work: Work, since: datetime, until: datetime, tell: Callable[[str], None] = lambda _: None) -> int:

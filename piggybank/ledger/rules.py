@@ -114,7 +114,9 @@ def _refundable(book: Book, account: Account, command: commands.OpenPayment) -> 
         raise errors.NotFound(payment_id=str(command.refund_of))
     left = payment.paid - payment.refunded - payment.charged_back
     if payment.kind != "deposit" or payment.method != command.method or payment.status != "completed" or command.amount > left:
-        raise errors.NotRefundable(payment_id=str(payment.id), status=payment.status, refundable=max(0, left), requested=command.amount)
+        raise errors.NotRefundable(
+            payment_id=str(payment.id), payment_status=payment.status, refundable=max(0, left), requested=command.amount
+        )
     if payment.refunding:
         raise errors.RefundUnderWay(payment_id=str(payment.id), amount=payment.refunding)
     return payment

@@ -16,6 +16,7 @@ from piggybank.ledger.idempotency import Answer
 
 OPEN: frozenset[PaymentStatus] = frozenset({"creating", "pending", "processing", "unknown"})
 UNSENT: frozenset[PaymentStatus] = frozenset({"creating", "pending"})  # nobody was asked to move money yet
+SENT = OPEN - UNSENT  # somebody may have moved it
 PROVIDER = "revio"  # the source of a provider's effects
 
 # kind of settlement -> (system account, sign as the account sees it)
@@ -60,7 +61,7 @@ def cancel(book: Book, account: Account, command: commands.CancelPayment) -> Ans
     """Nothing was paid, and nothing will be. (A purchase is cancelled at the provider first.)"""
     payment = _open_payment(book, account, command.payment_id)
     if payment.method != "direct" and payment.status not in UNSENT:
-        raise errors.PaymentUnderWay(payment_id=str(payment.id), status=payment.status)
+        raise errors.PaymentUnderWay(payment_id=str(payment.id), payment_status=payment.status)
     _move(book, account, payment, "cancelled")
     book.touch(account)
     return book.answer(account, payment_id=payment.id)
@@ -71,7 +72,7 @@ def advance(book: Book, account: Account, command: commands.Advance) -> Answer:
     payment = _payment(book, account, command.payment_id)
     another_took_it = command.provider_id is not None and payment.provider_id not in (None, command.provider_id)
     if payment.status not in command.was or another_took_it:
-        raise errors.PaymentMovedOn(payment_id=str(payment.id), status=payment.status)
+        raise errors.PaymentMovedOn(payment_id=str(payment.id), payment_status=payment.status)
     _move(book, account, payment, command.status)
     payment.provider_id = command.provider_id or payment.provider_id
     payment.provider_url = command.provider_url
@@ -84,6 +85,8 @@ def advance(book: Book, account: Account, command: commands.Advance) -> Answer:
 def observe(book: Book, account: Account, command: commands.Observe) -> Answer:
     """The newest news of a payment that move no money by themselves."""
     payment = _payment(book, account, command.payment_id)
+    if payment.kind == "refund" and payment.status in UNSENT:
+        raise Replayed  # news of an earlier one: this one is not known to the provider yet
     known = command.stamp <= payment.stamp
     if known and not (payment.status == "unknown" and command.stamp == payment.stamp):  # what is known is better than unknown
         raise Replayed
@@ -129,7 +132,7 @@ def settle(book: Book, account: Account, command: commands.Settle) -> Answer:
     system_account, sign = SETTLEMENTS[command.kind]
     row = book.post(account, command.kind, system_account, sign * command.amount, command, payment_id=command.payment_id)
     book.happened(effect, row.id)
-    if payment is not None and payment.transaction_id is None:
+    if payment is not None and command.kind in ("deposit", "withdrawal") and payment.transaction_id is None:
         payment.transaction_id = row.id
     if refund is not None:
         refund.transaction_id = row.id
@@ -158,9 +161,11 @@ def _count(book: Book, account: Account, payment: Payment, command: commands.Set
 
 
 def _refund(book: Book, command: commands.Settle) -> Payment | None:
-    """Our payment that asked for this refund, unless it got another one meanwhile."""
+    """Our payment that asked for this refund, unless it got another one meanwhile, or was never sent."""
     refund = book.payments.get(command.refund_id) if command.refund_id else None
-    return refund if refund is not None and refund.provider_id in (None, command.object_id) else None
+    if refund is None or refund.status in UNSENT or refund.provider_id not in (None, command.object_id):
+        return None
+    return refund
 
 
 def _came_back(book: Book, account: Account, payment: Payment, command: commands.Settle | commands.Observe) -> None:
@@ -195,5 +200,5 @@ def _payment(book: Book, account: Account, payment_id: UUID) -> Payment:
 def _open_payment(book: Book, account: Account, payment_id: UUID) -> Payment:
     payment = _payment(book, account, payment_id)
     if payment.status not in OPEN:
-        raise errors.PaymentNotOpen(payment_id=str(payment_id), status=payment.status)
+        raise errors.PaymentNotOpen(payment_id=str(payment_id), payment_status=payment.status)
     return payment

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import httpx
 import msgspec
+import structlog
 from msgspec import Struct
 
 from piggybank.revio import http
@@ -44,6 +45,7 @@ EVENTS = (
 )
 
 T = TypeVar("T")
+_log = structlog.get_logger()
 
 
 class Credentials(Struct, frozen=True, kw_only=True):
@@ -53,6 +55,7 @@ class Credentials(Struct, frozen=True, kw_only=True):
     key: str
     brand_id: str
     timeout_s: float = 10.0
+    proxy: str | None = None
 
     def __repr__(self) -> str:
         return f"Credentials({self.url})"
@@ -70,7 +73,7 @@ class Client:
 
     def __init__(self, credentials: Credentials) -> None:
         self._as = credentials
-        self._http = http.Connections(credentials.timeout_s)
+        self._http = http.Connections(credentials.timeout_s, credentials.proxy)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -181,6 +184,7 @@ class Client:
         """An address that an answer named: only our provider's host is sent our key. Raises Unsent."""
         base, named = httpx.URL(self._as.url), httpx.URL(self._as.url).join(url)
         if (named.scheme, named.host, named.port) != (base.scheme, base.host, base.port):
+            _log.error("provider_names_another_host", scheme=named.scheme, host=named.host, port=named.port)
             raise http.Unsent("the answer names another host")
         return str(named)
 

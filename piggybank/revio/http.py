@@ -9,7 +9,7 @@ a body or an address: they hold keys and people's data.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import httpx
@@ -24,6 +24,7 @@ PAUSE_FIRST_S = 0.2  # doubled with every try
 ANSWER_MAX_BYTES = 64 * 1024 * 1024  # a month's statement is a few MB
 CAUSE_MAX_CHARACTERS = 200
 TOO_MANY, SERVER_ERROR = 429, 500
+UNPROVEN = (408, 409, 425)  # to what moves money: a timeout, a conflict or "too early" does not prove that nothing was done
 UNAUTHORISED = (401, 403)
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError)
@@ -58,15 +59,21 @@ class Connections:
     nobody knows whether it was heard.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, proxy: str | None = None) -> None:
         timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
         self._kept = httpx.AsyncClient(
             timeout=timeout,
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=KEPT_ALIVE_MAX),
             follow_redirects=False,
+            trust_env=False,
+            proxy=proxy,
         )
         self._new = httpx.AsyncClient(
-            timeout=timeout, limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0), follow_redirects=False
+            timeout=timeout,
+            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0),
+            follow_redirects=False,
+            trust_env=False,
+            proxy=proxy,
         )
 
     async def close(self) -> None:
@@ -93,7 +100,7 @@ class Connections:
         for tries_left in range(TRIES - 1 if repeatable else 0, -1, -1):
             try:
                 request = client.build_request(method, url, headers=sent_headers, content=content, data=form)
-                return await _once(client, request, auth)
+                return await _once(client, request, auth, UNPROVEN if not repeatable else ())
             except (Unsent, Unclear) as failed:
                 _log.info("provider_call_failed", method=method, because=str(failed), tries_left=tries_left)
                 if not tries_left:
@@ -103,7 +110,7 @@ class Connections:
         raise AssertionError
 
 
-async def _once(client: httpx.AsyncClient, request: httpx.Request, auth: tuple[str, str] | None) -> bytes:
+async def _once(client: httpx.AsyncClient, request: httpx.Request, auth: tuple[str, str] | None, unproven: Collection[int]) -> bytes:
     try:
         response = await client.send(request, auth=httpx.BasicAuth(*auth) if auth else None, stream=True)
         try:
@@ -116,7 +123,7 @@ async def _once(client: httpx.AsyncClient, request: httpx.Request, auth: tuple[s
         raise Unclear(type(cause).__name__) from cause
     if response.is_success:
         return answer
-    if response.status_code >= SERVER_ERROR or response.is_redirect:
+    if response.status_code >= SERVER_ERROR or response.status_code in unproven or response.is_redirect:
         raise Unclear(f"status {response.status_code}")
     raise Refused(response.status_code, *_reason(answer, response.status_code))
 

@@ -106,6 +106,7 @@ class EftAccount(Struct, frozen=True, kw_only=True):
     abbreviated_name: str
     debtor: dict[str, Any]
     timeout_s: float = 10.0
+    proxy: str | None = None
 
     def __repr__(self) -> str:
         return f"EftAccount({self.url})"
@@ -131,7 +132,7 @@ class EftPayouts:
 
     def __init__(self, account: EftAccount) -> None:
         self._account = account
-        self._http = http.Connections(account.timeout_s)
+        self._http = http.Connections(account.timeout_s, account.proxy)
         self._token = ""
         self._token_until = 0.0
 

@@ -8,10 +8,11 @@ TIME_SCALE_MAX = 1_000_000.0
 
 
 class Config(Struct, frozen=True, kw_only=True):
-    """`url` is the address that people and programs reach it by; every wait of the simulator is divided by `time_scale`."""
+    """`url` is where programs reach it, `page_url` where people do (empty: the same); every wait is divided by `time_scale`."""
 
     folder: Path
     url: str
+    page_url: str = ""
     key: str
     brand_id: str
     eft_client_id: str

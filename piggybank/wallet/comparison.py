@@ -74,6 +74,13 @@ FROM transactions t
 JOIN payments p ON p.bucket = t.bucket AND p.id = t.payment_id
 JOIN accounts a ON a.bucket = t.bucket AND a.id = t.account_id
 WHERE t.id >= :lowest AND t.id < :below AND p.method = 'revio' AND p.provider = :provider
+  AND NOT EXISTS (SELECT FROM booked_transactions b WHERE b.transaction_id = t.id)
+""")
+
+_BOOKED = text("""
+INSERT INTO booked_transactions (transaction_id, reconciliation_id)
+SELECT unnest(CAST(:transactions AS uuid[])), :reconciliation_id
+ON CONFLICT DO NOTHING
 """)
 
 _UNKNOWN = text("""
@@ -85,6 +92,7 @@ ORDER BY p.id
 """)
 
 # What the provider owes us, by our book: all that it moved for accounts, and what has no user.
+LONG_READ = text("SET LOCAL statement_timeout = '300s'")
 _CLEARING = text("""
 WITH moved AS (
     SELECT a.currency,
@@ -133,7 +141,8 @@ class _Posted(Struct, frozen=True):
 class Comparison:
     """One comparison, as far as it has come."""
 
-    def __init__(self, db: Database, ledger: Ledger, mode: ProviderMode, client: Client, tell: Callable[[str], None]) -> None:
+    def __init__(self, run_id: UUID, db: Database, ledger: Ledger, mode: ProviderMode, client: Client, tell: Callable[[str], None]) -> None:
+        self.id = run_id
         self.db = db
         self.ledger = ledger
         self.mode = mode
@@ -141,7 +150,7 @@ class Comparison:
         self.tell = tell
         self.rows = self.matched = self.mended = 0
         self.items: list[Item] = []
-        self.seen: set[UUID] = set()  # transactions that the statement knows
+        self.seen: set[UUID] = set()  # transactions that this slice of the statement knows
 
     def differs(
         self,
@@ -213,6 +222,9 @@ async def _compare_slice(run: Comparison, lines: Sequence[Line], since: datetime
             missing.append(line)
     for line in missing:
         await _mend(run, line)
+    async with run.db.write() as write:  # also those of other days: what is ours now may be in the statement of the day before
+        await write.execute(_BOOKED, {"transactions": list(run.seen), "reconciliation_id": run.id})
+    run.seen.clear()
 
 
 async def _eft(run: Comparison, line: Line, row: _Posted | None, *, counts: bool) -> None:
@@ -370,7 +382,7 @@ async def _to_bank(run: Comparison, line: Line) -> None:
 async def _ours_only(run: Comparison, since: datetime, until: datetime) -> None:
     given = {"lowest": ids.first_id_at(since), "below": ids.first_id_at(until), "provider": run.mode}
     async with run.db.read() as read:
-        rows = [row for row in await read.execute(_OURS, given) if row.id not in run.seen]
+        rows = (await read.execute(_OURS, given)).all()
     for row in rows:
         what = f"{row.kind} {row.id} is posted, and the statement does not have it"
         run.differs("ours_only", what, row.currency, ours=row.amount, provider_id=row.provider_id, payment_id=row.payment_id)
@@ -409,4 +421,5 @@ async def _under_way(run: Comparison) -> dict[str, int]:
 async def clearing(db: Database, mode: ProviderMode) -> dict[str, int]:
     """What the provider owes us by our book, in minor units by currency."""
     async with db.write() as read:  # the primary's: it is compared with what is so now
+        await read.execute(LONG_READ)  # it sums every payment there ever was
         return {row.currency: row.amount for row in await read.execute(_CLEARING, {"provider": mode})}

@@ -5,6 +5,8 @@ timeout leaves the payment `creating`, and the next request with the same key, o
 lost one nevertheless, it is credited: what was paid is a fact.
 """
 
+import asyncio
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -20,6 +22,7 @@ from piggybank.wallet.orders import Payment
 from piggybank.wallet.provider import Provider
 from piggybank.wallet.settlement import Unmatched
 
+CHECKOUT_WITHIN_S = 8.0  # so long a deposit waits for its checkout, tries included; the sweep goes on
 CHECKOUT_FOR_S = 3_600  # a checkout can be paid for an hour
 PRODUCT = "Wallet top-up"
 
@@ -39,14 +42,17 @@ async def checkout(db: Database, ledger: Ledger, provider: Provider, payment_id:
         raise errors.ProviderNotConfigured(payment_id=str(payment_id), provider=payment.provider, mode=mode)
     try:
         person = payment.person(provider.email(mode))
-        made = await client.create_purchase(
-            reference=str(payment.id),
-            amount=payment.amount,
-            currency=payment.currency,
-            name=payment.description or PRODUCT,
-            person=person,
-            due=payment.expires_at,
-            return_url=payment.return_url,
+        made = await _within(
+            CHECKOUT_WITHIN_S,
+            client.create_purchase(
+                reference=str(payment.id),
+                amount=payment.amount,
+                currency=payment.currency,
+                name=payment.description or PRODUCT,
+                person=person,
+                due=payment.expires_at,
+                return_url=payment.return_url,
+            ),
         )
     except errors.InvalidRequest as error:
         await _fail(ledger, payment, "no_email")
@@ -57,13 +63,19 @@ async def checkout(db: Database, ledger: Ledger, provider: Provider, payment_id:
             raise errors.ProviderUnavailable(payment_id=str(payment_id)) from refused
         await _fail(ledger, payment, refused.code)
         raise errors.ProviderRefused(payment_id=str(payment_id), reason=refused.code, detail=refused.message) from refused
-    except (Unsent, Unclear) as cause:
+    except (Unsent, Unclear, TimeoutError) as cause:
         raise errors.ProviderUnavailable(payment_id=str(payment_id)) from cause
     if made.is_test != (mode == "simulator"):
         await _fail(ledger, payment, "test_key")
         raise errors.ProviderNotConfigured(detail="The provider's key is a test key: its payments are not real.")
     await _keep(ledger, client, payment, made)
     return await orders.get(db, payment_id)
+
+
+async def _within(seconds: float, call: Awaitable[Snapshot]) -> Snapshot:
+    """Somebody waits for it: a provider that hangs is no reason to."""
+    async with asyncio.timeout(seconds):
+        return await call
 
 
 async def _keep(ledger: Ledger, client: Client, payment: Payment, made: Snapshot) -> None:

@@ -147,6 +147,12 @@ async def claim(db: Database, which: TextClause, mode: ProviderMode, *, limit: i
         return sorted(row.id for row in await write.execute(which, given))
 
 
+async def hand_back(db: Database, payment: Payment) -> None:
+    """Whoever comes next may have it at once."""
+    async with db.write() as write:
+        await write.execute(_PUT_OFF, {"bucket": ids.bucket_of(payment.id), "id": payment.id, "until": datetime.now(UTC)})
+
+
 async def put_off(db: Database, payment: Payment) -> None:
     """Not before a while, longer with every attempt; a checkout is looked at when its time is over."""
     now = datetime.now(UTC)

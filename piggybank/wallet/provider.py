@@ -19,6 +19,7 @@ from piggybank.revio.payouts import EftAccount
 from piggybank.settings import ProviderMode, Settings
 
 MODE_REMEMBERED_S = 5.0
+KEYS_REMEMBERED_S = 5.0  # a key that was removed is good no longer than that
 KEYS_AGAIN_S = 1.0  # so often a wrong signature may make us look for new keys
 WARN_EVERY_S = 10.0  # of wrong signatures
 SIMULATOR_BRAND = "6f0c5a3e-0000-4000-8000-000000000001"
@@ -31,10 +32,10 @@ _KEYS = text("SELECT fingerprint, pem, webhook_id, note, added_at FROM provider_
 _ADD_KEY = text("""
 INSERT INTO provider_keys (fingerprint, provider, pem, webhook_id, note, added_at)
 VALUES (:fingerprint, :provider, :pem, :webhook_id, :note, :now)
-ON CONFLICT (fingerprint) DO NOTHING
+ON CONFLICT (provider, fingerprint) DO NOTHING
 RETURNING fingerprint
 """)
-_REMOVE_KEY = text("DELETE FROM provider_keys WHERE fingerprint = :fingerprint RETURNING fingerprint")
+_REMOVE_KEY = text("DELETE FROM provider_keys WHERE fingerprint = :fingerprint AND provider = :provider RETURNING fingerprint")
 
 _log = structlog.get_logger()
 
@@ -59,10 +60,11 @@ class Provider:
         self._mode_until = 0.0
         self._clients: dict[ProviderMode, Client] = {}
         self._payouts: dict[ProviderMode, Payouts] = {}
-        self._pems: list[str] = []
+        self._pems: dict[ProviderMode, list[str]] = {}
         self._pems_at = float("-inf")
         self._warned_at = float("-inf")
         self.wrong_signatures = 0
+        self.stopping = False  # nothing that moves money is begun any more
         self.introduced = False  # our webhook is known to be registered
         try:
             self._pasted = signatures.public_keys(settings.revio_webhook_keys) if settings.revio_webhook_keys else []
@@ -117,18 +119,18 @@ class Provider:
     async def is_signed(self, body: bytes, signature: str | None) -> bool:
         """True when a key of this installation signed exactly these bytes; counts and tells what is not."""
         mode = await self.mode()
-        if self._pems_at == float("-inf"):
+        if mode not in self._pems or time.monotonic() - self._pems_at > KEYS_REMEMBERED_S:
             await self._load_keys(mode)
-        if signatures.is_signed(body, signature, self._pems):
+        if signatures.is_signed(body, signature, self._pems[mode]):
             return True
         if time.monotonic() - self._pems_at > KEYS_AGAIN_S:  # it may be a new one
             await self._load_keys(mode)
-            if signatures.is_signed(body, signature, self._pems):
+            if signatures.is_signed(body, signature, self._pems[mode]):
                 return True
         self.wrong_signatures += 1
         if time.monotonic() - self._warned_at > WARN_EVERY_S:
             self._warned_at = time.monotonic()
-            _log.warning("provider_event_not_signed", so_far=self.wrong_signatures, keys=len(self._pems))
+            _log.warning("provider_event_not_signed", so_far=self.wrong_signatures, keys=len(self._pems[mode]))
         return False
 
     async def close(self) -> None:
@@ -141,9 +143,8 @@ class Provider:
     async def _load_keys(self, mode: ProviderMode) -> None:
         self._pems_at = time.monotonic()
         async with self.db.read() as read:
-            self._pems = [key.pem for key in await keys(read, mode)]
-        if mode == "live":
-            self._pems = list(dict.fromkeys([*self._pasted, *self._pems]))
+            known = [key.pem for key in await keys(read, mode)]
+        self._pems = {mode: list(dict.fromkeys([*self._pasted, *known])) if mode == "live" else known}
 
 
 def credentials(settings: Settings, mode: ProviderMode) -> Credentials:
@@ -162,6 +163,7 @@ def credentials(settings: Settings, mode: ProviderMode) -> Credentials:
         key=settings.revio_key,
         brand_id=settings.revio_brand_id,
         timeout_s=settings.revio_timeout_s,
+        proxy=settings.revio_proxy or None,
     )
 
 
@@ -191,6 +193,7 @@ def eft_account(settings: Settings, mode: ProviderMode) -> EftAccount:
         abbreviated_name=settings.eft_abbreviated_name,
         debtor=msgspec.json.decode(settings.eft_debtor, type=dict[str, object]),
         timeout_s=settings.revio_timeout_s,
+        proxy=settings.revio_proxy or None,
     )
 
 
@@ -228,9 +231,9 @@ async def add_key(write: Write, mode: ProviderMode, pem: str, *, webhook_id: str
     return any([await write.scalar(_ADD_KEY, values) is not None for values in given])
 
 
-async def remove_key(write: Write, fingerprint: str) -> bool:
+async def remove_key(write: Write, fingerprint: str, mode: ProviderMode) -> bool:
     """False when there is no such key."""
-    return await write.scalar(_REMOVE_KEY, {"fingerprint": fingerprint}) is not None
+    return await write.scalar(_REMOVE_KEY, {"fingerprint": fingerprint, "provider": mode}) is not None
 
 
 def callback_url(settings: Settings, mode: ProviderMode) -> str:

@@ -97,7 +97,7 @@ async def reconcile(
     run_id = ids.new_id(0)
     async with db.write() as write:
         await write.execute(_BEGIN, {"id": run_id, "provider": mode, "since": since, "until": until})
-    run = Comparison(db, ledger, mode, client, tell)
+    run = Comparison(run_id, db, ledger, mode, client, tell)
     note = ""
     try:
         await compare(run, since, until)
@@ -130,6 +130,16 @@ async def _list(write: Write, run_id: UUID, items: Sequence[Item]) -> None:
     ]
     if rows:
         await write.execute(_LIST_ITEM, rows)
+
+
+_COMPARED_UNTIL = text("SELECT max(until) FROM reconciliations WHERE status = 'finished' AND provider = :provider")
+
+
+async def compared_until(db: Database, mode: ProviderMode) -> datetime | None:
+    """The end of the last comparison that came to its end."""
+    async with db.write() as read:
+        until: datetime | None = await read.scalar(_COMPARED_UNTIL, {"provider": mode})
+    return until
 
 
 async def give_up_abandoned(db: Database, *, older_than: timedelta) -> None:

@@ -55,7 +55,7 @@ async def resolve(db: Database, ledger: Ledger, payment_id: UUID, outcome: Outco
     payment = await orders.get(db, payment_id)
     if payment.status != "unknown":
         await _forget(db, payment_id)
-        raise errors.NotUnknown(payment_id=str(payment_id), status=payment.status)
+        raise errors.NotUnknown(payment_id=str(payment_id), payment_status=payment.status)
     async with db.write() as write:
         given = {"id": ids.new_id(0), "payment_id": payment_id, "outcome": outcome, "note": note, "by": operator}
         made = (await write.execute(_PROPOSE, given)).rowcount == 1  # type: ignore[attr-defined]  # a CursorResult
@@ -76,13 +76,15 @@ async def resolve(db: Database, ledger: Ledger, payment_id: UUID, outcome: Outco
     if found.outcome != outcome:
         raise errors.ResolutionDiffers(payment_id=str(payment_id), proposed=found.outcome, yours=outcome)
     async with db.write() as write:
-        await write.execute(_CONFIRM, {"id": found.id, "by": operator})
-        row = (await write.execute(_OPEN, {"payment_id": payment_id})).one()
+        confirmed = (await write.execute(_CONFIRM, {"id": found.id, "by": operator})).rowcount == 1  # type: ignore[attr-defined]
+        now = (await write.execute(_OPEN, {"payment_id": payment_id})).one_or_none()
+    if now is None or not (confirmed or (now.id == found.id and now.confirmed_by == operator)):
+        raise errors.ResolutionDiffers(payment_id=str(payment_id), proposed="(changed meanwhile)", yours=outcome)
     decision = (await ledger.submit(Submission(_command(payment, outcome), SYSTEM))).decision
     if isinstance(decision, errors.Error) and not isinstance(decision, errors.PaymentMovedOn):
         raise decision
     await _forget(db, payment_id)
-    return Resolution(**row._asdict())
+    return Resolution(**now._asdict())
 
 
 def _command(payment: Payment, outcome: Outcome) -> Command:

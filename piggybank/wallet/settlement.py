@@ -19,7 +19,7 @@ from piggybank import errors, ids, money
 from piggybank.db.engines import Database, Read, Write
 from piggybank.ledger import SYSTEM, Ledger, Submission
 from piggybank.ledger.commands import Command, Observe, Settle
-from piggybank.ledger.settlements import OPEN, PROVIDER, payout_effect
+from piggybank.ledger.settlements import PROVIDER, SENT, payout_effect
 from piggybank.revio.objects import Money, Snapshot
 from piggybank.settings import ProviderMode
 
@@ -45,6 +45,7 @@ MONEY_BACK = {
     "payment.charged_back": "chargeback",
     "payment.chargeback_reversed": "chargeback_reversal",
 }
+ASKED_FOR = ("completed", "unknown", "processing", "failed")  # states of a refund that a told one may be, the likeliest first
 RANK = {"pending": 1, "processing": 2, "cancelled": 3, "failed": 4, "completed": 5}  # of news of the same moment
 
 _log = structlog.get_logger()
@@ -124,7 +125,7 @@ WHERE p.provider_id = :provider_id AND p.method = 'revio'
 """)
 
 _REFUNDS = text("""
-SELECT id, amount, status, provider_id FROM payments WHERE refund_of = :payment_id ORDER BY id
+SELECT id, amount, status, provider_id FROM payments WHERE bucket = :bucket AND refund_of = :payment_id ORDER BY id
 """)
 
 _ENTER = text("""
@@ -141,7 +142,10 @@ async def apply(db: Database, ledger: Ledger, mode: ProviderMode, snapshot: Snap
         raise Unmatched(f"a {'test' if snapshot.is_test else 'real'} object, and this installation's provider is {mode}")
     async with db.write() as read:  # on the primary: a replica may not know the payment of a moment ago
         ours = await _find(read, snapshot)
-        refunds = [Refund(*row) for row in await read.execute(_REFUNDS, {"payment_id": ours.id})] if ours.kind == "deposit" else []
+        refunds = []
+        if ours.kind == "deposit":
+            given = {"bucket": ids.bucket_of(ours.id), "payment_id": ours.id}
+            refunds = [Refund(*row) for row in await read.execute(_REFUNDS, given)]
     if ours.provider != mode:
         raise Unmatched(f"the payment is {ours.provider}, this installation's provider is {mode}")
     return await post(db, ledger, mode, ours, meaning(snapshot, ours, refunds))
@@ -211,7 +215,7 @@ def _of_purchase(snapshot: Snapshot, ours: Ours, refunds: Sequence[Refund]) -> M
         commands += [
             _news(refund.id, ours.account_id, snapshot, "failed", snapshot.failure or "refund_failure")
             for refund in refunds
-            if refund.status in OPEN
+            if refund.status in SENT
         ]
     return Meaning(commands, entries, note)
 
@@ -259,11 +263,14 @@ def _of_money_back(snapshot: Snapshot, ours: Ours, refunds: Sequence[Refund]) ->
 
 
 def _asked_for(refunds: Sequence[Refund], object_id: str, amount: int) -> Refund | None:
-    """Which of our refunds this is: the one that got this id, else one of the amount: open, or ended by hand, or believed failed."""
+    """Which of our refunds this is: the one that got this id, else one of the amount: ended by hand, or sent, or believed failed.
+
+    One that was never sent is none of these, however well the amount fits: the ledger sees to that, too.
+    """
     known = [refund for refund in refunds if refund.provider_id == object_id]
     alike = [refund for refund in refunds if refund.provider_id is None and refund.amount == amount]
-    order = ([one for one in alike if one.status in OPEN], [one for one in alike if one.status == "completed"], alike)
-    return next(iter([*known, *(refund for group in order for refund in group)]), None)
+    order = [refund for status in ASKED_FOR for refund in alike if refund.status == status]
+    return next(iter([*known, *order]), None)
 
 
 def _fact(ours: Ours, kind: Any, amount: int, effect: str, object_id: str | None, stamp: int) -> Settle:

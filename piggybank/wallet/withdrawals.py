@@ -22,7 +22,7 @@ from piggybank.db.engines import Database
 from piggybank.ledger import SYSTEM, Ledger, Submission
 from piggybank.ledger.commands import Advance, PaymentStatus
 from piggybank.ledger.settlements import UNSENT
-from piggybank.revio import Refused, Snapshot, Unclear, Unsent
+from piggybank.revio import OrchestrationPayouts, Refused, Snapshot, Unclear, Unsent
 from piggybank.wallet import orders, settlement
 from piggybank.wallet.orders import Payment, together
 from piggybank.wallet.provider import Provider
@@ -40,7 +40,7 @@ async def send_due(db: Database, ledger: Ledger, provider: Provider) -> int:
     """Send what waits, a few at a time; answers how many were looked at. Raises ProviderNotConfigured, DatabaseUnavailable."""
     mode = await provider.check()
     sent = 0
-    while sent < PAYMENTS_MAX and (due := await orders.claim(db, orders.TO_SEND, mode, limit=AT_ONCE)):
+    while sent < PAYMENTS_MAX and not provider.stopping and (due := await orders.claim(db, orders.TO_SEND, mode, limit=AT_ONCE)):
         await together(_one(db, ledger, provider, payment_id) for payment_id in due)
         sent += len(due)
     return sent
@@ -71,7 +71,9 @@ async def _one(db: Database, ledger: Ledger, provider: Provider, payment_id: UUI
 
 
 async def _pay_out(db: Database, ledger: Ledger, provider: Provider, payment: Payment) -> None:
-    driver, mode = await provider.payouts(), await provider.mode()
+    mode = await provider.mode()
+    # one that was created stays with the way that it was created in, whatever the settings say now
+    driver = OrchestrationPayouts(await provider.client()) if payment.provider_url else await provider.payouts()
     order = payment.order(provider.email(mode))
     if (wrong := driver.missing(order.currency, order.amount, order.destination)) is not None:
         raise Refused(0, "not_possible", " ".join(wrong))
@@ -99,7 +101,10 @@ async def _execute(
     """The one call that moves money, between two commits."""
     back = payment.status
     if back not in UNSENT:  # somebody else took it while we looked
-        raise errors.PaymentMovedOn(payment_id=str(payment.id), status=back)
+        raise errors.PaymentMovedOn(payment_id=str(payment.id), payment_status=back)
+    if provider.stopping:  # this process ends: whoever comes next sends it
+        await orders.hand_back(db, payment)
+        return
     await _advance(ledger, payment, {back}, "processing", stamp=stamp)
     try:
         answer = await send()
@@ -147,15 +152,14 @@ async def ask(db: Database, ledger: Ledger, provider: Provider, payment: Payment
         if payment.kind == "refund":
             await _ask_refund(ledger, payment, await client.purchase(payment.purchase_id or ""))
             return
-        driver = await provider.payouts()
-        if payment.provider_id is not None and driver.two_steps:
+        if payment.provider_id is not None and payment.provider_url is not None:
             snapshot = await client.payout(payment.provider_id)
             await settlement.apply(db, ledger, payment.provider, snapshot)
             if snapshot.status != "initialized":
                 return
     except (Refused, Unsent, Unclear) as cause:
         raise errors.ProviderUnavailable(payment_id=str(payment.id)) from cause
-    if payment.provider_id is None or driver.two_steps:  # it was sent, or nearly; the provider does not say that it was executed
+    if payment.provider_id is None or payment.provider_url is not None:  # sent, or nearly; nobody says that it was executed
         await _quietly(_advance(ledger, payment, {"processing"}, "unknown", failure="not_executed_or_not_told"))
 
 

@@ -13,6 +13,8 @@ from tests.conftest import ROOT, environment
 from tests.provider.conftest import Desk
 from tests.revio.test_signatures import OTHER, PEM, pem
 
+pytestmark = pytest.mark.xdist_group("provider cli")  # one desk for all of them
+
 
 def run(desk: Desk, *words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

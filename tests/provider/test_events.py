@@ -16,6 +16,8 @@ from piggybank.jobs import revio as jobs
 from piggybank.wallet import inbox, provider
 from tests.provider.conftest import Desk, Object
 
+pytestmark = pytest.mark.xdist_group("provider events")  # one desk for all of them
+
 MUTATIONS = 1_000
 SEED = 20_261_124
 
@@ -37,6 +39,7 @@ async def signer(desk: Desk) -> Signer:
     made = Signer()
     async with desk.work.db.write() as write:
         assert await provider.add_key(write, "simulator", made.pem)
+    await asyncio.sleep(provider.KEYS_AGAIN_S)  # a server that has just looked looks again after that
     return made
 
 

@@ -17,6 +17,8 @@ from piggybank.wallet.reconciliation import ReconciliationWithItems
 from tests.provider.conftest import Desk, Object, until
 from tests.provider.test_withdrawals import ACCEPTED, UNPAID, eft_destination
 
+pytestmark = pytest.mark.xdist_group("provider reconciliation")  # one desk for all of them
+
 
 async def compare(desk: Desk) -> ReconciliationWithItems:
     """Today, so far."""

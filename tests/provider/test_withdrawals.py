@@ -12,6 +12,8 @@ from piggybank.wallet import orders
 from piggybank.wallet.provider import Provider
 from tests.provider.conftest import Desk, Object, until
 
+pytestmark = pytest.mark.xdist_group("provider withdrawals")  # one desk for all of them
+
 FUNDS = 20_000
 
 
@@ -132,7 +134,12 @@ async def test_a_process_that_died_before_it_sent_leaves_something_to_ask_about(
     driver = await desk.work.provider.payouts()
     order = await orders.get(desk.work.db, UUID(other["id"]))
     created = await driver.create(order.order("somebody@example.com"))
-    await desk.sql.execute("UPDATE payments SET status = 'processing', provider_id = $2 WHERE id = $1", order.id, created.id)
+    await desk.sql.execute(
+        "UPDATE payments SET status = 'processing', provider_id = $2, provider_url = $3 WHERE id = $1",
+        order.id,
+        created.id,
+        created.execution_url,
+    )
     await desk.ask()
     unknown = await desk.payment(other["id"])
     assert unknown["status"] == "unknown"

@@ -97,7 +97,18 @@ async def test_not_for_ever(server: Scripted, client: Client) -> None:
 
 @pytest.mark.parametrize("move", [execute, refund])
 @pytest.mark.parametrize(
-    "answer", [None, b"", answered(500, {}), answered(502, b"<html>"), answered(200, b"{"), answered(302, b""), b"HTTP/1.1 2"]
+    "answer",
+    [
+        None,
+        b"",
+        answered(500, {}),
+        answered(502, b"<html>"),
+        answered(200, b"{"),
+        answered(302, b""),
+        answered(408, {}),
+        answered(409, {}),
+        b"HTTP/1.1 2",
+    ],
 )
 async def test_what_moves_money_is_sent_once_and_unclear(
     server: Scripted, client: Client, move: Callable[[Client], Awaitable[Any]], answer: bytes | None

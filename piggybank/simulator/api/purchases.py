@@ -160,7 +160,7 @@ def _made(sim: Simulation, asked: NewPurchase, ip: str) -> Purchase:
         transaction_data=TransactionData(),
         issued=purchases.issued(now),
         due=asked.due,
-        checkout_url=f"{sim.config.url}/checkout/{made}/",
+        checkout_url=f"{sim.config.page_url or sim.config.url}/checkout/{made}/",
         success_callback=asked.success_callback,
         **redirects,
         payment_method_whitelist=asked.payment_method_whitelist,

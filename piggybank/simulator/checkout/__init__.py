@@ -120,4 +120,4 @@ def _act(
 
 def _base(sim: Simulation, purchase_id: str) -> str:
     """The page's path as a browser sees it, also behind a proxy's path; without a host, which may be any of several."""
-    return f"{urlsplit(sim.config.url).path}/checkout/{purchase_id}"
+    return f"{urlsplit(sim.config.page_url or sim.config.url).path}/checkout/{purchase_id}"
