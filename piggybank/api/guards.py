@@ -145,6 +145,8 @@ class Guard:
         access = ROUTES[f"{scope['method']} {scope['path_template']}"]
         if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
             raise problems.invalid(_holder_of_nul(scope["query_string"]), "has a NUL character, which cannot be stored", "malformed")
+        if scope["method"] == "POST" and sum(name == b"idempotency-key" for name, _ in scope["headers"]) > 1:
+            raise problems.invalid("Idempotency-Key", "is given more than once", "doubled")  # which one would be meant?
         token = None if access.public else bearer(scope["headers"])
         principal: Principal | None = None
         if token is not None:

@@ -83,9 +83,10 @@ async def refund(
         metadata=data.metadata,
     )
     answer, replayed = await submit(ledger, submission(opening, principal, idempotency_key, f"refund {payment_id}", data))
-    if not replayed:
-        async with provider.db.write() as write:
-            audit.record(write, principal.actor, "payment.refund", f"payment:{payment_id}", {"amount": data.amount})
+    assert answer.payment_id is not None
+    async with provider.db.write() as write:
+        about, details = f"payment:{payment_id}", {"amount": data.amount}
+        await audit.record_once(write, answer.payment_id, principal.actor, "payment.refund", about, details)
     return respond(Opened(payment=opened_payment(opening, answer), balance=balance_of(refunded.account_id, answer)), 202, replayed=replayed)
 
 

@@ -128,6 +128,7 @@ async def test_a_stop_cuts_off_no_call_that_moves_money(desk: Desk) -> None:
     worker.process.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(worker.stop) == 0
     assert await desk.sql.fetchval(query, account, ["processing", "unknown"]) == 0
+    assert await jobs.look_after_webhook(desk.work) == 1  # events had gone to that worker's address
     await desk.faults()
     await desk.hurry()
     await desk.work_through()
@@ -212,6 +213,26 @@ async def test_no_proxy_of_the_environment_is_told_our_key(desk: Desk, monkeypat
     own = provider.Provider(desk.settings, desk.work.db)
     assert await (await own.client()).webhooks()
     await own.close()
+
+
+async def test_an_operators_refund_is_written_down_once(desk: Desk) -> None:
+    account, key = await desk.account(), uuid4().hex
+    deposit = await desk.paid_deposit(account)
+    query = "SELECT count(*) FROM audit_log WHERE action = 'payment.refund' AND target = $1"
+    for _ in range(3):
+        assert (await refund(desk, deposit, 1_000, key)).status_code == 202
+        assert await desk.sql.fetchval(query, f"payment:{deposit['id']}") == 1
+    await desk.sql.execute("DELETE FROM audit_log WHERE target = $1", f"payment:{deposit['id']}")  # it died in between
+    assert (await refund(desk, deposit, 1_000, key)).status_code == 202
+    assert await desk.sql.fetchval(query, f"payment:{deposit['id']}") == 1
+
+
+async def test_two_keys_in_one_request_are_none(desk: Desk) -> None:
+    account = await desk.account()
+    headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b"), *desk.server.headers.items()]
+    answer = await desk.http.post(f"/v1/accounts/{account}/deposits", json={"amount": 1, "method": "direct"}, headers=headers)
+    assert (answer.status_code, answer.json()["errors"][0]["code"]) == (400, "doubled")
+    assert await desk.balance(account) == (0, 0, 0)
 
 
 async def test_problems_keep_their_own_status(desk: Desk) -> None:
