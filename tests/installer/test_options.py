@@ -1,13 +1,14 @@
 """The installer runs before anything is installed, so it repeats a few facts of the program: they must be the same."""
 
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 
 from installer import look, units
-from installer.act import _url
-from installer.options import DEFAULT_LISTEN, DEFAULT_PORT, SETTING_FLAGS, SETTINGS_FILE, Options, default_data_dir, parse
+from installer.act import _url, _write_settings
+from installer.options import DEFAULT_LISTEN, DEFAULT_PORT, PROVIDER_MODES, SETTING_FLAGS, SETTINGS_FILE, Options, default_data_dir, parse
 from piggybank import settings
 from piggybank.appliance import data_folder, reboot, system_user
 from piggybank.settings import Settings
@@ -50,6 +51,26 @@ def test_the_units_user_is_the_programs() -> None:
 def test_url_is_the_one_that_the_program_says(tmp_path: Path, flags: tuple[str, ...]) -> None:
     chosen = options(tmp_path, *flags)
     assert _url(chosen) == settings.load(tmp_path, {f"PIGGYBANK_{name.upper()}": str(value) for name, value in chosen.chosen.items()}).url
+
+
+def test_the_provider_mode_is_one_of_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert get_args(settings.ProviderMode) == PROVIDER_MODES
+    assert options(tmp_path, "--provider-mode", "live").chosen == {"provider_mode": "live"}
+    assert options(tmp_path, PIGGYBANK_PROVIDER_MODE="simulator").chosen == {"provider_mode": "simulator"}
+    with pytest.raises(SystemExit) as stopped:
+        options(tmp_path, "--provider-mode", "play")
+    assert stopped.value.code == 2
+    assert "--provider-mode play: give one of simulator, live" in capsys.readouterr().err
+
+
+def test_an_existing_database_keeps_its_own_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was chosen goes into the file of a new one only; of an old one the program is asked, which may refuse."""
+    monkeypatch.setattr("os.geteuid", lambda: 1_000)  # root would give it to the system user, whom this machine may not know yet
+    assert _write_settings(options(tmp_path, "--provider-mode", "live"))
+    assert 'provider_mode = "live"' in (tmp_path / SETTINGS_FILE).read_text()
+    (tmp_path / "stores" / "postgres").mkdir(parents=True)
+    assert not _write_settings(options(tmp_path, "--provider-mode", "simulator"))
+    assert 'provider_mode = "live"' in (tmp_path / SETTINGS_FILE).read_text()
 
 
 def test_flag_then_environment_then_file_then_default(tmp_path: Path) -> None:
