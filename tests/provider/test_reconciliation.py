@@ -20,6 +20,9 @@ from tests.provider.test_withdrawals import ACCEPTED, UNPAID, eft_destination
 pytestmark = pytest.mark.xdist_group("provider reconciliation")  # one desk for all of them
 
 
+TRIES = 10
+
+
 async def compare(desk: Desk) -> ReconciliationWithItems:
     """Today, so far."""
     since = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -137,7 +140,12 @@ async def test_the_statement_altered_by_the_provider_is_noticed(desk: Desk) -> N
         await desk.paid_deposit(account, 2_000)
     before = (await compare(desk)).items
     await desk.faults(statement_mismatch=1)
-    found = (await compare(desk)).items
+    found = before
+    for _ in range(TRIES):  # a row at random each time, and a settlement's has no counterpart to differ from
+        await desk.sql.execute("DELETE FROM booked_transactions")  # else a row that is missing now was there before, which is enough
+        found = (await compare(desk)).items
+        if found != before:
+            break
     await desk.faults()
     assert found != before
     assert (await compare(desk)).items == before
