@@ -22,6 +22,7 @@ from piggybank.api import (
     accounts,
     apikeys,
     auth,
+    bodies,
     currencies,
     guards,
     health,
@@ -38,6 +39,7 @@ from piggybank.api import (
     users,
     welcome,
 )
+from piggybank.api.fast_path import FastPath
 from piggybank.api.health import Readiness
 from piggybank.api.limits import Limiter
 from piggybank.cache import Cache
@@ -122,13 +124,14 @@ def create_app(settings: Settings | None = None) -> Litestar:
         before_request=guard.admit,
         exception_handlers={Exception: problems.answer},
         request_class=requests.TypedRequest,
-        request_max_body_size=requests.BODY_MAX_BYTES,
+        request_max_body_size=bodies.BODY_MAX_BYTES,
         lifespan=[lifespan],
         logging_config=None,
         openapi_config=None,
     )
     guard.check(app.routes)
-    app.asgi_handler = requests.Door(app.asgi_handler, https=settings.url.startswith("https:"))
+    fast_path = FastPath(ROUTES, guard.admit, {name: getattr(parts, name) for name in Parts.__struct_fields__})
+    app.asgi_handler = requests.Door(app.asgi_handler, fast_path, https=settings.url.startswith("https:"))
     return app
 
 
@@ -142,8 +145,8 @@ def _litestar(**arguments: Any) -> Litestar:
 def dependencies(parts: Parts) -> dict[str, Provide]:
     """What handlers may ask for, by name.
 
-    Each takes the one before it, which none needs: what is independent the framework resolves in a task group, and that alone cost
-    a deposit more than reading its body. The order is that of the hot path: a deposit resolves three, a balance four.
+    Each takes the one before it, which none needs: what is independent the framework resolves in a task group, a quarter of what a
+    request cost. (The fast path asks nobody.)
     """
 
     def principal(request: Request[Any, Any, Any]) -> Principal | None:

@@ -1,10 +1,10 @@
 """Accounts: open, find, rename; the balance; freeze, unfreeze, close."""
 
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
-from litestar import Request, Response, get, patch, post
-from litestar.params import Parameter
+from litestar import Response, get, patch, post
+from litestar.params import HeaderParameter, Parameter
 from msgspec import UNSET, Struct, UnsetType
 
 from piggybank import errors
@@ -26,6 +26,11 @@ ExternalIdFilter = Annotated[
     str | None, Parameter(min_length=1, max_length=EXTERNAL_ID_MAX_CHARACTERS, description="The account that you know by this id.")
 ]
 MinVersion = Annotated[int, Parameter(ge=0, description="Never answer from an older version of the account than this.")]
+
+
+IfNoneMatch = Annotated[
+    str | None, HeaderParameter(name="If-None-Match", description="The `ETag` that you have: 304 while it is still the balance.")
+]
 
 
 class OpenAccount(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,13 +130,13 @@ async def change_account(account_id: UUID, data: ChangeAccount, principal: Princ
         )
 
 
-@get("/v1/accounts/{account_id:uuid}/balance", summary="Balance, now or then", tags=["accounts"])
+@get("/v1/accounts/{account_id:uuid}/balance", summary="Balance, now or then", tags=["accounts"], fast_path=True)
 async def get_balance(
     account_id: UUID,
     principal: Principal,
     db: Database,
     cache: Cache,
-    request: Request[Any, Any, Any],
+    if_none_match: IfNoneMatch,
     at: At = None,
     min_version: MinVersion = 0,
 ) -> Response[Balance | BalanceAt | None]:
@@ -141,7 +146,7 @@ async def get_balance(
         return Response(await balances.read_at(db, account_id, then, only_user=only_user(principal)))
     found = await balances.read(db, cache, account_id, only_user=only_user(principal), min_version=min_version)
     etag = f'"{found.version}"'
-    if request.headers.get("if-none-match") == etag:
+    if if_none_match == etag:
         return Response(None, status_code=304, headers={"ETag": etag})
     return Response(found.shown(), headers={"ETag": etag})
 

@@ -1,7 +1,7 @@
 """The bounded field types that request structs share.
 
 Every text has a length, every amount a range. What msgspec cannot say in a type is refused for all bodies at once in
-`api/requests.py`: NUL characters (PostgreSQL cannot store them) and a key that occurs twice in one object.
+`api/bodies.py`: NUL characters (PostgreSQL cannot store them) and a key that occurs twice in one object.
 """
 
 from typing import Annotated

@@ -45,7 +45,7 @@ class TransferLegs(Struct, frozen=True, kw_only=True):
     legs: list[Transaction]
 
 
-@get("/v1/accounts/{account_id:uuid}/transactions", summary="Transactions of an account", tags=["history"])
+@get("/v1/accounts/{account_id:uuid}/transactions", summary="Transactions of an account", tags=["history"], fast_path=True)
 async def list_transactions(
     account_id: UUID,
     principal: Principal,

@@ -21,7 +21,7 @@ from litestar.response import Redirect
 
 import piggybank
 from piggybank import errors
-from piggybank.api import guards, problems, requests
+from piggybank.api import bodies, guards, problems
 from piggybank.ledger.idempotency import MAX_KEY_LENGTH
 from piggybank.wallet.provider import Provider
 
@@ -141,7 +141,7 @@ _MEANING = {
     404: "Not there, or not yours",
     405: "Another method",
     409: "Refused by a rule, or in conflict",
-    413: f"More than {requests.BODY_MAX_BYTES} bytes",
+    413: f"More than {bodies.BODY_MAX_BYTES} bytes",
     415: "Not JSON",
     422: "The Idempotency-Key was used with another body",
     429: "Too many requests",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
-from litestar import Request, Response, post
+from litestar import Response, post
 from litestar.openapi import ResponseSpec
 from msgspec import Meta, Struct
 
@@ -149,7 +149,7 @@ class BatchResponse(Struct, frozen=True, kw_only=True):
     results: list[BatchResult]
 
 
-@post("/v1/accounts/{account_id:uuid}/deposits", summary="Deposit", tags=["movements"], responses={202: UNDER_WAY})
+@post("/v1/accounts/{account_id:uuid}/deposits", summary="Deposit", tags=["movements"], responses={202: UNDER_WAY}, fast_path=True)
 async def deposit(
     account_id: UUID, data: DepositRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, provider: Provider
 ) -> Response[Posted | Opened]:
@@ -187,6 +187,7 @@ async def deposit(
     summary="Withdraw, or hold for a withdrawal",
     tags=["movements"],
     responses={202: UNDER_WAY},
+    fast_path=True,
 )
 async def withdraw(
     account_id: UUID, data: WithdrawalRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, provider: Provider
@@ -213,7 +214,7 @@ async def withdraw(
     return respond(_posted(command, answer, "withdrawal", -data.amount), 201, replayed=replayed)
 
 
-@post("/v1/transfers", summary="Transfer", tags=["movements"])
+@post("/v1/transfers", summary="Transfer", tags=["movements"], fast_path=True)
 async def transfer(data: TransferRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger) -> Response[Posted]:
     """From one account to another, both or none. A user sends from their own accounts; the answer shows the sender's side."""
     command = _transfer(data)
@@ -241,9 +242,9 @@ async def reverse(
     return respond(Posted(transaction=row, balance=balance_of(command.account_id, answer)), 201, replayed=replayed)
 
 
-@post("/v1/transactions:batch", status_code=200, summary="Up to 1,000 movements", tags=["movements"])
+@post("/v1/transactions:batch", status_code=200, summary="Up to 1,000 movements", tags=["movements"], fast_path=True)
 async def batch(
-    data: BatchRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, request: Request[Any, Any, Any]
+    data: BatchRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, request_id: str
 ) -> BatchResponse:
     """Independent, not atomic: a status for each. Send the same body with the same key again to finish the rest."""
     header_key = checked_key(idempotency_key)
@@ -259,7 +260,7 @@ async def batch(
     outcomes = await ledger.submit_many(many)
     return BatchResponse(
         results=[
-            _result(index, item, one, outcome, request.scope["state"]["request_id"])
+            _result(index, item, one, outcome, request_id)
             for index, (item, one, outcome) in enumerate(zip(data.commands, many, outcomes, strict=True))
         ]
     )

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from piggybank import errors
-from piggybank.api import problems, requests
+from piggybank.api import bodies, problems
 from tests.api.conftest import Client, People
 
 ACCOUNT = str(uuid4())
@@ -94,7 +94,7 @@ async def test_ten_megabytes(client: Client, people: People) -> None:
 
 async def test_the_largest_body_is_read(client: Client, people: People) -> None:
     headers = people.service | {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
-    padded = body() + b" " * (requests.BODY_MAX_BYTES - len(body()))
+    padded = body() + b" " * (bodies.BODY_MAX_BYTES - len(body()))
     is_problem(await client.post(DEPOSITS, content=padded, headers=headers), 404, "not_found")
     is_problem(await client.post(DEPOSITS, content=padded + b" ", headers=headers), 413, "payload_too_large")
 
