@@ -130,7 +130,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         openapi_config=None,
     )
     guard.check(app.routes)
-    fast_path = FastPath(ROUTES, guard.admit, {name: getattr(parts, name) for name in Parts.__struct_fields__})
+    fast_path = FastPath(ROUTES, guard.enter, {name: getattr(parts, name) for name in Parts.__struct_fields__})
     app.asgi_handler = requests.Door(app.asgi_handler, fast_path, https=settings.url.startswith("https:"))
     return app
 

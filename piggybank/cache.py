@@ -21,6 +21,7 @@ WRITE_TIMEOUT_S = 0.05  # an answer waits no longer for its write-through
 READ_TIMEOUT_S = 0.1
 CONNECT_TIMEOUT_S = 0.25
 REST_S = 1.0  # after a failure, so long nobody asks
+MAX_GATHERED = 256  # reads in one command
 LEASE_MS = 3_000
 TOMBSTONE = 2**53  # a version that nothing exceeds
 
@@ -85,6 +86,8 @@ class Cache:
         self._write_script = self._redis.register_script(_WRITE)
         self._fill_script = self._redis.register_script(_FILL)
         self._resting_until = 0.0
+        self._asked: list[tuple[str, asyncio.Future[bytes | None]]] = []
+        self._asking: asyncio.Task[None] | None = None
         self.epoch = ""
         self.hits: Counter[str] = Counter()
         self.misses: Counter[str] = Counter()
@@ -96,7 +99,7 @@ class Cache:
             return Found(None, -1, "")
         value_key, lease_key = self._keys(kind, key)
         try:
-            stored: bytes | None = await self._redis.get(value_key)  # type: ignore[assignment] # responses are not decoded
+            stored = await self._get(value_key)
             if stored is not None:
                 self.hits[kind] += 1
                 version, _, payload = stored.partition(b":")
@@ -165,6 +168,32 @@ class Cache:
     async def close(self) -> None:
         """Close every connection."""
         await self._redis.aclose()
+
+    def _get(self, name: str) -> asyncio.Future[bytes | None]:
+        """Reads gather as postings do: while one command is under way the next collects. A GET each cost more than all else of a read."""
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._asked.append((name, future))
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask(), name="cache reads")
+        return future
+
+    async def _ask(self) -> None:
+        try:
+            while self._asked:
+                asked, self._asked = self._asked[:MAX_GATHERED], self._asked[MAX_GATHERED:]
+                try:
+                    values: Sequence[bytes | None] = await self._redis.mget([name for name, _ in asked])  # type: ignore[assignment] # not decoded
+                except Exception as cause:  # it is theirs who asked
+                    for _, future in asked:
+                        if not future.done():
+                            future.set_exception(cause)
+                            future.exception()  # seen: who hung up leaves no warning behind
+                else:
+                    for (_, future), value in zip(asked, values, strict=True):
+                        if not future.done():
+                            future.set_result(value)
+        finally:
+            self._asking = None
 
     def _keys(self, kind: str, key: str) -> tuple[str, str]:
         # the braces put a value and its lease into one slot of a cluster

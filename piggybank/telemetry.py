@@ -4,6 +4,8 @@ What must not be read is taken out of the finished line, so that it cannot matte
 exception, a library's own record. Nothing here logs a request's body, and tracebacks carry no local variables.
 """
 
+import asyncio
+import atexit
 import logging
 import re
 import sys
@@ -14,6 +16,7 @@ import msgspec
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor, WrappedLogger
 
+GATHER_S = 0.05
 REDACTED = "[redacted]"
 TEXT_MAX_CHARACTERS = 16_000  # a longer text in a line is cut: a runaway message must not fill the disk
 
@@ -26,6 +29,38 @@ _SECRETS = (
 )
 _QUIET = ("asyncio", "sqlalchemy.engine", "saq", "httpx")  # libraries that tell more than we want at `info`
 _NOISY_BELOW = logging.WARNING
+_gathers = False
+
+
+class _Lines:
+    """Where finished lines go. Under `gather` those that can wait are written together: a write for each was a sixth of a balance read.
+
+    A warning and worse goes out at once, with what waited before it: the process may be about to end.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._waiting: list[str] = []
+
+    def info(self, line: str) -> None:
+        self._waiting.append(line + "\n")
+        loop = _gathering_loop()
+        if loop is None:
+            self.flush()
+        elif len(self._waiting) == 1:
+            loop.call_later(GATHER_S, self.flush)
+
+    def warning(self, line: str) -> None:
+        self._waiting.append(line + "\n")
+        self.flush()
+
+    def flush(self) -> None:
+        lines, self._waiting = self._waiting, []
+        self._stream.write("".join(lines))
+        self._stream.flush()
+
+    debug = msg = info
+    error = critical = exception = fatal = warning
 
 
 class _Ours(logging.StreamHandler[TextIO]):
@@ -36,6 +71,8 @@ def configure(level: str, form: str, stream: TextIO | None = None) -> None:
     """Send our lines and every library's to `stream` (standard error), as `json` or for a person at a `console`."""
     threshold = logging.getLevelNamesMapping()[level.upper()]
     target = sys.stderr if stream is None else stream
+    lines = _Lines(target)
+    atexit.register(lines.flush)
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -45,7 +82,7 @@ def configure(level: str, form: str, stream: TextIO | None = None) -> None:
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(target),
+        logger_factory=lambda *_: lines,
         cache_logger_on_first_use=False,
     )
     handler = _Ours(target)
@@ -60,6 +97,19 @@ def configure(level: str, form: str, stream: TextIO | None = None) -> None:
     root.setLevel(threshold)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(threshold, _NOISY_BELOW))
+
+
+def gather() -> None:
+    """From now on a line that can wait does, for GATHER_S, where an event loop runs: a busy server writes many at once."""
+    global _gathers  # noqa: PLW0603 - one switch for one process
+    _gathers = True
+
+
+def _gathering_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop() if _gathers else None
+    except RuntimeError:  # another thread, or before the loop
+        return None
 
 
 def logger(room: str) -> FilteringBoundLogger:

@@ -33,7 +33,7 @@ _HOST = re.compile(rb"[\w.:\[\]-]*")  # narrower than what Litestar takes
 _NO_BODY = frozenset({204, 304})
 
 Headers = list[tuple[bytes, bytes]]
-Admit = Callable[[Request[Any, Any, Any]], Awaitable[Response[None] | None]]
+Enter = Callable[[HTTPScope], Awaitable[None]]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -49,10 +49,10 @@ class Answer(NamedTuple):
 class Call:
     """One handler, and how to call it."""
 
-    def __init__(self, handler: HTTPRouteHandler, admit: Admit, parts: Mapping[str, Any]) -> None:
+    def __init__(self, handler: HTTPRouteHandler, enter: Enter, parts: Mapping[str, Any]) -> None:
         self.template = re.sub(r":uuid\}", "}", next(iter(handler.paths)))
         self.status = handler.status_code
-        self._admit = admit
+        self._enter = enter
         self._function = handler.fn
         self._id_name = next(iter(_TEMPLATE.findall(next(iter(handler.paths)))), "")
         self._body: Any = None
@@ -75,9 +75,8 @@ class Call:
     async def answer(self, scope: HTTPScope, receive: Receive, headers: Mapping[bytes, bytes], row_id: str) -> Answer:
         """Admit, call, encode; what goes wrong becomes the problem that Litestar would answer."""
         scope["path_template"] = self.template
-        request: Request[Any, Any, Any] = Request(scope)
         try:
-            await self._admit(request)
+            await self._enter(scope)
             arguments = self._parts.copy()
             if self._id_name:
                 arguments[self._id_name] = UUID(row_id)
@@ -92,7 +91,7 @@ class Call:
                 arguments["data"] = bodies.decode(headers[b"content-type"].decode("latin-1"), await _body(receive), self._body)
             result = await self._function(**arguments)
         except Exception as error:  # the same as Litestar's handler of exceptions gets
-            result = problems.answer(request, error)
+            result = problems.answer(Request(scope), error)
         return self._encoded(result)
 
     def _encoded(self, result: Any) -> Answer:
@@ -110,12 +109,12 @@ class Call:
 class FastPath:
     """The calls of every handler that asks for it."""
 
-    def __init__(self, handlers: Iterable[HTTPRouteHandler], admit: Admit, parts: Mapping[str, Any]) -> None:
+    def __init__(self, handlers: Iterable[HTTPRouteHandler], enter: Enter, parts: Mapping[str, Any]) -> None:
         self._calls: dict[tuple[str, str], Call] = {}
         for handler in handlers:
             if handler.opt.get(OPTION):
                 path = _TEMPLATE.sub("", next(iter(handler.paths)))
-                self._calls.update(((method, path), Call(handler, admit, parts)) for method in handler.http_methods)
+                self._calls.update(((method, path), Call(handler, enter, parts)) for method in handler.http_methods)
 
     def find(self, scope: HTTPScope, headers: Mapping[bytes, bytes]) -> tuple[Call, str] | None:
         """The call for a plain request, with the id of its path; None: Litestar answers it."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from litestar import Request, Response
 from litestar.routes import BaseRoute, HTTPRoute
+from litestar.types import HTTPScope
 
 from piggybank import errors
 from piggybank.api import problems
@@ -138,10 +139,15 @@ class Guard:
             raise errors.CannotProceed(detail=f"not guarded by api/guards.py: {', '.join(sorted(missing))}")
 
     async def admit(self, request: Request[Any, Any, Any]) -> Response[None] | None:
-        """Raises `errors.Unauthenticated`, `errors.Forbidden`, `errors.TooManyRequests`; answers OPTIONS."""
+        """Raises what `enter` raises; answers OPTIONS."""
         scope = request.scope
         if scope["method"] == "OPTIONS":
             return Response(None, status_code=204, headers={"Allow": ", ".join(methods_of(scope["path_template"]))})
+        await self.enter(scope)
+        return None
+
+    async def enter(self, scope: HTTPScope) -> None:
+        """Raises `errors.Unauthenticated`, `errors.Forbidden`, `errors.TooManyRequests`; puts the principal into `scope["user"]`."""
         access = ROUTES[f"{scope['method']} {scope['path_template']}"]
         if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
             raise problems.invalid(_holder_of_nul(scope["query_string"]), "has a NUL character, which cannot be stored", "malformed")
@@ -158,7 +164,6 @@ class Guard:
         scope["user"] = principal
         await self._limiter.count(scope, access.limit, principal)
         allow(access, principal)
-        return None
 
 
 def methods_of(path: str) -> list[str]:

@@ -70,13 +70,14 @@ class Door:
             await send(message)
 
         try:
-            call = self._fast_path.find(scope, headers) if method == scope["method"] else None
-            if call is None:
+            found = self._fast_path.find(scope, headers) if method != "HEAD" else None
+            if found is None:
                 await self._app(scope, receive, dressed)
             else:
-                answer = await call[0].answer(scope, receive, headers, call[1])
-                await dressed({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
-                await dressed({"type": "http.response.body", "body": answer.body, "more_body": False})
+                call, row_id = found
+                status, given, body = await call.answer(scope, receive, headers, row_id)
+                await send({"type": "http.response.start", "status": status, "headers": self._dressed(given, scope, request_id)})
+                await send({"type": "http.response.body", "body": body, "more_body": False})
         finally:
             write = self._log.debug if scope["path"].startswith(HEALTH) else self._log.info
             principal = scope.get("user")

@@ -6,6 +6,7 @@ instead of 26,000 empty requests a second. What the manager would do, restarting
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -175,6 +176,10 @@ async def _serve_app(app: Litestar, where: Address, settings: Settings) -> int:
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
+    telemetry.gather()
+    # What is there for good is looked at once: a full collection over it took 90 ms each second under load, and every request waited.
+    gc.collect()
+    gc.freeze()
     serving = asyncio.create_task(server.serve())
     waiting = asyncio.create_task(told_to_stop.wait())
     log.info("serving", url=where.url or settings.url, port=where.port, data_dir=str(settings.data_dir))

@@ -42,7 +42,17 @@ class Cached(Balance, frozen=True, kw_only=True):
 
     def shown(self) -> Balance:
         """What a client sees of it."""
-        return Balance(**{field: getattr(self, field) for field in Balance.__struct_fields__})
+        return Balance(
+            account_id=self.account_id,
+            currency=self.currency,
+            minor_unit=self.minor_unit,
+            balance=self.balance,
+            held=self.held,
+            owed=self.owed,
+            available=self.available,
+            version=self.version,
+            as_of=self.as_of,
+        )
 
 
 class BalanceAt(Struct, frozen=True, kw_only=True):
