@@ -124,6 +124,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return (self.simulator_url or self.simulator_address).rstrip("/")
 
 
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The variables that say the same: how another process is told."""
+    fields = msgspec.structs.fields(Settings)
+    values = {
+        field.name: getattr(settings, field.name) for field in fields if field.required or getattr(settings, field.name) != field.default
+    }
+    return {PREFIX + name.upper(): ",".join(value) if isinstance(value, list) else str(value) for name, value in values.items()}
+
+
 def load(data_dir: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
     """The settings of the installation in `data_dir` (else of `PIGGYBANK_DATA_DIR`, else of the default folder).
 

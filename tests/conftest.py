@@ -29,6 +29,7 @@ import pytest
 from pytest_socket import socket_allow_hosts
 from redis.asyncio import Redis
 
+from piggybank import settings as settings_file
 from piggybank.appliance import store_files
 from piggybank.appliance.embedded import Embedded
 from piggybank.cache import Cache
@@ -385,14 +386,7 @@ def command(settings: Settings, *words: str) -> str:
 def environment(settings: Settings) -> dict[str, str]:
     """The environment that makes a subprocess read exactly these settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PIGGYBANK_")}
-    changed = {
-        field.name: getattr(settings, field.name)
-        for field in msgspec.structs.fields(Settings)
-        if field.required or getattr(settings, field.name) != field.default
-    }
-    for name, value in changed.items():
-        kept[f"PIGGYBANK_{name.upper()}"] = ",".join(value) if isinstance(value, list) else str(value)
-    return kept
+    return kept | settings_file.as_environment(settings)
 
 
 def _is_ready(health: str) -> bool:

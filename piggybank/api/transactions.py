@@ -124,6 +124,11 @@ class Posted(Struct, frozen=True, kw_only=True):
     balance: Balance
 
 
+def posted(command: commands.Command, answer: Answer, kind: str, amount: int) -> Posted:
+    """The answer of a movement: its row and the balance, on the source account."""
+    return Posted(transaction=transaction_of(command, answer, kind, amount), balance=balance_of(command.account_id, answer))
+
+
 class Opened(Struct, frozen=True, kw_only=True):
     """A payment that is under way, and the account's balance with what it reserves. Ask for the payment until it has ended."""
 
@@ -179,7 +184,7 @@ async def deposit(
     )
     one = submission(command, principal, idempotency_key, route, data)
     answer, replayed = await submit(ledger, one)
-    return respond(_posted(command, answer, "deposit", data.amount), 201, replayed=replayed)
+    return respond(posted(command, answer, "deposit", data.amount), 201, replayed=replayed)
 
 
 @post(
@@ -211,7 +216,7 @@ async def withdraw(
         metadata=data.metadata,
     )
     answer, replayed = await submit(ledger, submission(command, principal, idempotency_key, route, data))
-    return respond(_posted(command, answer, "withdrawal", -data.amount), 201, replayed=replayed)
+    return respond(posted(command, answer, "withdrawal", -data.amount), 201, replayed=replayed)
 
 
 @post("/v1/transfers", summary="Transfer", tags=["movements"], fast_path=True)
@@ -219,7 +224,7 @@ async def transfer(data: TransferRequest, idempotency_key: IdempotencyKey, princ
     """From one account to another, both or none. A user sends from their own accounts; the answer shows the sender's side."""
     command = _transfer(data)
     answer, replayed = await submit(ledger, submission(command, principal, idempotency_key, "transfer", data))
-    return respond(_posted(command, answer, "transfer_out", -data.amount), 201, replayed=replayed)
+    return respond(posted(command, answer, "transfer_out", -data.amount), 201, replayed=replayed)
 
 
 @post("/v1/transactions/{transaction_id:uuid}/reversal", summary="Reverse a transaction", tags=["movements"])
@@ -309,10 +314,6 @@ def _opening(
     )
 
 
-def _posted(command: commands.Command, answer: Answer, kind: str, amount: int) -> Posted:
-    return Posted(transaction=transaction_of(command, answer, kind, amount), balance=balance_of(command.account_id, answer))
-
-
 def _opened(opening: commands.OpenPayment, answer: Answer, checkout: orders.Payment | None = None) -> Opened:
     return Opened(payment=opened_payment(opening, answer, checkout), balance=balance_of(opening.account_id, answer))
 
@@ -346,8 +347,8 @@ def _result(index: int, item: BatchCommand, one: Submission, outcome: Outcome | 
         problem = msgspec.json.decode(problems.body(error, status, request_id))
         return BatchResult(index=index, status=status, replayed=error.replayed, problem=problem)
     kind, amount = _SIGNED[type(item)]
-    posted = _posted(one.command, answer, kind, amount * item.amount)
-    return BatchResult(index=index, status=201, replayed=outcome.replayed, transaction=posted.transaction, balance=posted.balance)
+    made = posted(one.command, answer, kind, amount * item.amount)
+    return BatchResult(index=index, status=201, replayed=outcome.replayed, transaction=made.transaction, balance=made.balance)
 
 
 # what a command of a batch posts on its source account, and its sign there

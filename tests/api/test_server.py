@@ -48,9 +48,7 @@ def test_a_long_body_is_refused_before_it_is_read(server: Server) -> None:
 
 
 def test_a_long_body_in_chunks_is_refused(server: Server) -> None:
-    status, said = ask(
-        server, f"{DEPOSIT}\r\nTransfer-Encoding: chunked", *[CHUNK] * (bodies.BODY_MAX_BYTES // 0x10000 + 1), b"0\r\n\r\n"
-    )
+    status, said = ask(server, f"{DEPOSIT}\r\nTransfer-Encoding: chunked", *[CHUNK] * (bodies.BODY_MAX_BYTES // 0x10000 + 1), b"0\r\n\r\n")
     assert status == 413
     assert b"payload_too_large" in said
 

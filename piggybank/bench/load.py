@@ -1,0 +1,177 @@
+"""The load: a closed loop of HTTP/1.1 connections in a process of its own, as cheap as Python can.
+
+`python -m piggybank.bench.load`: a `Job` as JSON on standard input, a `Result` on standard output. Each connection sends its next
+request when the last was answered; at the end what is under way is waited for, so every answer is counted. With `per_second` it
+sends at that rate instead, whatever the answers: time is counted from when a request was due.
+"""
+
+import asyncio
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+
+import msgspec
+import uvloop
+from msgspec import Struct
+
+from piggybank.bench.scenarios import SCENARIOS, Kind, Request, requests
+
+DRAIN_S = 15
+HOTTEST = 10  # accounts that are told apart
+SEED = 7
+TICK_S = 0.005  # of an open loop
+_LENGTH = b"content-length: "
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """What to send where. The first `warm_up_s` seconds are sent, but not timed."""
+
+    scenario: str
+    port: int
+    token: str
+    accounts: list[str]
+    connections: int
+    warm_up_s: float
+    seconds: float
+    mark: str
+    per_second: float = 0
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """`answers` counts everything, `kind status`; the rest is of the answers with 2xx in the timed part, batches once."""
+
+    answers: dict[str, int]
+    timed: int
+    refused: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    cool_p99_ms: float  # of accounts outside the hottest
+
+    @property
+    def per_second(self) -> float:
+        return self.timed / self.seconds
+
+
+class _Load:
+    def __init__(self, job: Job) -> None:
+        self.requests: Iterator[Request] = requests(SCENARIOS[job.scenario], job.accounts, job.token, job.mark, SEED)
+        self.begins = time.perf_counter() + job.warm_up_s
+        self.ends = self.begins + job.seconds
+        self.answers: Counter[tuple[Kind, bytes]] = Counter()
+        self.took_s: list[float] = []
+        self.cool_s: list[float] = []
+        self.refused = 0
+        self.free: deque[_Connection] = deque()  # of an open loop
+        self.due: deque[tuple[float, Request]] = deque()
+        self.open_loop = job.per_second > 0
+        self.busy = 0
+        self.idle = asyncio.Event()
+
+    def count(self, request: Request, status: bytes, since: float) -> None:
+        self.answers[request.kind, status] += 1
+        now = time.perf_counter()
+        if self.begins <= now <= self.ends:
+            if status[:1] == b"2":
+                self.took_s.append(now - since)
+                if request.rank >= HOTTEST:
+                    self.cool_s.append(now - since)
+            else:
+                self.refused += 1
+
+    def next(self, connection: "_Connection") -> None:
+        if self.open_loop:
+            if self.due:
+                connection.send(*self.due.popleft())
+                return
+            self.free.append(connection)
+        elif time.perf_counter() < self.ends:
+            connection.send(time.perf_counter(), next(self.requests))
+            return
+        self.busy -= 1
+        if not self.busy:
+            self.idle.set()
+
+    async def pace(self, per_second: float) -> None:
+        """Send what is due, each tick."""
+        started, sent = time.perf_counter(), 0
+        while (now := time.perf_counter()) < self.ends:
+            for number in range(sent, int((now - started) * per_second)):
+                due = started + number / per_second
+                if self.free:
+                    self.busy += 1
+                    self.free.popleft().send(due, next(self.requests))
+                else:
+                    self.due.append((due, next(self.requests)))
+            sent = max(sent, int((now - started) * per_second))
+            await asyncio.sleep(TICK_S)
+        self.due.clear()
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, load: _Load) -> None:
+        self._load = load
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._write = transport.write
+        self._load.next(self)
+
+    def send(self, since: float, request: Request) -> None:
+        self._since, self._request = since, request
+        self._write(request.data)
+
+    def data_received(self, data: bytes) -> None:
+        self._received = data = self._received + data if self._received else data
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        at = data.find(_LENGTH, 0, end)
+        length = int(data[at + len(_LENGTH) : data.find(b"\r\n", at)]) if at > 0 else 0
+        if len(data) < end + 4 + length:
+            return
+        self._received = b""
+        self._load.count(self._request, data[9:12], self._since)
+        self._load.next(self)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if not self._load.idle.is_set() and time.perf_counter() < self._load.ends:
+            raise ConnectionError("the server closed a connection under load")
+
+
+async def run(job: Job) -> Result:
+    """Send the load and count."""
+    load = _Load(job)
+    loop = asyncio.get_running_loop()
+    load.busy = job.connections
+    connections = [await loop.create_connection(lambda: _Connection(load), "127.0.0.1", job.port) for _ in range(job.connections)]
+    if load.open_loop:
+        await load.pace(job.per_second)
+    if load.busy:
+        load.idle.clear()
+        await asyncio.wait_for(load.idle.wait(), job.warm_up_s + job.seconds + DRAIN_S)
+    load.idle.set()
+    for transport, _ in connections:
+        transport.close()
+    took, cool = sorted(load.took_s), sorted(load.cool_s)
+    return Result(
+        answers={f"{kind} {status.decode()}": count for (kind, status), count in load.answers.items()},
+        timed=len(took),
+        refused=load.refused,
+        seconds=job.seconds,
+        p50_ms=_quantile(took, 0.5),
+        p99_ms=_quantile(took, 0.99),
+        max_ms=_quantile(took, 1),
+        cool_p99_ms=_quantile(cool, 0.99),
+    )
+
+
+def _quantile(sorted_s: list[float], share: float) -> float:
+    return round(sorted_s[min(len(sorted_s) - 1, int(len(sorted_s) * share))] * 1_000, 2) if sorted_s else 0.0
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(msgspec.json.encode(uvloop.run(run(msgspec.json.decode(sys.stdin.buffer.read(), type=Job)))))
