@@ -116,8 +116,7 @@ class _Connection(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._write = transport.write
+        self._write = transport.write  # type: ignore[attr-defined] # uvloop's transports are not asyncio's
         self._load.next(self)
 
     def send(self, since: float, request: Request) -> None:

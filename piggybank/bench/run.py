@@ -60,7 +60,7 @@ async def measure(
                 port=server.settings.port,
                 token=filled.token,
                 accounts=filled.accounts,
-                connections=connections,
+                connections=min(connections, scenario.max_connections or connections),
                 warm_up_s=warm_up_s,
                 seconds=seconds,
                 mark=secrets.token_hex(4) + "-",

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from msgspec import Struct
 
 BATCH_COMMANDS = 500  # in one request of the batch endpoint
+BATCH_CONNECTIONS = 8  # what they send together must fit the ledger's queue for bulk commands
 RECEIVERS = 10_000  # of transfers from one hot account
 CHOSEN_AT_ONCE = 4_096  # accounts
 _AMOUNT = b'{"amount": 100, "method": "direct"}'
@@ -27,6 +28,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     pick: Pick = "spread"
     no_database: str | None = None
     row_locking: str | None = None
+    max_connections: int | None = None
 
     @property
     def commands(self) -> int:
@@ -59,7 +61,12 @@ SCENARIOS = {
         ),
         Scenario(name="transfers", what=f"transfers from one account to {RECEIVERS:,}", mix={"transfer": 100}, pick="hot"),
         Scenario(name="zipf", what="direct deposits, Zipf 1.0", mix={"deposit": 100}, pick="zipf", no_database="constant"),
-        Scenario(name="batch", what=f"{BATCH_COMMANDS} deposits a request; commands a second", mix={"batch": 100}),
+        Scenario(
+            name="batch",
+            what=f"{BATCH_COMMANDS} deposits a request; commands a second",
+            mix={"batch": 100},
+            max_connections=BATCH_CONNECTIONS,
+        ),
         Scenario(name="reads", what="balances, cached", mix={"read": 100}, no_database="constant_reads"),
         Scenario(
             name="reads_while_writing",
