@@ -39,6 +39,7 @@ from piggybank.api import (
     users,
     welcome,
 )
+from piggybank.api.admission import Admission
 from piggybank.api.fast_path import FastPath
 from piggybank.api.health import Readiness
 from piggybank.api.limits import Limiter
@@ -131,7 +132,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
     )
     guard.check(app.routes)
     fast_path = FastPath(ROUTES, guard.enter, {name: getattr(parts, name) for name in Parts.__struct_fields__})
-    app.asgi_handler = requests.Door(app.asgi_handler, fast_path, https=settings.url.startswith("https:"))
+    app.asgi_handler = requests.Door(app.asgi_handler, fast_path, Admission(parts.ledger), https=settings.url.startswith("https:"))
     return app
 
 

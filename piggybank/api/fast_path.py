@@ -25,6 +25,7 @@ from piggybank import errors
 from piggybank.api import bodies, problems
 
 OPTION = "fast_path"  # of a handler's decorator
+QUEUED = "queued"  # the same: it waits in the ledger's queue, and is refused while that is full
 
 # /v1/accounts/<id>/deposits: what stands before, the id, what stands behind; or a path without an id
 _WITH_ID = re.compile(r"(/[a-z\d]+/[a-z]+/)([\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12})((?:/[a-z-]+)?)")
@@ -69,6 +70,7 @@ class Call:
                 self._parts[name] = parts[name]
             elif name not in ("principal", "request_id", self._id_name) and parameter.default is parameter.empty:
                 raise errors.CannotProceed(what=f"{handler.handler_name} asks for {name}, which the fast path does not have")
+        self.queued = bool(handler.opt.get(QUEUED))
         self._wants_principal = "principal" in hints
         self._wants_request_id = "request_id" in hints
 
@@ -96,14 +98,14 @@ class Call:
 
     def _encoded(self, result: Any) -> Answer:
         if not isinstance(result, Response):
-            return _sized(self.status, [], b"application/json", _encode(result))
+            return sized(self.status, [], b"application/json", _encode(result))
         status = result.status_code or self.status
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in result.headers.items()]
         if status in _NO_BODY:
             return Answer(status, headers, b"")
         media_type = str(result.media_type or "application/json").encode("latin-1")
         content = result.content
-        return _sized(status, headers, media_type, content if isinstance(content, bytes) else _encode(content))
+        return sized(status, headers, media_type, content if isinstance(content, bytes) else _encode(content))
 
 
 class FastPath:
@@ -156,6 +158,7 @@ async def _body(receive: Receive) -> bytes:
     raise problems.invalid("body", "ended too early", "malformed")  # nobody reads this
 
 
-def _sized(status: int, headers: Headers, media_type: bytes, body: bytes) -> Answer:
+def sized(status: int, headers: Headers, media_type: bytes, body: bytes) -> Answer:
+    """An answer with a body."""
     headers += ((b"content-type", media_type), (b"content-length", b"%d" % len(body)))
     return Answer(status, headers, body)

@@ -153,6 +153,11 @@ def body(error: errors.Error, status: int, request_id: str) -> bytes:
     return msgspec.json.encode(details | msgspec.to_builtins(problem), enc_hook=str)
 
 
+def escaped(text: str) -> bytes:
+    """A text as it stands between the quotes of JSON."""
+    return msgspec.json.encode(text)[1:-1]
+
+
 def _detail(error: errors.Error, field_errors: list[FieldError] | msgspec.UnsetType) -> str:
     if field_errors is not msgspec.UNSET:
         return "; ".join(f"{wrong.field} {wrong.message}" for wrong in field_errors)

@@ -13,10 +13,11 @@ from typing import Any
 
 from litestar import Request
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from piggybank import ids, telemetry
 from piggybank.api import bodies
+from piggybank.api.admission import Admission
 from piggybank.api.fast_path import FastPath
 
 DRAIN_MAX_BYTES = 67_108_864  # of a body that is too large, before its answer
@@ -39,8 +40,9 @@ _HSTS = (b"strict-transport-security", b"max-age=31536000")
 class Door:
     """The ASGI app around the whole of Litestar."""
 
-    def __init__(self, app: ASGIApp, fast_path: FastPath, *, https: bool) -> None:
+    def __init__(self, app: ASGIApp, fast_path: FastPath, admission: Admission, *, https: bool) -> None:
         self._app = app
+        self._admission = admission
         self._fast_path = fast_path
         self._log = telemetry.logger("access").bind()  # bound once, not at each line
         self._headers = (*_HEADERS, _HSTS) if https else _HEADERS
@@ -56,7 +58,7 @@ class Door:
         scope["state"]["request_id"] = request_id.decode()
         if method == "HEAD":
             scope["method"] = "GET"  # the same answer, without its body
-        status = 0
+        status, refused = 0, False
 
         async def dressed(message: Message) -> None:
             nonlocal status
@@ -75,21 +77,29 @@ class Door:
                 await self._app(scope, receive, dressed)
             else:
                 call, row_id = found
-                status, given, body = await call.answer(scope, receive, headers, row_id)
+                if call.queued and self._admission.is_full:
+                    refused = True
+                    status, given, body = self._admission.refusal(scope["state"]["request_id"])
+                else:
+                    status, given, body = await call.answer(scope, receive, headers, row_id)
                 await send({"type": "http.response.start", "status": status, "headers": self._dressed(given, scope, request_id)})
                 await send({"type": "http.response.body", "body": body, "more_body": False})
         finally:
-            write = self._log.debug if scope["path"].startswith(HEALTH) else self._log.info
-            principal = scope.get("user")
-            write(
-                "request",
-                request_id=scope["state"]["request_id"],
-                method=method,
-                route=scope.get("path_template", ""),
-                status=status,
-                ms=round((time.perf_counter() - started) * 1_000, 1),
-                by="" if principal is None else principal.actor,
-            )
+            if not refused:  # those are counted, and told of once a second
+                self._tell(scope, method, status, started)
+
+    def _tell(self, scope: HTTPScope, method: str, status: int, started: float) -> None:
+        write = self._log.debug if scope["path"].startswith(HEALTH) else self._log.info
+        principal = scope.get("user")
+        write(
+            "request",
+            request_id=scope["state"]["request_id"],
+            method=method,
+            route=scope.get("path_template", ""),
+            status=status,
+            ms=round((time.perf_counter() - started) * 1_000, 1),
+            by="" if principal is None else principal.actor,
+        )
 
     def _dressed(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope, request_id: bytes) -> list[tuple[bytes, bytes]]:
         answer = [*headers, *self._headers, (b"request-id", request_id)]

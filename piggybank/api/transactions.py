@@ -154,7 +154,14 @@ class BatchResponse(Struct, frozen=True, kw_only=True):
     results: list[BatchResult]
 
 
-@post("/v1/accounts/{account_id:uuid}/deposits", summary="Deposit", tags=["movements"], responses={202: UNDER_WAY}, fast_path=True)
+@post(
+    "/v1/accounts/{account_id:uuid}/deposits",
+    summary="Deposit",
+    tags=["movements"],
+    responses={202: UNDER_WAY},
+    fast_path=True,
+    queued=True,
+)
 async def deposit(
     account_id: UUID, data: DepositRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, provider: Provider
 ) -> Response[Posted | Opened]:
@@ -193,6 +200,7 @@ async def deposit(
     tags=["movements"],
     responses={202: UNDER_WAY},
     fast_path=True,
+    queued=True,
 )
 async def withdraw(
     account_id: UUID, data: WithdrawalRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, provider: Provider
@@ -219,7 +227,7 @@ async def withdraw(
     return respond(posted(command, answer, "withdrawal", -data.amount), 201, replayed=replayed)
 
 
-@post("/v1/transfers", summary="Transfer", tags=["movements"], fast_path=True)
+@post("/v1/transfers", summary="Transfer", tags=["movements"], fast_path=True, queued=True)
 async def transfer(data: TransferRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger) -> Response[Posted]:
     """From one account to another, both or none. A user sends from their own accounts; the answer shows the sender's side."""
     command = _transfer(data)
