@@ -4,6 +4,7 @@ The installation's own database is asked for nothing but to make another. The ca
 with the epoch of their database.
 """
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -22,13 +23,17 @@ from piggybank.settings import Settings
 
 PREFIX = "piggybank_bench_"
 FORGOTTEN_AFTER_S = 24 * 3_600  # a bench that was killed left its database behind
+DROP_WITHIN_S = 30
+DROP_PAUSE_S = 0.2
 FIRST_BALANCE = 1_000_000_000  # minor units on each account, so that nothing is refused
-SCOPES = ["users:read", "users:write", "accounts:read", "accounts:write", "ledger:write"]
+SCOPES = ["users:read", "users:write", "accounts:read", "accounts:write", "ledger:write", "ops:read"]
 CURRENCY = "ZAR"
 
 _DEPOSITS = """
 INSERT INTO transactions (id, account_id, amount, balance_after, sequence, bucket, kind, system_account)
-SELECT last_transaction_id, id, balance, balance, 1, bucket, 'deposit', 'clearing' FROM accounts
+SELECT last_transaction_id, id, balance, balance, 1, bucket, 'deposit', 'clearing'
+FROM accounts
+WHERE id = ANY($1::uuid[])
 """
 
 
@@ -61,13 +66,13 @@ async def throw_away(settings: Settings, accounts: int) -> AsyncIterator[Filled]
         try:
             yield await fill(_pointing_to(settings, name), accounts)
         finally:
-            await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            await _drop(connection, name)
     finally:
         await connection.close()
 
 
 async def fill(settings: Settings, accounts: int) -> Filled:
-    """Bring an empty database to the schema and put in users with an account each."""
+    """Bring a database to the schema and put in users with an account each."""
     await migrate.upgrade(settings.owner_database_url, migrate.role_of(settings.database_url))
     now_ns = time.time_ns()
     made = [(ids.new_id(bucket, now_ns), ids.new_id(bucket, now_ns), bucket) for bucket in (ids.new_bucket() for _ in range(accounts))]
@@ -80,7 +85,7 @@ async def fill(settings: Settings, accounts: int) -> Filled:
             for user, account, bucket in made
         ]
         await connection.copy_records_to_table("accounts", records=rows, columns=[*columns, "last_transaction_id"])
-        await connection.execute(_DEPOSITS)
+        await connection.execute(_DEPOSITS, [account for _, account, _ in made])
         await connection.execute("VACUUM ANALYZE")
     finally:
         await connection.close()
@@ -114,7 +119,20 @@ async def _drop_forgotten(connection: asyncpg.Connection) -> None:
     for (name,) in names:
         made_at = name.removeprefix(PREFIX).partition("_")[0]
         if made_at.isdigit() and time.time() - int(made_at) > FORGOTTEN_AFTER_S:
-            await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+            await _drop(connection, name)
+
+
+async def _drop(connection: asyncpg.Connection, name: str) -> None:
+    """Once the server's sessions have ended: the owner may not end those of the application's role."""
+    until = time.monotonic() + DROP_WITHIN_S
+    while True:
+        try:
+            await connection.execute(f'DROP DATABASE IF EXISTS "{name}"')
+            return
+        except asyncpg.ObjectInUseError:
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(DROP_PAUSE_S)
 
 
 def _pointing_to(settings: Settings, name: str) -> Settings:

@@ -2,7 +2,7 @@
 
 `python -m piggybank.bench.load`: a `Job` as JSON on standard input, a `Result` on standard output. Each connection sends its next
 request when the last was answered; at the end what is under way is waited for, so every answer is counted. With `per_second` it
-sends at that rate instead, whatever the answers: time is counted from when a request was due.
+sends at that rate instead, as long as a connection is free. After a 503 a connection rests for what Retry-After says.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from piggybank.bench.scenarios import SCENARIOS, Kind, Request, requests
 DRAIN_S = 15
 HOTTEST = 10  # accounts that are told apart
 SEED = 7
+RETRY_AFTER_S = 1
 TICK_S = 0.005  # of an open loop
 _LENGTH = b"content-length: "
 
@@ -65,7 +66,7 @@ class _Load:
         self.cool_s: list[float] = []
         self.refused = 0
         self.free: deque[_Connection] = deque()  # of an open loop
-        self.due: deque[tuple[float, Request]] = deque()
+        self.due: deque[Request] = deque()
         self.open_loop = job.per_second > 0
         self.busy = 0
         self.idle = asyncio.Event()
@@ -84,7 +85,7 @@ class _Load:
     def next(self, connection: "_Connection") -> None:
         if self.open_loop:
             if self.due:
-                connection.send(*self.due.popleft())
+                connection.send(time.perf_counter(), self.due.popleft())
                 return
             self.free.append(connection)
         elif time.perf_counter() < self.ends:
@@ -98,14 +99,13 @@ class _Load:
         """Send what is due, each tick."""
         started, sent = time.perf_counter(), 0
         while (now := time.perf_counter()) < self.ends:
-            for number in range(sent, int((now - started) * per_second)):
-                due = started + number / per_second
+            for _ in range(sent, int((now - started) * per_second)):
+                sent += 1
                 if self.free:
                     self.busy += 1
-                    self.free.popleft().send(due, next(self.requests))
+                    self.free.popleft().send(now, next(self.requests))
                 else:
-                    self.due.append((due, next(self.requests)))
-            sent = max(sent, int((now - started) * per_second))
+                    self.due.append(next(self.requests))
             await asyncio.sleep(TICK_S)
         self.due.clear()
 
@@ -133,8 +133,12 @@ class _Connection(asyncio.Protocol):
         if len(data) < end + 4 + length:
             return
         self._received = b""
-        self._load.count(self._request, data[9:12], self._since)
-        self._load.next(self)
+        status = data[9:12]
+        self._load.count(self._request, status, self._since)
+        if status == b"503":  # as a client should: after what Retry-After says
+            asyncio.get_running_loop().call_later(RETRY_AFTER_S, self._load.next, self)
+        else:
+            self._load.next(self)
 
     def connection_lost(self, _: Exception | None) -> None:
         if not self._load.idle.is_set() and time.perf_counter() < self._load.ends:

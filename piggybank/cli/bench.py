@@ -151,7 +151,7 @@ async def _bench(
         scenarios=_shown(figures),
         phase=phase,
         says=says,
-        machine=await _machine(settings, processes),
+        machine=(await machine(settings)) | {"web_processes": processes},
         connections=connections,
         accounts=accounts,
         verified=True,  # else `measure` would have raised
@@ -201,7 +201,8 @@ def _table(report: Report) -> Table:
     return table
 
 
-async def _machine(settings: Settings, processes: int) -> dict[str, Any]:
+async def machine(settings: Settings) -> dict[str, Any]:
+    """What this machine is."""
     connection = await asyncpg.connect(settings.owner_database_url)
     try:
         postgres = await connection.fetchval("SHOW server_version")
@@ -214,7 +215,6 @@ async def _machine(settings: Settings, processes: int) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "postgres": str(postgres),
-        "web_processes": processes,
     }
 
 

@@ -26,7 +26,7 @@ from piggybank.ledger.commands import accounts_of
 from piggybank.ledger.rules import Outcome, Submission
 
 MAX_BATCH = 256  # commands in one transaction
-MAX_QUEUE = 1_024  # commands that wait, before the next is refused: a fifth of a second at 5,000 a second
+MAX_QUEUE = 512  # commands that wait, before the next is refused: a tenth of a second at 5,000 a second
 MAX_BULK_QUEUE = 16_384  # the same for bulk commands
 RETRY_FOR_S = 10  # then the outcome is unknown, or the database away
 RETRY_PAUSE_S = 0.1  # between tries while the database is away
