@@ -44,7 +44,6 @@ class Door:
         self._app = app
         self._admission = admission
         self._fast_path = fast_path
-        self._log = telemetry.logger("access").bind()  # bound once, not at each line
         self._headers = (*_HEADERS, _HSTS) if https else _HEADERS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,11 +87,13 @@ class Door:
             if not refused:  # those are counted, and told of once a second
                 self._tell(scope, method, status, started)
 
-    def _tell(self, scope: HTTPScope, method: str, status: int, started: float) -> None:
-        write = self._log.debug if scope["path"].startswith(HEALTH) else self._log.info
+    @staticmethod
+    def _tell(scope: HTTPScope, method: str, status: int, started: float) -> None:
         principal = scope.get("user")
-        write(
+        telemetry.record(
+            "debug" if scope["path"].startswith(HEALTH) else "info",
             "request",
+            room="access",
             request_id=scope["state"]["request_id"],
             method=method,
             route=scope.get("path_template", ""),

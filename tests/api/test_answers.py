@@ -1,5 +1,6 @@
 """What every answer carries: its name, its caching, its security headers; and what the log may say of it."""
 
+import asyncio
 import io
 import json
 import logging
@@ -177,3 +178,23 @@ async def test_levels_are_kept(settings: Settings, log: io.StringIO, monkeypatch
         answer: httpx.Response = await client.get("/v1/accounts")
     assert answer.status_code == 401
     assert [line for line in lines(log) if "room" in line] == []
+
+
+async def test_lines_that_can_wait_are_written_together_and_a_warning_brings_them_along(
+    log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "_gathers", True)
+    telemetry.logger("test").info("first")
+    telemetry.logger("test").info("second")
+    assert not log.getvalue()
+    telemetry.logger("test").warning("third")
+    assert [line["event"] for line in lines(log)] == ["first", "second", "third"]
+    telemetry.logger("test").info("fourth")
+    await asyncio.sleep(2 * telemetry.GATHER_S)  # the loop's own timer comes first
+    assert lines(log)[-1]["event"] == "fourth"
+
+
+def test_without_a_loop_no_line_waits(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_gathers", True)
+    telemetry.logger("test").info("at once")
+    assert [line["event"] for line in lines(log)] == ["at once"]

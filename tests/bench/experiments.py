@@ -41,7 +41,8 @@ async def standard(settings: Settings, options: Options) -> list[Row]:
     filled = await database.fill(settings, ACCOUNTS)
     taken: dict[str, list[Load]] = {name: [] for name in STANDARD}
     with serving(settings, jobs=True) as server:
-        await wrk.send(filled, server, "deposits", seconds=options.seconds)  # warm
+        for name in ("deposits", "reads"):  # warm
+            await wrk.send(filled, server, name, seconds=options.seconds)
         for _ in range(options.rounds):
             for name in STANDARD:
                 taken[name].append(await wrk.send(filled, server, name, seconds=options.seconds))

@@ -1,5 +1,7 @@
 """Ids: their bucket, their time, their order."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -39,3 +41,19 @@ def test_a_hundred_thousand_ids_of_one_moment_rise_and_stay_well_formed() -> Non
         assert following > last
         last = following
     assert (last.version, last.variant, ids.bucket_of(last)) == (7, "specified in RFC 4122", 255)
+
+
+def test_a_forked_child_makes_ids_of_its_own() -> None:
+    script = (
+        "import os; from piggybank import ids; ids.random_64(); pid = os.fork(); "
+        "print([ids.random_64() for _ in range(3)], flush=True); pid and os.waitpid(pid, 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first != second
+
+
+def test_random_numbers_do_not_run_out_or_repeat() -> None:
+    drawn = {ids.random_64() for _ in range(3 * ids.POOL_SIZE)}
+    assert len(drawn) == 3 * ids.POOL_SIZE
+    assert all(0 <= number < 2**64 for number in drawn)

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "piggybank"
 
 # from the roof down; a room is the first name below `piggybank`
 FLOORS = {
-    "assembly": {"app", "worker", "cli", "__main__"},
+    "assembly": {"app", "worker", "cli", "bench", "__main__"},
     "entrances": {"api", "jobs", "appliance"},
     "work": {"identity", "wallet", "capacity", "reports", "checks"},
     "core": {"ledger", "revio", "simulator"},
