@@ -11,16 +11,17 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
 WRITE_TIMEOUT_S = 0.05  # an answer waits no longer for its write-through
 READ_TIMEOUT_S = 0.1
 CONNECT_TIMEOUT_S = 0.25
 REST_S = 1.0  # after a failure, so long nobody asks
+MAX_CONNECTIONS = 64  # of a process
 MAX_GATHERED = 256  # reads in one command
 LEASE_MS = 3_000
 TOMBSTONE = 2**53  # a version that nothing exceeds
@@ -77,16 +78,18 @@ class Cache:
     """One process's connection to the cache. `epoch` is set when the installation's row was read; before that all is a miss."""
 
     def __init__(self, url: str) -> None:
-        self._redis: Redis = Redis.from_url(
+        pool = BlockingConnectionPool.from_url(
             url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
+            timeout=READ_TIMEOUT_S,  # so long a command waits for a connection
             socket_timeout=READ_TIMEOUT_S,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
-            max_connections=64,
+            max_connections=MAX_CONNECTIONS,
         )
+        self._redis: Redis = Redis.from_pool(pool)
         self._write_script = self._redis.register_script(_WRITE)
         self._fill_script = self._redis.register_script(_FILL)
         self._resting_until = 0.0
-        self._asked: list[tuple[str, asyncio.Future[bytes | None]]] = []
+        self._asked: list[tuple[str, str, asyncio.Future[Found]]] = []
         self._asking: asyncio.Task[None] | None = None
         self.epoch = ""
         self.hits: Counter[str] = Counter()
@@ -97,20 +100,13 @@ class Cache:
         if not self._usable():
             self.misses[kind] += 1
             return Found(None, -1, "")
-        value_key, lease_key = self._keys(kind, key)
         try:
-            stored = await self._get(value_key)
-            if stored is not None:
-                self.hits[kind] += 1
-                version, _, payload = stored.partition(b":")
-                return Found(payload, int(version), "")
-            token = secrets.token_hex(8)
-            taken = await self._redis.set(lease_key, token, px=LEASE_MS, nx=True)
+            found = await self._get(*self._keys(kind, key))
         except _AWAY:
             self._rest()
-            taken, token = False, ""
-        self.misses[kind] += 1
-        return Found(None, -1, token if taken else "")
+            found = Found(None, -1, "")
+        (self.misses if found.payload is None else self.hits)[kind] += 1
+        return found
 
     async def fill(self, kind: str, found: Found, entry: Entry, ttl_s: int) -> None:
         """Put in what was read from the database after the miss `found`; refused when its lease is gone."""
@@ -169,10 +165,10 @@ class Cache:
         """Close every connection."""
         await self._redis.aclose()
 
-    def _get(self, name: str) -> asyncio.Future[bytes | None]:
+    def _get(self, value_key: str, lease_key: str) -> asyncio.Future[Found]:
         """Reads gather as postings do: while one command is under way the next collects. A GET each cost more than all else of a read."""
-        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-        self._asked.append((name, future))
+        future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        self._asked.append((value_key, lease_key, future))
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask(), name="cache reads")
         return future
@@ -182,18 +178,32 @@ class Cache:
             while self._asked:
                 asked, self._asked = self._asked[:MAX_GATHERED], self._asked[MAX_GATHERED:]
                 try:
-                    values: Sequence[bytes | None] = await self._redis.mget([name for name, _ in asked])  # type: ignore[assignment] # not decoded
+                    found = await self._look_up([(value_key, lease_key) for value_key, lease_key, _ in asked])
                 except Exception as cause:  # it is theirs who asked
-                    for _, future in asked:
+                    for *_, future in asked:
                         if not future.done():
                             future.set_exception(cause)
                             future.exception()  # seen: who hung up leaves no warning behind
                 else:
-                    for (_, future), value in zip(asked, values, strict=True):
+                    for (*_, future), one in zip(asked, found, strict=True):
                         if not future.done():
-                            future.set_result(value)
+                            future.set_result(one)
         finally:
             self._asking = None
+
+    async def _look_up(self, keys: Sequence[tuple[str, str]]) -> list[Found]:
+        """Values, and a lease for each that is missing."""
+        values: Sequence[bytes | None] = await self._redis.mget([value_key for value_key, _ in keys])  # type: ignore[assignment] # not decoded
+        missing = [lease_key for (_, lease_key), value in zip(keys, values, strict=True) if value is None]
+        leases: Iterator[str] = iter(())
+        if missing:
+            tokens = [secrets.token_hex(8) for _ in missing]
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for lease_key, token in zip(missing, tokens, strict=True):
+                    pipeline.set(lease_key, token, px=LEASE_MS, nx=True)
+                taken = await pipeline.execute()
+            leases = iter([token if mine else "" for token, mine in zip(tokens, taken, strict=True)])
+        return [Found(None, -1, next(leases)) if value is None else _found(value) for value in values]
 
     def _keys(self, kind: str, key: str) -> tuple[str, str]:
         # the braces put a value and its lease into one slot of a cluster
@@ -204,6 +214,11 @@ class Cache:
 
     def _rest(self) -> None:
         self._resting_until = time.monotonic() + REST_S
+
+
+def _found(stored: bytes) -> Found:
+    version, _, payload = stored.partition(b":")
+    return Found(payload, int(version), "")
 
 
 def _stored(entry: Entry) -> bytes:

@@ -13,7 +13,7 @@ import psutil
 from msgspec import Struct
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from piggybank import errors
 from piggybank import settings as settings_file
@@ -55,7 +55,11 @@ class Report(Struct, frozen=True, kw_only=True):
     verified: bool
 
 
-@click.command()
+def _scenarios() -> str:
+    return "\b\nScenarios:\n" + "\n".join(f"  {name:20} {one.what}" for name, one in SCENARIOS.items())
+
+
+@click.command(epilog=_scenarios())
 @click.option("--quick", is_flag=True, help="Two seconds a scenario, one round, 10,000 accounts.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: scenarios, phase, machine.")
 @click.option("--scenario", "chosen", multiple=True, type=click.Choice(list(SCENARIOS)), help="Only this one; may be repeated.")
@@ -192,7 +196,9 @@ def _phase(figures: dict[str, Figure]) -> tuple[int | None, str]:
 
 
 def _table(report: Report) -> Table:
-    table = Table("scenario", *("a second", "p50 ms", "p99 ms", "refused", "of no database", "of row locking"), box=None)
+    table = Table(
+        Column("scenario", no_wrap=True), *("a second", "p50 ms", "p99 ms", "refused", "of no database", "of row locking"), box=None
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for name, one in report.scenarios.items():

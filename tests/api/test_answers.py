@@ -183,6 +183,7 @@ async def test_levels_are_kept(settings: Settings, log: io.StringIO, monkeypatch
 async def test_lines_that_can_wait_are_written_together_and_a_warning_brings_them_along(
     log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    telemetry.configure("info", "json", log)
     monkeypatch.setattr(telemetry, "_gathers", True)
     telemetry.logger("test").info("first")
     telemetry.logger("test").info("second")
@@ -195,6 +196,7 @@ async def test_lines_that_can_wait_are_written_together_and_a_warning_brings_the
 
 
 def test_without_a_loop_no_line_waits(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    telemetry.configure("info", "json", log)
     monkeypatch.setattr(telemetry, "_gathers", True)
     telemetry.logger("test").info("at once")
     assert [line["event"] for line in lines(log)] == ["at once"]
