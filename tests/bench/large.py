@@ -36,7 +36,7 @@ CPU_WAIT_S = 5
 _FILL = """
 INSERT INTO transactions (id, account_id, amount, balance_after, sequence, bucket, kind, system_account)
 SELECT (lpad(to_hex($1::bigint + number), 12, '0') || '7' || lpad(to_hex(position % 4096), 3, '0') || '8'
-        || lpad(to_hex(position / 4096), 3, '0') || lpad(to_hex(number), 10, '0') || lpad(to_hex(bucket), 2, '0'))::uuid,
+        || lpad(to_hex(position / 4096), 3, '0') || lpad(to_hex(number), 10, '0') || lpad(to_hex(bucket::int), 2, '0'))::uuid,
        id, 100, $2::bigint + number * 100, number + 1, bucket, 'deposit', 'clearing'
 FROM generate_series($3::bigint, $4::bigint) AS number
 CROSS JOIN unnest($5::uuid[], $6::smallint[]) WITH ORDINALITY AS a (id, bucket, position)
