@@ -9,6 +9,7 @@ import atexit
 import logging
 import re
 import sys
+import threading
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -42,25 +43,29 @@ class _Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._lock = threading.Lock()  # worker threads log, too
         self._waiting: list[str] = []
 
     def info(self, line: str) -> None:
-        self._waiting.append(line + "\n")
         loop = _gathering_loop()
+        with self._lock:
+            self._waiting.append(line + "\n")
+            if loop is not None and len(self._waiting) == 1:
+                loop.call_later(GATHER_S, self.flush)
         if loop is None:
             self.flush()
-        elif len(self._waiting) == 1:
-            loop.call_later(GATHER_S, self.flush)
 
     def warning(self, line: str) -> None:
-        self._waiting.append(line + "\n")
+        with self._lock:
+            self._waiting.append(line + "\n")
         self.flush()
 
     def flush(self) -> None:
-        lines, self._waiting = self._waiting, []
-        if lines:
-            self._stream.write("".join(lines))
-            self._stream.flush()
+        with self._lock:
+            if self._waiting:
+                self._stream.write("".join(self._waiting))
+                self._waiting = []
+                self._stream.flush()
 
     debug = msg = info
     error = critical = exception = fatal = warning
@@ -111,7 +116,7 @@ def record(level: str, event: str, **fields: Any) -> None:
     if _LEVELS[level] >= _sink.threshold:
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         line = _sink.render(None, level, {**fields, "event": event, "level": level, "timestamp": now})
-        getattr(_sink.lines, level)(line)
+        _sink.lines.info(line)
 
 
 def gather() -> None:

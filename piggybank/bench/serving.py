@@ -48,6 +48,8 @@ def serving(database: Settings, *, processes: int = 1, jobs: bool = False) -> It
             web_processes=processes,
             worker_processes=0 if jobs and processes == 1 else 1,
             rate_service_per_minute=0,
+            simulator_key="",  # no provider: nothing of this may reach one
+            revio_key="",
         )
         kept = {name: value for name, value in os.environ.items() if not name.startswith(settings_file.PREFIX)}
         environment = kept | web.environment(own.data_dir) | settings_file.as_environment(own)
