@@ -48,6 +48,8 @@ def serving(database: Settings, *, processes: int = 1, jobs: bool = False) -> It
             web_processes=processes,
             worker_processes=0 if jobs and processes == 1 else 1,
             rate_service_per_minute=0,
+            log_level="info",  # as an installation has it, and as the answers are counted by
+            log_format="json",
             simulator_key="",  # no provider: nothing of this may reach one
             revio_key="",
         )
