@@ -179,7 +179,8 @@ class Cache:
                 asked, self._asked = self._asked[:MAX_GATHERED], self._asked[MAX_GATHERED:]
                 try:
                     found = await self._look_up([(value_key, lease_key) for value_key, lease_key, _ in asked])
-                except Exception as cause:  # it is theirs who asked
+                except Exception as cause:  # it is theirs who asked, and theirs who would wait for the same
+                    asked, self._asked = asked + self._asked, []
                     for *_, future in asked:
                         if not future.done():
                             future.set_exception(cause)
