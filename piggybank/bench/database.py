@@ -56,14 +56,7 @@ async def throw_away(settings: Settings, accounts: int) -> AsyncIterator[Filled]
     try:
         await _drop_forgotten(connection)
         try:
-            await connection.execute(f"CREATE DATABASE {name}")
-        except asyncpg.InsufficientPrivilegeError as cause:
-            role = migrate.role_of(settings.owner_database_url)
-            raise errors.CannotProceed(
-                what=f"the role {role} may not make a database to throw away; nothing was measured",
-                do=f'let it, as a superuser: ALTER ROLE "{role}" CREATEDB; and take it back afterwards',
-            ) from cause
-        try:
+            await _create(connection, name, migrate.role_of(settings.owner_database_url))
             yield await fill(_pointing_to(settings, name), accounts)
         finally:
             await _drop(connection, name)
@@ -100,6 +93,16 @@ async def rows(settings: Settings) -> int:
         return count
     finally:
         await connection.close()
+
+
+async def _create(connection: asyncpg.Connection, name: str, role: str) -> None:
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+    except asyncpg.InsufficientPrivilegeError as cause:
+        raise errors.CannotProceed(
+            what=f"the role {role} may not make a database to throw away; nothing was measured",
+            do=f'let it, as a superuser: ALTER ROLE "{role}" CREATEDB; and take it back afterwards',
+        ) from cause
 
 
 async def _new_key(settings: Settings) -> str:

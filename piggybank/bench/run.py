@@ -21,10 +21,8 @@ from piggybank.appliance import web
 from piggybank.bench import database
 from piggybank.bench.database import Filled
 from piggybank.bench.load import Job, Result
-from piggybank.bench.scenarios import ROWS, SCENARIOS, Scenario
+from piggybank.bench.scenarios import SCENARIOS, Scenario
 from piggybank.bench.serving import Server
-
-CPU_OF = {"postgres": "postgres", "valkey-server": "valkey", "redis-server": "valkey"}  # by the process's name
 
 
 class Figure(Struct, frozen=True, kw_only=True):
@@ -49,39 +47,42 @@ async def measure(
     seconds: float,
     warm_up_s: float,
     connections: int,
-    done: Callable[[Scenario], None] = lambda _: None,
+    begins: Callable[[Scenario], None] = lambda _: None,
+    ends: Callable[[Scenario], None] = lambda _: None,
 ) -> list[Figure]:
     """Every scenario in each round. Raises `errors.CannotProceed` where answers and rows do not agree, or the books do not."""
     taken: dict[str, list[tuple[Result, dict[str, float]]]] = {one.name: [] for one in scenarios}
     for _ in range(rounds):
         for scenario in scenarios:
+            begins(scenario)
+            accounts = filled.accounts[: scenario.max_accounts]
             job = Job(
                 scenario=scenario.name,
                 port=server.settings.port,
                 token=filled.token,
-                accounts=filled.accounts,
+                accounts=accounts,
                 connections=min(connections, scenario.max_connections or connections),
                 warm_up_s=warm_up_s,
+                warm_up_requests=len(accounts) if scenario.each_first else 0,
                 seconds=seconds,
                 mark=secrets.token_hex(4) + "-",
             )
             taken[scenario.name].append(await checked(filled, server, job))
-            done(scenario)
+            ends(scenario)
     await verified(filled)
     return [_figure(SCENARIOS[name], results) for name, results in taken.items()]
 
 
 async def checked(filled: Filled, server: Server, job: Job) -> tuple[Result, dict[str, float]]:
     """Send one load; the result and the CPU seconds, by who spent them. Its answers must be the rows that it made."""
-    before, cpu_before = await database.rows(filled.settings), cpu_s(server.pids)
+    before, cpu_before = await database.rows(filled.settings), cpu_s(server)
     result = await send(job)
-    cpu = {who: spent - cpu_before.get(who, 0) for who, spent in cpu_s(server.pids).items()}
+    server.forget_log()
+    cpu = {who: spent - cpu_before.get(who, 0) for who, spent in cpu_s(server).items()}
     made = await database.rows(filled.settings) - before
-    told = sum(count * _rows_of(answer) for answer, count in result.answers.items())
-    if made != told:
-        raise errors.CannotProceed(
-            what=f"{job.scenario}: {told} rows were answered with 2xx and {made} are there", do="this is a fault of piggybank: tell us"
-        )
+    if made != result.rows:
+        what = f"{job.scenario}: {result.rows} rows were answered with 2xx and {made} are there"
+        raise errors.CannotProceed(what=what, do="this is a fault of piggybank: tell us")
     return result, cpu
 
 
@@ -96,8 +97,14 @@ async def send(job: Job) -> Result:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | web.environment(Path.home()),
+        start_new_session=True,  # Ctrl-C is for us, and we end it
     )
-    output, said = await process.communicate(msgspec.json.encode(job))
+    try:
+        output, said = await process.communicate(msgspec.json.encode(job))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     if process.returncode:
         raise errors.CannotProceed(what=f"the load of {job.scenario} ended: {said.decode().strip()[-500:]}", do="look at the server's log")
     return msgspec.json.decode(output, type=Result)
@@ -111,15 +118,21 @@ async def verified(filled: Filled) -> None:
             raise errors.CannotProceed(what=f"the books do not fit after the load: {what}", do="this is a fault of piggybank: tell us")
 
 
-def cpu_s(servers: Sequence[int]) -> dict[str, float]:
-    """CPU seconds so far of our server, and of the PostgreSQL and Valkey of this machine."""
-    spent: dict[str, float] = {}
-    for process in psutil.process_iter(["pid", "name", "cpu_times"]):
-        who = "server" if process.info["pid"] in servers else CPU_OF.get(process.info["name"])
-        if who is not None and process.info["cpu_times"] is not None:
-            times = process.info["cpu_times"]
-            spent[who] = spent.get(who, 0.0) + times.user + times.system + times.children_user + times.children_system
+def cpu_s(server: Server) -> dict[str, float]:
+    """CPU seconds so far of our server, and of its PostgreSQL and Valkey where they run on this machine, with what they started."""
+    spent = {"server": sum(_cpu_of(psutil.Process(pid)) for pid in server.pids)}
+    for name, pid in server.stores.items():
+        main = psutil.Process(pid)
+        spent[name] = sum(_cpu_of(process) for process in (main, *main.children(recursive=True)))
     return spent
+
+
+def _cpu_of(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:  # it has ended since, and is counted as a child of who started it
+        return 0.0
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _figure(scenario: Scenario, results: list[tuple[Result, dict[str, float]]]) -> Figure:
@@ -130,7 +143,7 @@ def _figure(scenario: Scenario, results: list[tuple[Result, dict[str, float]]]) 
     spent = {who for _, cpu in results for who in cpu}
     return Figure(
         name=scenario.name,
-        per_second=median(lambda result: result.per_second * scenario.commands),
+        per_second=median(lambda result: result.per_second),
         p50_ms=median(lambda result: result.p50_ms),
         p99_ms=median(lambda result: result.p99_ms),
         max_ms=median(lambda result: result.max_ms),
@@ -138,9 +151,3 @@ def _figure(scenario: Scenario, results: list[tuple[Result, dict[str, float]]]) 
         refused=sum(result.refused for result, _ in results),
         cpu_ms={who: round(sum(cpu.get(who, 0) for _, cpu in results) * 1_000 / requests, 3) for who in sorted(spent)},
     )
-
-
-def _rows_of(answer: str) -> int:
-    kind, _, status = answer.partition(" ")
-    kinds: dict[str, int] = {str(name): rows for name, rows in ROWS.items()}
-    return kinds.get(kind, 0) if status.startswith("2") else 0

@@ -25,6 +25,7 @@ function request()
 end
 
 function done(summary, latency)
-  io.write(string.format("RESULT %d %d %d %.3f %.3f\n", summary.requests, summary.errors.status, summary.duration,
-    latency:percentile(50) / 1000, latency:percentile(99) / 1000))
+  io.write(string.format("RESULT %d %d %d %.3f %.3f %d\n", summary.requests, summary.errors.status, summary.duration,
+    latency:percentile(50) / 1000, latency:percentile(99) / 1000,
+    summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout))
 end

@@ -35,14 +35,17 @@ class Results(Struct, kw_only=True):
     found: dict[str, Found] = {}
 
 
-def load() -> Results:
-    """What earlier runs left."""
-    return msgspec.json.decode(FILE.read_bytes(), type=Results) if FILE.exists() else Results()
+def load(file: Path | None) -> Results:
+    """What earlier runs left, in `file` or in the repository."""
+    kept = file or FILE
+    return msgspec.json.decode(kept.read_bytes(), type=Results) if kept.exists() else Results()
 
 
-def keep(results: Results) -> None:
-    """Write all three files."""
-    FILE.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
+def keep(results: Results, file: Path | None) -> None:
+    """Write all three files of the repository; or `file` alone."""
+    (file or FILE).write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
+    if file is not None:
+        return
     TABLE.write_text(_table(results), encoding="utf-8")
     points = next((found.points for found in results.found.values() if found.points), [])
     if points:

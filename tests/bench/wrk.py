@@ -48,14 +48,15 @@ async def send(filled: Filled, server: Server, name: str, *, seconds: int, conne
         await asyncio.to_thread(_write, file, filled, name, seconds)
         owner = await asyncpg.connect(filled.settings.owner_database_url)
         try:
-            before, logged, cpu = await _counters(owner), log.stat().st_size, run.cpu_s(server.pids)
+            before, logged, cpu = await _counters(owner), log.stat().st_size, run.cpu_s(server)
             said = await _wrk(f"http://127.0.0.1:{server.settings.port}", file, seconds, connections)
             await asyncio.sleep(SETTLE_S)
-            spent = {who: value - cpu.get(who, 0) for who, value in run.cpu_s(server.pids).items()}
+            spent = {who: value - cpu.get(who, 0) for who, value in run.cpu_s(server).items()}
             after = await _counters(owner)
         finally:
             await owner.close()
     count, failed, took_us = (int(part) for part in said[:3])
+    assert said[5] == "0", f"{name}: {said[5]} connections or answers were lost"
     answered = _answered(log, logged)
     rows = sum(_ROWS.get(route.rpartition("/")[2], 0) * number for route, number in answered.items())
     assert after["rows"] - before["rows"] == rows, f"{name}: {rows} rows were answered, {after['rows'] - before['rows']} are there"
