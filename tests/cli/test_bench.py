@@ -87,12 +87,13 @@ def test_a_run_is_one_document_and_leaves_nothing_behind(fresh_settings: Setting
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_drops_its_database(fresh_settings: Settings, number: signal.Signals) -> None:
-    process = started(fresh_settings, "--seconds", "60", "--accounts", "50", "--scenario", "deposits", "--json")
-    made = _until_loaded(fresh_settings)
+    accounts = 50 + number  # by so many its database is known: other tests make some, too
+    process = started(fresh_settings, "--seconds", "60", "--accounts", str(accounts), "--scenario", "deposits", "--json")
+    made = _until_loaded(fresh_settings, accounts)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=START_TIMEOUT_S)
+    output, said = process.communicate(timeout=START_TIMEOUT_S)
     assert (process.returncode, output) == (1, "")
-    assert made not in throw_aways(fresh_settings)
+    assert made not in throw_aways(fresh_settings), said
 
 
 def test_a_role_that_may_make_no_database_is_told_what_to_do(fresh_settings: Settings, stores: Stores) -> None:
@@ -153,17 +154,17 @@ async def _execute(url: str, statement: str) -> None:
         await connection.close()
 
 
-def _until_loaded(settings: Settings) -> str:
-    """The name of the throw-away database, once deposits arrive there."""
+def _until_loaded(settings: Settings, accounts: int) -> str:
+    """The name of the throw-away database with so many accounts, once deposits arrive there."""
+    ours = f"SELECT 1 FROM accounts HAVING count(*) = {accounts} AND (SELECT count(*) FROM transactions) > {accounts}"
 
     async def wait() -> str:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             for name in await asyncio.to_thread(throw_aways, settings):
                 url = settings.owner_database_url.rpartition("/")[0] + f"/{name}"
-                with_deposits = "SELECT count(*) FROM transactions HAVING count(*) > 50"
                 try:
-                    if await asyncio.to_thread(select, url, with_deposits):
+                    if await asyncio.to_thread(select, url, ours):
                         return name
                 except asyncpg.PostgresError:
                     continue  # it is being made
