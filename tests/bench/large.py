@@ -139,7 +139,7 @@ async def _pages(few: Filled, many: Filled) -> tuple[dict[str, float], dict[str,
     with serving(few.settings) as small, serving(many.settings) as big:
         await asyncio.sleep(CPU_WAIT_S)  # what the filling left behind
         for turn in range(TURNS + 1):
-            for number, (filled, server) in enumerate(((few, small), (many, big))):
+            for number, filled, server in ((0, few, small), (1, many, big))[:: 1 if turn % 2 else -1]:
                 for name, paths in asked[number].items():
                     took = await asyncio.to_thread(_took_ms, filled, server, paths[turn :: TURNS + 1])
                     if turn:  # the first warms
