@@ -219,7 +219,7 @@ class Cache:
 
 def _found(stored: bytes) -> Found:
     version, _, payload = stored.partition(b":")
-    return Found(payload, int(version), "")
+    return Found(payload, int(version), "") if version.isdigit() else Found(None, -1, "")  # not ours: a miss
 
 
 def _stored(entry: Entry) -> bytes:

@@ -62,9 +62,9 @@ class _Lines:
 
     def flush(self) -> None:
         with self._lock:
-            if self._waiting:
-                self._stream.write("".join(self._waiting))
-                self._waiting = []
+            lines, self._waiting = self._waiting, []  # a write that fails loses these, and none that come later
+            if lines:
+                self._stream.write("".join(lines))
                 self._stream.flush()
 
     debug = msg = info

@@ -25,6 +25,7 @@ from piggybank import errors
 from piggybank.api import bodies, problems
 
 OPTION = "fast_path"  # of a handler's decorator
+LENGTH_DIGITS = len(str(bodies.BODY_MAX_BYTES))
 QUEUED = "queued"  # the same: it waits in the ledger's queue, and is refused while that is full
 
 # /v1/accounts/<id>/deposits: what stands before, the id, what stands behind; or a path without an id
@@ -55,7 +56,7 @@ class Call:
         self.status = handler.status_code
         self._enter = enter
         self._function = handler.fn
-        self._id_name = next(iter(_TEMPLATE.findall(next(iter(handler.paths)))), "")
+        self.id_name = next(iter(_TEMPLATE.findall(next(iter(handler.paths)))), "")
         self._body: Any = None
         self._headers: list[tuple[str, bytes]] = []
         self._parts: dict[str, Any] = {}
@@ -68,7 +69,7 @@ class Call:
                 self._headers.append((name, header))
             elif name in parts:
                 self._parts[name] = parts[name]
-            elif name not in ("principal", "request_id", self._id_name) and parameter.default is parameter.empty:
+            elif name not in ("principal", "request_id", self.id_name) and parameter.default is parameter.empty:
                 raise errors.CannotProceed(what=f"{handler.handler_name} asks for {name}, which the fast path does not have")
         self.queued = bool(handler.opt.get(QUEUED))
         self._wants_principal = "principal" in hints
@@ -80,8 +81,8 @@ class Call:
         try:
             await self._enter(scope)
             arguments = self._parts.copy()
-            if self._id_name:
-                arguments[self._id_name] = UUID(row_id)
+            if self.id_name:
+                arguments[self.id_name] = UUID(row_id)
             if self._wants_principal:
                 arguments["principal"] = scope["user"]
             if self._wants_request_id:
@@ -91,10 +92,9 @@ class Call:
                 arguments[name] = None if value is None else value.decode("latin-1")
             if self._body is not None:
                 arguments["data"] = bodies.decode(headers[b"content-type"].decode("latin-1"), await _body(receive), self._body)
-            result = await self._function(**arguments)
+            return self._encoded(await self._function(**arguments))
         except Exception as error:  # the same as Litestar's handler of exceptions gets
-            result = problems.answer(Request(scope), error)
-        return self._encoded(result)
+            return self._encoded(problems.answer(Request(scope), error))
 
     def _encoded(self, result: Any) -> Answer:
         if not isinstance(result, Response):
@@ -123,7 +123,9 @@ class FastPath:
         path, method = scope["path"], scope["method"]
         with_id = _WITH_ID.fullmatch(path)
         call = self._calls.get((method, path) if with_id is None else (method, with_id[1] + with_id[3]))
-        if call is None or scope["query_string"] or len(headers) != len(scope["headers"]):  # type: ignore[arg-type] # a list
+        if call is None or bool(call.id_name) != (with_id is not None):
+            return None
+        if scope["query_string"] or len(headers) != len(scope["headers"]):  # type: ignore[arg-type] # a list
             return None
         if not _HOST.fullmatch(headers.get(b"host", b"")):
             return None
@@ -134,7 +136,12 @@ class FastPath:
 
 def _has_plain_body(headers: Mapping[bytes, bytes]) -> bool:
     length = headers.get(b"content-length", b"")
-    if not length.isdigit() or b"transfer-encoding" in headers or not 0 < int(length) <= bodies.BODY_MAX_BYTES:
+    if (
+        not length.isdigit()
+        or len(length) > LENGTH_DIGITS
+        or b"transfer-encoding" in headers
+        or not 0 < int(length) <= bodies.BODY_MAX_BYTES
+    ):
         return False
     return b"content-type" in headers
 

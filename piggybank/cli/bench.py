@@ -149,10 +149,11 @@ async def _bench(
 
 
 def _stop_when_told() -> None:
-    """SIGTERM ends it as Ctrl-C does: with the database dropped."""
+    """SIGTERM ends it as Ctrl-C does: with the database dropped. Also where whoever started us has Ctrl-C ignored."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
 async def _check_cache(settings: Settings) -> None:

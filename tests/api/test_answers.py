@@ -195,6 +195,16 @@ async def test_lines_that_can_wait_are_written_together_and_a_warning_brings_the
     assert lines(log)[-1]["event"] == "fourth"
 
 
+def test_a_write_that_fails_takes_no_later_line_along(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    telemetry.configure("info", "json", log)
+    with monkeypatch.context() as full:
+        full.setattr(log, "write", lambda _: (_ for _ in ()).throw(OSError("no space left")))
+        with pytest.raises(OSError, match="no space"):
+            telemetry.logger("test").info("lost")
+    telemetry.logger("test").info("kept")
+    assert [line["event"] for line in lines(log)] == ["kept"]
+
+
 def test_without_a_loop_no_line_waits(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     telemetry.configure("info", "json", log)
     monkeypatch.setattr(telemetry, "_gathers", True)

@@ -154,6 +154,10 @@ async def test_what_is_not_plain_is_litestars(client: Client, people: People, ac
     assert (await client.head(f"{path}/balance", headers=people.service)).content == b""
     assert (await client.get(f"/v1/accounts/{accounts[0].upper()}/balance", headers=people.service)).status_code == 200
     assert (await client.get("/v1/accounts/no-id/balance", headers=people.service)).status_code == 400
+    assert (await client.get("/v1/accounts//balance", headers=people.service)).status_code == 400
+    assert (await client.post("/v1/accounts//deposits", headers=headers, json=DEPOSIT)).status_code in (404, 405)
+    long = headers | {"Content-Length": "0" * 5_000 + "2"}
+    assert (await client.post(f"{path}/deposits", headers=long, content=b"{}")).status_code == 400
     assert (await client.post(f"{path}/balance", headers=headers, json={})).status_code == 405
     assert (await client.post(f"{path}/deposits", headers=headers)).status_code == 400
     assert len(fast) == 1

@@ -82,6 +82,7 @@ def running_place(**changes: object) -> Iterator[Place]:
     run_apart(lambda: migrate.limit_role(addresses["owner_database_url"], store_files.APPLICATION_ROLE))
     made = Place(embedded, msgspec.convert({"data_dir": folder, **addresses, **changes}, Settings))
     made.start_servers()
+    assert made.servers[0].token  # made while the database is there
     yield made
     for server in made.servers:
         server.kill()

@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import msgspec
 import pytest
+from redis.asyncio import Redis
 
 from piggybank import cache as module
 from piggybank.cache import Cache, Entry
@@ -38,6 +39,15 @@ async def test_who_hangs_up_takes_nobody_along(cache: Cache) -> None:
     with pytest.raises(asyncio.CancelledError):
         await gone
     assert (await cache.read("test", known[0].key)).payload == known[0].payload
+
+
+async def test_a_value_that_is_not_ours_is_a_miss_and_spoils_nobody_elses(cache: Cache, settings: Settings) -> None:
+    (known,) = entries(1)
+    assert await cache.write("test", [known], TTL_S)
+    async with Redis.from_url(settings.cache_url) as redis:
+        await redis.set(f"{cache.epoch}:test:{{strange}}", b"no version")
+    strange, ours = await asyncio.gather(cache.read("test", "strange"), cache.read("test", known.key))
+    assert (strange.payload, ours.payload) == (None, known.payload)
 
 
 async def test_while_it_is_away_every_read_is_a_miss(settings: Settings) -> None:
