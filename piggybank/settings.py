@@ -1,7 +1,8 @@
 """Everything that an operator may set, read once.
 
-Order, the later wins: defaults, `stores.toml` (written by the embedded stores: addresses with their passwords),
-`piggybank.toml` (the operator's), the environment. This is the only module that reads the environment.
+Order, the later wins: defaults, `stores.toml` (written by the embedded stores: addresses with their passwords), `phase.toml` (written
+by `piggybank phase apply`: what the phase sets), `piggybank.toml` (the operator's), the environment. This is the only module that reads
+the environment.
 """
 
 import os
@@ -20,7 +21,9 @@ from piggybank import errors
 PREFIX = "PIGGYBANK_"
 OPERATOR_FILE = "piggybank.toml"
 STORES_FILE = "stores.toml"
+PHASE_FILE = "phase.toml"
 NOT_SETTINGS = frozenset({"PIGGYBANK_REQUIRE"})  # read by the test run only: tools whose absence is a failure
+LIST_FIELDS = frozenset({"trusted_proxies", "replica_urls"})  # commas between the items in the environment
 STORE_FIELDS = ("database_url", "owner_database_url", "cache_url", "queue_url")
 
 SECRET_NAMES = ("key", "secret", "password", "token", "url")  # a value whose name has one of these words is not shown
@@ -49,6 +52,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     owner_database_url: Annotated[
         str, Meta(description="PostgreSQL, owner role, direct (no pooler): migrations, `verify`, partitions.")
     ] = ""
+    phase: Annotated[int, Meta(ge=0, le=3, description="Phase that this installation runs as (`piggybank phase`).")] = 0
+    replica_urls: Annotated[
+        list[str], Meta(description="PostgreSQL, application role: read replicas that stream from the primary, from phase 2.")
+    ] = []
+    pooler_url: Annotated[
+        str, Meta(description="PgBouncer in front of the primary, application role, from phase 2. Empty: `database_url` is used directly.")
+    ] = ""
+    pooler: Annotated[
+        Literal["phase", "none", "transaction", "transaction+prepared"],
+        Meta(description="How the pooler pools; `phase`: none below phase 2, then transaction. `+prepared` needs PgBouncer 1.21 or newer."),
+    ] = "phase"
+    durability: Annotated[
+        Literal["synchronous", "local"],
+        Meta(description="From phase 2, whether a commit waits for a replica; `local`: not, and a lost primary may lose answered writes."),
+    ] = "synchronous"
     cache_url: Annotated[str, Meta(description="Valkey or Redis for the cache (LRU). Empty: the embedded one.")] = ""
     queue_url: Annotated[str, Meta(description="Valkey or Redis for the jobs (AOF, noeviction). Empty: the embedded one.")] = ""
     sign_up: Annotated[Literal["open", "invite", "closed"], Meta(description="Who may create an account on their own.")] = "invite"
@@ -141,7 +159,7 @@ def load(data_dir: Path | None = None, environment: Mapping[str, str] | None = N
     environment = os.environ if environment is None else environment
     folder = (data_dir or Path(environment.get(f"{PREFIX}DATA_DIR") or default_data_dir())).expanduser().absolute()
     values: dict[str, Any] = {}
-    for name in (STORES_FILE, OPERATOR_FILE):
+    for name in (STORES_FILE, PHASE_FILE, OPERATOR_FILE):
         values |= _from_file(folder / name)
     values |= _from_environment(environment)
     values["data_dir"] = folder
@@ -216,7 +234,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             allowed = f"one of {', '.join(PREFIX + known_name.upper() for known_name in sorted(known))}"
             raise errors.BadSetting(setting=variable, value=_shown_value(name, value), allowed=allowed)
         if name != "data_dir":
-            values[name] = [part.strip() for part in value.split(",") if part.strip()] if name == "trusted_proxies" else value
+            values[name] = [part.strip() for part in value.split(",") if part.strip()] if name in LIST_FIELDS else value
     return values
 
 
@@ -228,7 +246,7 @@ def _convert(values: dict[str, Any]) -> Settings:
         try:
             values[field.name] = msgspec.convert(values[field.name], field.type, strict=False)
         except msgspec.ValidationError as cause:
-            shown = _without_password(str(values[field.name])) if field.name.endswith("_url") else values[field.name]
+            shown = _without_password(str(values[field.name])) if "_url" in field.name else values[field.name]
             raise errors.BadSetting(setting=PREFIX + field.name.upper(), value=shown, allowed=_allowed(field.name)) from cause
     return Settings(**values)
 
@@ -248,6 +266,9 @@ def _check_together(settings: Settings) -> None:
             value=settings.listen,
             allowed="127.0.0.1, or any address with tls_cert and tls_key, with trusted_proxies, or with insecure = true",
         )
+    for url in settings.replica_urls:
+        _check_url("replica_urls", url, ("postgresql", "postgres"))
+    _check_url("pooler_url", settings.pooler_url, ("postgresql", "postgres"))
     for name in STORE_FIELDS:
         if "database" in name:
             _check_url(name, getattr(settings, name), ("postgresql", "postgres"))

@@ -1,0 +1,1 @@
+"""How much an installation carries: the phases and their numbers, what is measured, what it costs, which limit comes first."""
