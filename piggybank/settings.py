@@ -170,8 +170,7 @@ def load(data_dir: Path | None = None, environment: Mapping[str, str] | None = N
 
 def operator_chose_stores(data_dir: Path, environment: Mapping[str, str] | None = None) -> bool:
     """True where an address was given by the operator: then nothing is embedded."""
-    environment = os.environ if environment is None else environment
-    chosen = _from_file(data_dir / OPERATOR_FILE) | _from_environment(environment)
+    chosen = operator_values(data_dir, environment)
     given = [name for name in STORE_FIELDS if chosen.get(name)]
     if given and len(given) < len(STORE_FIELDS):
         missing = ", ".join(sorted(set(STORE_FIELDS) - set(given)))
@@ -179,6 +178,11 @@ def operator_chose_stores(data_dir: Path, environment: Mapping[str, str] | None 
             setting=given[0], value="(set)", allowed=f"all of {', '.join(STORE_FIELDS)} together, or none; missing: {missing}"
         )
     return bool(given)
+
+
+def operator_values(data_dir: Path, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the operator set, in `piggybank.toml` or in the environment, by the names of the settings."""
+    return _from_file(data_dir / OPERATOR_FILE) | _from_environment(os.environ if environment is None else environment)
 
 
 def default_data_dir() -> Path:

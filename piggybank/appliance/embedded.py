@@ -1,94 +1,119 @@
-"""PostgreSQL 18 and two Valkeys in the data folder, on loopback, with no other software on the machine.
+"""The stores of one data folder, on loopback, with no other software on the machine: PostgreSQL 18, Valkey 9, from phase 2 PgBouncer.
 
 <data>/stores/secrets.toml    passwords and ports, made once
-<data>/stores/postgres        the cluster          <data>/stores/cache, queue   the Valkeys: these three are the system user's
-<data>/stores.toml            the four addresses, as settings
+<data>/stores/<name>          a store's own folder, the system user's: `postgres`, `postgres-2`, `pooler`, `cache`, `queue`, `cache-1`, ..
+<data>/stores/primary         which PostgreSQL server takes writes
+<data>/stores.toml            the addresses, as settings
 <data>/run/<name>.json        who runs             <data>/logs/<name>.log
+
+Which stores there are is the phase's (`topology`). `grow` makes what is missing and changes what differs, `shrink` takes away what is
+not wanted any more; between the two the web processes are moved over, so at no moment somebody needs what is not there.
 """
 
 import os
 import shutil
 import signal
+import socket
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-import msgspec
-import psutil
 from redis import Redis
 from redis.exceptions import RedisError
 
 from piggybank import errors
-from piggybank.appliance import binaries, processes, store_files, system_user
+from piggybank.appliance import binaries, cache_cluster, pooler, processes, store_files, system_user, topology
 from piggybank.appliance.data_folder import prepare_folder
+from piggybank.appliance.postgres import Postgres
 from piggybank.appliance.processes import Program, Running
 from piggybank.appliance.system_user import SystemUser, ours, shared
+from piggybank.appliance.topology import CACHE, CACHE_NODES, POOLER, QUEUE, Topology
 
 START_TIMEOUT_S = 120  # crash recovery replays at most max_wal_size
+STREAM_TIMEOUT_S = 120  # until a standby that was away has caught up
 POSTGRES_STOP_TIMEOUT_S = 60
+POOLER_STOP_TIMEOUT_S = 5
 VALKEY_STOP_TIMEOUT_S = 30
 POLL_S = 0.05
 LOG_TAIL_LINES = 5
 
+Tell = Callable[[str], None]  # a line of progress
+
+
+def quietly(_: str) -> None:
+    """Nobody listens."""
+
 
 class Embedded:
-    """The stores of one data folder."""
+    """The stores of one data folder, in the phase that `topology` says."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, wanted: Topology | None = None) -> None:
         self.data_dir = data_dir
+        self.topology = wanted or topology.of(0)
         self.dir = data_dir / "stores"
         self.logs = data_dir / "logs"
         self.run_dir = data_dir / "run"
         self.user: SystemUser | None = None
         self.programs: dict[str, Program] = {}
         self.running: dict[str, Running] = {}
+        self.busy: set[str] = set()  # stores that a change stops and starts: nobody else starts them meanwhile
+        self._confirmed = self.topology.synchronous  # commits wait for a standby
 
-    def start(self) -> None:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stores of the topology, in the order in which they start."""
+        return topology.names(self.dir, self.topology)
+
+    # Starting and stopping -------------------------------------------------------------------------------------------
+
+    def start(self, tell: Tell = quietly) -> None:
         """Prepare, adopt what lives, start what does not, wait until all answer; raises `errors.StoreFailed`."""
         self.prepare()
-        for name in self.programs:
-            self.ensure(name)
-        for name in self.programs:
-            self.wait_ready(name)
-        self._make_roles()
-        store_files.write_addresses(self.data_dir, self.secrets, self.user)
+        self.grow(self.topology, tell)
 
     def prepare(self) -> None:
         """Folders, user, secrets, binaries, cluster and configuration; starts nothing."""
         self.user = prepare_folder(self.data_dir)
         system_user.make_folder(self.dir, ours(self.user), shared(self.user, 0o750))
         system_user.keep_file(self.dir / "secrets.toml", self.user, 0o600)
-        for folder in (self.dir / "cache", self.dir / "queue"):
-            system_user.make_folder(folder, self.user)
         self.secrets = store_files.load_secrets(self.dir, self.user)
-        self._bin = binaries.postgres(self.dir, self.user)
-        self._make_cluster()
-        self._list_programs(self._bin / "postgres", binaries.valkey(self.dir, self.user))
-        if not any(processes.find(program) for program in self.programs.values()):
-            self._leave_taken_ports()
-        self._write_configuration()
+        self._postgres_bin = binaries.postgres(self.dir, self.user)
+        self._valkey_program = binaries.valkey(self.dir, self.user)
+        self.postgres = Postgres(self.dir, self._postgres_bin, self.secrets, self.user)
+        self._list_programs(self.names)
+        self._leave_taken_ports()
+        self.postgres.make_primary()
+        for name in self.names:
+            self._write_configuration(name)
 
     def ensure(self, name: str) -> Running:
-        """The live process of that store: known, adopted or started."""
+        """The live process of that store: known, adopted or started; a primary of the past is rewound first."""
         known = self.running.get(name)
         if known is not None and known.alive():
             return known
         program = self.programs[name]
         found = processes.find(program)
         if found is None:
-            if name == "postgres":
-                self._clear_postmaster_pid()
+            if name in topology.NODES:
+                if self.postgres.must_be_rewound(name):
+                    self.postgres.make_follow(name, self.topology)
+                self.postgres.clear_pid_file(name)
             found = processes.start(program)
         self.running[name] = found
         return found
 
     def is_ready(self, name: str) -> bool:
         """True when it takes connections."""
-        if name == "postgres":
-            return self._postgres_ready()
-        password, port = self._valkey_door(name)
+        if name in topology.NODES:
+            return self.postgres.is_ready(name)
+        if name == POOLER:
+            return _listens(self.secrets.port_of(name))
+        password = self.secrets.queue_password if name == QUEUE else self.secrets.cache_password
         try:
-            with Redis(host="127.0.0.1", port=port, password=password, socket_timeout=2, socket_connect_timeout=2) as client:
+            with Redis(
+                host="127.0.0.1", port=self.secrets.port_of(name), password=password, socket_timeout=2, socket_connect_timeout=2
+            ) as client:
                 return bool(client.ping())
         except RedisError:  # nobody there, or still loading its file
             return False
@@ -104,154 +129,285 @@ class Embedded:
     def find_all(self, user: SystemUser | None) -> None:
         """Know what runs without preparing anything: to stop it, to tell about it."""
         self.user = user
-        self._list_programs(Path("postgres"), Path("valkey-server"))
+        self._postgres_bin, self._valkey_program = Path(), Path("valkey-server")
+        self._list_programs(topology.ALL_STORES)
 
     def stop(self) -> dict[str, bool]:
-        """Stop what runs, Valkeys first; for each, whether asking was enough."""
+        """Stop what runs, the primary last; for each, whether asking was enough."""
         stopped = {}
-        for name in reversed(self.programs):
+        for name in self._in_stopping_order(self.programs):
             found = self.running.pop(name, None) or processes.find(self.programs[name])
             if found is not None:
                 stopped[name] = found.stop()
         return stopped
 
-    def _list_programs(self, postgres: Path, valkey: Path) -> None:
-        def program(name: str, *argv: str, stop_signal: int, kill_signal: int, stop_timeout_s: float) -> Program:
-            return Program(
-                name=name,
-                argv=argv,
-                run_dir=self.run_dir,
-                log=self.logs / f"{name}.log",
-                user=self.user,
-                stop_signal=stop_signal,
-                kill_signal=kill_signal,
-                stop_timeout_s=stop_timeout_s,
-            )
+    def psql(self, script: str) -> str:
+        """Run a script as the superuser on the database `postgres` of the primary; returns what it printed."""
+        return self.postgres.psql(script)
 
-        # SIGINT is PostgreSQL's fast shutdown, SIGQUIT its immediate one
-        self.programs["postgres"] = program(
-            "postgres",
-            str(postgres),
-            "-D",
-            str(self.dir / "postgres"),
-            stop_signal=signal.SIGINT,
-            kill_signal=signal.SIGQUIT,
-            stop_timeout_s=POSTGRES_STOP_TIMEOUT_S,
-        )
-        for name in ("cache", "queue"):
-            self.programs[name] = program(
-                name,
-                str(valkey),
-                str(self.dir / name / "valkey.conf"),
-                stop_signal=signal.SIGTERM,
-                kill_signal=signal.SIGKILL,
-                stop_timeout_s=VALKEY_STOP_TIMEOUT_S,
-            )
+    def addresses(self) -> dict[str, Any]:
+        """What `stores.toml` says, by the names of the settings."""
+        found: dict[str, Any] = dict(self.secrets.addresses(self.postgres.primary))
+        found |= {"simulator_key": self.secrets.simulator_key, "simulator_port": self.secrets.simulator_port}
+        standbys = topology.standbys_of(self.dir, self.topology.replicas)
+        if standbys:
+            found["replica_urls"] = [self.secrets.database_url(store_files.APPLICATION_ROLE, name) for name in standbys]
+        if self.topology.pooled:
+            found["pooler_url"] = self.secrets.database_url(store_files.APPLICATION_ROLE, POOLER)
+        if self.topology.clustered:
+            nodes = ",".join(f"127.0.0.1:{self.secrets.port_of(name)}" for name in CACHE_NODES)
+            found["cache_url"] = f"redis+cluster://:{self.secrets.cache_password}@{nodes}"
+        return found
 
-    def _make_cluster(self) -> None:
-        """initdb beside its place, then renamed: a crash in between leaves no half cluster."""
-        place = self.dir / "postgres"
-        if place.exists():
-            return
-        making = self.dir / "postgres.new"
-        shutil.rmtree(making, ignore_errors=True)
-        system_user.make_folder(making, self.user)
-        password_file = self.dir / "initdb.password"
-        processes.write_file(password_file, self.secrets.admin_password + "\n", 0o600, self.user)
+    # Changing --------------------------------------------------------------------------------------------------------
+
+    def grow(self, wanted: Topology, tell: Tell = quietly) -> None:
+        """Make what `wanted` has and we do not; safe to repeat. Raises `errors.StoreFailed`, `errors.CannotProceed`."""
+        if wanted.pooled:
+            pooler.program()  # raises where it is not installed, before anything is changed
+        self.topology = wanted
+        self._confirmed |= wanted.synchronous
+        self._list_programs({*self.programs, *self.names})
+        self._leave_taken_ports()
+        primary, standbys = self.postgres.primary, topology.standbys_of(self.dir, wanted.replicas)
+        for name in self.names:
+            self._write_configuration(name)
+            if name not in standbys:
+                self.ensure(name)
+        self.wait_ready(primary)
+        self._take_over(primary)
+        self.postgres.reload(primary)
+        if self.postgres.must_restart(wanted):
+            self._restart_primary(tell)
+        self.postgres.make_roles()
+        for name in filter(self.postgres.is_made, standbys):
+            self.ensure(name)
+        for name in standbys:
+            self._add_standby(name, tell)
+        for name in self.names:
+            self.wait_ready(name)
+        self._write_configuration(primary)
+        self.postgres.reload(primary)  # from here on commits wait for a standby, where the phase says so
+        if wanted.clustered:
+            tell("forming the cache's cluster")
+            nodes = [("127.0.0.1", self.secrets.port_of(name)) for name in CACHE_NODES]
+            cache_cluster.form(nodes, self.secrets.cache_password)
+        store_files.write_addresses(self.data_dir, self.addresses(), self.user)
+
+    def shrink(self, tell: Tell = quietly) -> None:
+        """Take away what the present topology does not have. Copies are deleted; the primary never is."""
+        self._confirmed = self.topology.synchronous
+        self._write_configuration(self.postgres.primary)
+        self.postgres.reload(self.postgres.primary)  # commits stop waiting before those are gone that they wait for
+        self._list_programs({*self.programs, *(name for name in topology.ALL_STORES if (self.dir / name).exists())})
+        beyond = [name for name in self.programs if name not in self.names]
+        self.busy.update(beyond)
         try:
-            system_user.run(
-                self.user,
-                str(self._bin / "initdb"),
-                f"--pgdata={making}",
-                f"--username={store_files.ADMIN_ROLE}",
-                f"--pwfile={password_file}",
-                "--auth=scram-sha-256",
-                "--encoding=UTF8",
-                "--locale=C",
-                "--locale-provider=builtin",
-                "--builtin-locale=C.UTF-8",
-                "--data-checksums",
-            )
+            for name in self._in_stopping_order(beyond):
+                found = self.running.pop(name, None) or processes.find(self.programs[name])
+                if found is not None:
+                    tell(f"stopping {name}")
+                    found.stop()
+                if name in topology.NODES and name != self.postgres.primary:
+                    self.postgres.drop_slot(name)
+                    shutil.rmtree(self.dir / name, ignore_errors=True)
+                elif name in CACHE_NODES:
+                    shutil.rmtree(self.dir / name, ignore_errors=True)
+                del self.programs[name]
         finally:
-            password_file.unlink(missing_ok=True)
-        making.rename(place)
+            self.busy.difference_update(beyond)
+
+    def _restart_primary(self, tell: Tell) -> None:
+        name = self.postgres.primary
+        tell(f"restarting {name} for its new memory: writes wait")
+        self.busy.add(name)
+        try:
+            self.running.pop(name).stop()
+            self.ensure(name)
+            self.wait_ready(name)
+        finally:
+            self.busy.discard(name)
+
+    def _add_standby(self, name: str, tell: Tell) -> None:
+        """Copied where it is missing, or where it cannot follow any more."""
+        if self.postgres.is_made(name):
+            self.ensure(name)
+            if self._streams(name):
+                return
+            tell(f"{name} does not follow: it is copied anew")
+            self.running.pop(name).stop()
+        tell(f"copying the primary to {name}")
+        self.busy.add(name)
+        try:
+            self.postgres.make_standby(name)
+            self._write_configuration(name)
+            self.ensure(name)
+            self.wait_ready(name)
+        finally:
+            self.busy.discard(name)
+        if not self._streams(name):
+            raise errors.StoreFailed(store=name, log=str(self.programs[name].log), says=_tail(self.programs[name].log))
+        tell(f"{name} follows")
+
+    def _streams(self, name: str) -> bool:
+        until = time.monotonic() + STREAM_TIMEOUT_S
+        while name not in self.postgres.streaming():
+            if not self.running[name].alive() or time.monotonic() > until:
+                return False
+            time.sleep(POLL_S)
+        return True
+
+    # Failing over ----------------------------------------------------------------------------------------------------
+
+    def failover(self, to: str = "", tell: Tell = quietly) -> str:
+        """Make a standby the primary; returns its name. The old one is stopped, or killed, first, and becomes a standby.
+
+        Raises `errors.CannotProceed` without a standby that answers. Interrupted anywhere after the choice, the next start ends it.
+        """
+        old = self.postgres.primary
+        new = self._choose(to)
+        tell(f"{new} becomes the primary, in the place of {old}")
+        self.busy.add(old)
+        try:
+            self.postgres.name_primary(new)
+            self.postgres.fence(old, self.running.pop(old, None))
+            tell(f"{old} takes nothing any more")
+            self._take_over(new)
+            self._follow(old, new, tell)
+        finally:
+            self.busy.discard(old)
+        store_files.write_addresses(self.data_dir, self.addresses(), self.user)
+        return new
+
+    def _take_over(self, name: str) -> None:
+        """Promote the primary that is named, unless it is one: what the caches hold may be of a past that is gone."""
+        standing = self.postgres.look(name)
+        if standing is not None and standing.in_recovery:
+            self.postgres.promote(name)
+            self.forget_cache()
+            self.postgres.raise_epoch()
+
+    def _choose(self, to: str) -> str:
+        """The standby whose WAL goes furthest: with one that confirms, every answered commit is on it."""
+        standings = [self.postgres.look(name) for name in topology.standbys_of(self.dir, self.topology.replicas)]
+        answering = {standing.name: standing for standing in standings if standing is not None and standing.in_recovery}
+        if not answering:
+            raise errors.CannotProceed(what="no standby answers", do="piggybank status; a failover needs phase 2 and a live standby")
+        furthest = max(answering.values(), key=lambda standing: standing.received)
+        if not to:
+            return furthest.name
+        if to not in answering:
+            raise errors.CannotProceed(what=f"{to} is no standby that answers", do=f"choose one of {', '.join(sorted(answering))}")
+        if answering[to].received < furthest.received and self.topology.synchronous:
+            raise errors.CannotProceed(
+                what=f"{to} is {furthest.received - answering[to].received} bytes behind {furthest.name}: answered writes could be missing",
+                do=f"piggybank failover --to {furthest.name}",
+            )
+        return to
+
+    def _follow(self, old: str, new: str, tell: Tell) -> None:
+        """Everybody follows the new primary: the pooler first, then the other standbys, then the old primary."""
+        others = [name for name in topology.standbys_of(self.dir, self.topology.replicas) if name != old]
+        for name in (*others, old):
+            self.postgres.make_slot(name)
+        for name in others:
+            self._write_configuration(name)
+            if self.is_ready(name):
+                self.postgres.reload(name)
+        self._write_configuration(new)
+        self.postgres.reload(new)
+        if self.topology.pooled:
+            self._write_configuration(POOLER)
+            self.ensure(POOLER).signal(signal.SIGHUP)  # it reads where the primary is
+        how = self.postgres.make_follow(old, self.topology)
+        self.ensure(old)
+        self.wait_ready(old)
+        tell(f"{old} follows {new} ({how})")
+        for name in others:
+            self._add_standby(name, tell)
+
+    def forget_cache(self) -> None:
+        """Empty the cache: what it holds may be of a past that is gone."""
+        for name in self.names:
+            if name == CACHE or name in CACHE_NODES:
+                try:
+                    with Redis(host="127.0.0.1", port=self.secrets.port_of(name), password=self.secrets.cache_password) as client:
+                        client.flushall()
+                except RedisError:  # a node that is away has nothing when it comes back, and a replica is told by its master
+                    continue
+
+    # What to run -----------------------------------------------------------------------------------------------------
+
+    def _list_programs(self, names: Iterable[str]) -> None:
+        self.programs = {name: self._program(name) for name in topology.ALL_STORES if name in set(names)}
+
+    def _program(self, name: str) -> Program:
+        folder = self.dir / name
+        stop_signal, kill_signal, stop_timeout_s = signal.SIGTERM, signal.SIGKILL, VALKEY_STOP_TIMEOUT_S
+        argv: tuple[str, ...] = (str(self._valkey_program), str(folder / "valkey.conf"))
+        if name in topology.NODES:  # SIGINT is PostgreSQL's fast shutdown, SIGQUIT its immediate one
+            stop_signal, kill_signal, stop_timeout_s = signal.SIGINT, signal.SIGQUIT, POSTGRES_STOP_TIMEOUT_S
+            argv = (str(self._postgres_bin / "postgres"), "-D", str(folder))
+        elif name == POOLER:
+            stop_timeout_s = POOLER_STOP_TIMEOUT_S
+            argv = (pooler.found() or "pgbouncer", str(folder / "pgbouncer.ini"))
+        return Program(
+            name=name,
+            argv=argv,
+            run_dir=self.run_dir,
+            log=self.logs / f"{name}.log",
+            user=self.user,
+            stop_signal=stop_signal,
+            kill_signal=kill_signal,
+            stop_timeout_s=stop_timeout_s,
+        )
+
+    def _in_stopping_order(self, names: Iterable[str]) -> list[str]:
+        """Clients before servers, standbys before their primary: its last bytes need nobody then."""
+        primary = topology.primary_of(self.dir)
+        backwards = [name for name in reversed(topology.ALL_STORES) if name in set(names)]
+        return sorted(backwards, key=lambda name: name == primary)
 
     def _leave_taken_ports(self) -> None:
-        """A port that another program took while we were stopped is changed; otherwise ports stay as they are."""
-        names = ("postgres_port", "cache_port", "queue_port", "simulator_port")
-        taken = [name for name in names if not store_files.is_free(getattr(self.secrets, name))]
-        if taken:
-            fresh = dict(zip(taken, store_files.free_ports(len(taken)), strict=True))
-            self.secrets = msgspec.structs.replace(self.secrets, **fresh)
-            store_files.save_secrets(self.dir, self.secrets, self.user)
+        """A port that another program took while its store was stopped is changed; otherwise ports stay as they are."""
+        stopped = [name for name in self.names if processes.find(self.programs[name]) is None]
+        self.secrets = store_files.with_free_ports(self.dir, self.secrets, stopped, self.user)
+        self.postgres.secrets = self.secrets
 
-    def _write_configuration(self) -> None:
-        for path, text in (
-            (self.dir / "postgres" / "postgresql.conf", store_files.postgres_conf(self.secrets.postgres_port)),
-            (self.dir / "postgres" / "pg_hba.conf", store_files.pg_hba()),
-            (self.dir / "cache" / "valkey.conf", store_files.cache_conf(self.secrets, self.dir / "cache")),
-            (self.dir / "queue" / "valkey.conf", store_files.queue_conf(self.secrets, self.dir / "queue")),
-        ):
-            processes.write_file(path, text, 0o600, self.user)
+    def _write_configuration(self, name: str) -> None:
+        if name in topology.NODES:
+            if self.postgres.is_made(name):
+                others = [other for other in topology.NODES if other != self.postgres.primary and self.postgres.is_made(other)]
+                self.postgres.write_configuration(name, self.topology, tuple(others) if self._confirmed else ())
+            return
+        folder = self.dir / name
+        system_user.make_folder(folder, self.user)
+        for file, text in self._files_of(name, folder).items():
+            processes.write_file(folder / file, text, 0o600, self.user)
 
-    def _clear_postmaster_pid(self) -> None:
-        """Clear PostgreSQL's own pid file when that pid is now another program, which PostgreSQL takes for itself.
-
-        Only then: the file also lets PostgreSQL see backends that outlived their postmaster, so while any process works in the
-        cluster's folder, or the pid is simply dead, it stays.
-        """
-        cluster = self.dir / "postgres"
-        with suppress(FileNotFoundError, ValueError):
-            handle = system_user.open_file(cluster / "postmaster.pid", os.O_RDONLY)
-            with os.fdopen(handle, encoding="utf-8") as file:
-                pid = int(file.readline())
-            if psutil.pid_exists(pid) and not processes.anybody_in(cluster):
-                (cluster / "postmaster.pid").unlink()
-
-    def _make_roles(self) -> None:
-        """Roles and database, when they are missing. The owner may alter the application's role: it puts the timeouts on it."""
-        owner, application = store_files.OWNER_ROLE, store_files.APPLICATION_ROLE
-        roles = "".join(
-            f"SELECT 'CREATE ROLE {role}' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') \\gexec\n"
-            f"ALTER ROLE {role} LOGIN {rights} PASSWORD '{password}';\n"
-            for role, rights, password in (
-                (owner, "CREATEDB CREATEROLE", self.secrets.owner_password),
-                (application, "", self.secrets.application_password),
+    def _files_of(self, name: str, folder: Path) -> dict[str, str]:
+        if name == POOLER:
+            return pooler.files(
+                self.secrets,
+                self.postgres.primary,
+                clients=self.topology.pooler_clients,
+                connections=self.topology.pooler_connections,
+                folder=folder,
             )
-        )
-        self.psql(
-            # passwords stay out of the log
-            "SET log_statement = 'none';\nSET log_min_error_statement = 'panic';\nSET log_min_duration_statement = -1;\n"
-            + roles
-            + f"GRANT {application} TO {owner} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;\n"
-            + f"SELECT 'CREATE DATABASE {store_files.DATABASE} OWNER {owner}'"
-            + f" WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{store_files.DATABASE}') \\gexec\n"
-        )
+        if name == QUEUE:
+            return {"valkey.conf": store_files.queue_conf(self.secrets, folder)}
+        if name == CACHE:
+            return {"valkey.conf": store_files.cache_conf(self.secrets, folder, self.topology.cache_mib)}
+        port, size = self.secrets.port_of(name), self.topology.cache_mib
+        return {"valkey.conf": cache_cluster.conf(port, self.secrets.cache_password, folder, size)}
 
-    def psql(self, script: str) -> str:
-        """Run a script as the cluster's superuser on the database `postgres`; returns what it printed."""
-        options = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1", "--file=-")
-        done = system_user.run(
-            self.user,
-            str(self._bin / "psql"),
-            *options,
-            "--host=127.0.0.1",
-            f"--port={self.secrets.postgres_port}",
-            f"--username={store_files.ADMIN_ROLE}",
-            "postgres",
-            text=script,
-            environment={"PGPASSWORD": self.secrets.admin_password},
-        )
-        return done.stdout
 
-    def _postgres_ready(self) -> bool:
-        program = str(self._bin / "pg_isready")
-        return system_user.can(self.user, program, "--quiet", "--host=127.0.0.1", f"--port={self.secrets.postgres_port}")
-
-    def _valkey_door(self, name: str) -> tuple[str, int]:
-        if name == "cache":
-            return self.secrets.cache_password, self.secrets.cache_port
-        return self.secrets.queue_password, self.secrets.queue_port
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2):
+            return True
+    except OSError:
+        return False
 
 
 def _tail(log: Path) -> str:

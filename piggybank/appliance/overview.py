@@ -12,14 +12,13 @@ from redis.exceptions import RedisError
 
 import piggybank
 from piggybank import settings as settings_file
-from piggybank.appliance import folder, processes, web
+from piggybank.appliance import folder, processes, topology, web
 from piggybank.appliance.processes import Program
 from piggybank.db import installation, migrate
 from piggybank.settings import Settings
 
 STOP_SIGNAL = signal.SIGTERM
 ANSWER_TIMEOUT_S = 3.0
-STORES = ("postgres", "cache", "queue")
 
 
 class Process(NamedTuple):
@@ -51,7 +50,7 @@ async def look(settings: Settings) -> dict[str, Any]:
     revision = await _revision(settings) if answers["database"] else None
     mode = await installation.stored_mode(settings.database_url) if revision else None
     programs = web.names(settings, mode)
-    wanted = [*(STORES if embedded else ()), *programs]
+    wanted = [*(topology.names(settings.data_dir / "stores", topology.wanted(settings)) if embedded else ()), *programs]
     ready = await asyncio.to_thread(is_ready, settings)
     rows = [
         {"name": name, "pid": live[name].pid if name in live else None, "since": live[name].since if name in live else None}
@@ -70,6 +69,8 @@ async def look(settings: Settings) -> dict[str, Any]:
         "version": card.version if card else piggybank.__version__,
         "data_dir": str(settings.data_dir),
         "embedded": embedded,
+        "phase": settings.phase,
+        "durability": settings.waits_for,
         "schema": schema,
         "stores": answers,
         "provider": {

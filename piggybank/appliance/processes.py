@@ -165,7 +165,12 @@ def is_live(process: psutil.Process) -> bool:
 
 def anybody_in(folder: Path) -> bool:
     """True when some live process works in that folder: PostgreSQL's processes all do."""
-    return any(process.info["cwd"] == str(folder) and is_live(process) for process in psutil.process_iter(["cwd"]))
+    return bool(in_folder(folder))
+
+
+def in_folder(folder: Path) -> list[psutil.Process]:
+    """The live processes that work in that folder."""
+    return [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(folder) and is_live(process)]
 
 
 def write_file(path: Path, text: str, mode: int = 0o600, user: SystemUser | None = None) -> None:

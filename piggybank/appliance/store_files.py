@@ -4,11 +4,13 @@ Durable on purpose: a 2xx means that it is on this disk, so fsync, synchronous_c
 checksums. The queue keeps an append-only file and refuses writes when full; the cache forgets the least used and is never saved.
 """
 
+import json
 import secrets
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -20,12 +22,16 @@ from piggybank.appliance.system_user import SystemUser, ours, shared
 OWNER_ROLE = "piggybank_owner"
 APPLICATION_ROLE = "piggybank_app"
 ADMIN_ROLE = "postgres"
+REPLICATION_ROLE = "piggybank_replication"
 DATABASE = "piggybank"
+
+FIRST_POSTGRES = "postgres"  # the server that a new installation has
+LATER_STORES = ("postgres-2", "postgres-3", "pooler", *(f"cache-{number}" for number in range(1, 7)))
+SLOT_KEEPS = "4GB"
 
 FIRST_PORT, LAST_PORT = 20_000, 32_000  # below the ports that systems hand to outgoing connections
 PASSWORD_BYTES = 24
 MIB = 1024 * 1024
-MAX_CONNECTIONS = 100
 SHARED_BUFFERS_MIB = (64, 512)  # least and most; an eighth of the memory between them
 CACHE_MIB = (64, 512)  # a sixteenth of the memory
 QUEUE_MIB = (64, 256)
@@ -42,37 +48,45 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     postgres_port: int
     cache_port: int
     queue_port: int
-    simulator_key: str = ""  # files of older versions have neither
+    simulator_key: str = ""  # files of older versions have none of these
     simulator_port: int = 0
+    replication_password: str = ""
+    ports: dict[str, int] = {}  # of the stores that only some phases have, by name
 
     @property
     def admin_url(self) -> str:
-        return self._database_url(ADMIN_ROLE, self.admin_password)
+        return self.database_url(ADMIN_ROLE, FIRST_POSTGRES)
 
-    def addresses(self) -> dict[str, str]:
-        """What `stores.toml` says, by the names of the settings."""
+    def port_of(self, name: str) -> int:
+        """Where the store of that name listens."""
+        first = {FIRST_POSTGRES: self.postgres_port, "cache": self.cache_port, "queue": self.queue_port}
+        return first.get(name) or self.ports[name]
+
+    def addresses(self, primary: str = FIRST_POSTGRES) -> dict[str, str]:
+        """Where the stores of phase 0 are, by the names of the settings."""
         return {
-            "database_url": self._database_url(APPLICATION_ROLE, self.application_password),
-            "owner_database_url": self._database_url(OWNER_ROLE, self.owner_password),
+            "database_url": self.database_url(APPLICATION_ROLE, primary),
+            "owner_database_url": self.database_url(OWNER_ROLE, primary),
             "cache_url": f"redis://:{self.cache_password}@127.0.0.1:{self.cache_port}/0",
             "queue_url": f"redis://:{self.queue_password}@127.0.0.1:{self.queue_port}/0",
         }
 
-    def _database_url(self, role: str, password: str) -> str:
-        return f"postgresql://{role}:{password}@127.0.0.1:{self.postgres_port}/{DATABASE}"
+    def database_url(self, role: str, name: str) -> str:
+        """The address of the store `name` (a PostgreSQL server, the pooler) for that role."""
+        passwords = {ADMIN_ROLE: self.admin_password, OWNER_ROLE: self.owner_password, APPLICATION_ROLE: self.application_password}
+        return f"postgresql://{role}:{passwords[role]}@127.0.0.1:{self.port_of(name)}/{DATABASE}"
 
 
 def load_secrets(stores_dir: Path, user: SystemUser | None) -> Secrets:
-    """The secrets of this folder, made when there are none and never overwritten."""
+    """The secrets of this folder, made when there are none and never overwritten; what an older version did not have is added."""
     path = stores_dir / "secrets.toml"
     if path.exists():
         kept = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Secrets)
-        if kept.simulator_key and kept.simulator_port:
-            return kept
-        kept = msgspec.structs.replace(kept, simulator_key=secrets.token_hex(PASSWORD_BYTES), simulator_port=free_ports(1)[0])
-        save_secrets(stores_dir, kept, user)
-        return kept
-    ports = free_ports(4)
+        whole = _completed(kept)
+        if whole != kept:
+            save_secrets(stores_dir, whole, user)
+        return whole
+    ports = free_ports(3)
     made = Secrets(
         admin_password=secrets.token_hex(PASSWORD_BYTES),
         owner_password=secrets.token_hex(PASSWORD_BYTES),
@@ -82,8 +96,41 @@ def load_secrets(stores_dir: Path, user: SystemUser | None) -> Secrets:
         postgres_port=ports[0],
         cache_port=ports[1],
         queue_port=ports[2],
-        simulator_key=secrets.token_hex(PASSWORD_BYTES),
-        simulator_port=ports[3],
+    )
+    made = _completed(made)
+    save_secrets(stores_dir, made, user)
+    return made
+
+
+def _completed(kept: Secrets) -> Secrets:
+    missing = [name for name in LATER_STORES if name not in kept.ports]
+    taken = [kept.postgres_port, kept.cache_port, kept.queue_port, kept.simulator_port, *kept.ports.values()]
+    fresh = free_ports(len(missing) + 1, taken)
+    return msgspec.structs.replace(
+        kept,
+        simulator_key=kept.simulator_key or secrets.token_hex(PASSWORD_BYTES),
+        simulator_port=kept.simulator_port or fresh[-1],
+        replication_password=kept.replication_password or secrets.token_hex(PASSWORD_BYTES),
+        ports=kept.ports | dict(zip(missing, fresh, strict=False)),
+    )
+
+
+def with_free_ports(stores_dir: Path, kept: Secrets, stopped: Sequence[str], user: SystemUser | None) -> Secrets:
+    """Other ports for those of the `stopped` stores whose port somebody else took; the simulator's, too, when none runs."""
+    taken = [name for name in stopped if not is_free(kept.port_of(name))]
+    move_simulator = {FIRST_POSTGRES, "cache", "queue"} <= set(stopped) and not is_free(kept.simulator_port)
+    if not taken and not move_simulator:
+        return kept
+    used = [kept.postgres_port, kept.cache_port, kept.queue_port, kept.simulator_port, *kept.ports.values()]
+    fresh = free_ports(len(taken) + 1, used)
+    changed = dict(zip(taken, fresh, strict=False))
+    made = msgspec.structs.replace(
+        kept,
+        postgres_port=changed.pop(FIRST_POSTGRES, kept.postgres_port),
+        cache_port=changed.pop("cache", kept.cache_port),
+        queue_port=changed.pop("queue", kept.queue_port),
+        simulator_port=fresh[-1] if move_simulator else kept.simulator_port,
+        ports=kept.ports | changed,
     )
     save_secrets(stores_dir, made, user)
     return made
@@ -91,28 +138,37 @@ def load_secrets(stores_dir: Path, user: SystemUser | None) -> Secrets:
 
 def save_secrets(stores_dir: Path, made: Secrets, user: SystemUser | None) -> None:
     """Write them for the supervisor alone: nothing that runs as the system user needs the administrator's password."""
-    write_file(stores_dir / "secrets.toml", _toml(msgspec.to_builtins(made)), 0o600, ours(user))
+    write_file(stores_dir / "secrets.toml", toml(msgspec.to_builtins(made)), 0o600, ours(user))
 
 
-def write_addresses(data_dir: Path, made: Secrets, user: SystemUser | None) -> None:
-    """`stores.toml`, which `settings.load` reads, in the web, too; with the simulator's key and port."""
+def write_addresses(data_dir: Path, addresses: Mapping[str, Any], user: SystemUser | None) -> None:
+    """`stores.toml`, which `settings.load` reads, in the web, too."""
     heading = "# Written by `piggybank up`: the embedded stores. Put other addresses into piggybank.toml, not here.\n"
-    write_file(
-        data_dir / settings.STORES_FILE,
-        heading + _toml(made.addresses() | {"simulator_key": made.simulator_key, "simulator_port": made.simulator_port}),
-        shared(user, 0o640),
-        ours(user),
-    )
+    write_file(data_dir / settings.STORES_FILE, heading + toml(addresses), shared(user, 0o640), ours(user))
 
 
-def postgres_conf(port: int) -> str:
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """What the configuration of one PostgreSQL server says beside what all of them say."""
+
+    name: str
+    port: int
+    shared_buffers_mib: int
+    effective_cache_mib: int
+    max_connections: int
+    synchronous: tuple[str, ...] = ()  # a commit waits for any one of these
+    primary_port: int = 0  # 0: it is the primary
+    replication_password: str = ""
+
+
+def postgres_conf(server: Server) -> str:
     """`postgresql.conf`; what an operator sets with ALTER SYSTEM wins."""
     memory = memory_mib()
     values = {
         "listen_addresses": "127.0.0.1",
-        "port": port,
+        "port": server.port,
         "unix_socket_directories": "",  # paths of sockets are short (107 bytes), data folders need not be
-        "max_connections": MAX_CONNECTIONS,
+        "cluster_name": server.name,  # the name that a standby has in the primary's pg_stat_replication
+        "max_connections": server.max_connections,
         "password_encryption": "scram-sha-256",
         "fsync": "on",
         "synchronous_commit": "on",
@@ -121,11 +177,12 @@ def postgres_conf(port: int) -> str:
         "wal_compression": "pglz",
         "min_wal_size": "128MB",
         "max_wal_size": "1GB",
+        "max_slot_wal_keep_size": SLOT_KEEPS,  # a standby that stays away longer is copied anew, before it fills the disk
         "checkpoint_timeout": "5min",
         "checkpoint_completion_target": 0.9,
-        "shared_buffers": f"{_between(memory // 8, SHARED_BUFFERS_MIB)}MB",
-        "effective_cache_size": f"{max(memory // 2, 128)}MB",
-        "maintenance_work_mem": f"{_between(memory // 32, (16, 128))}MB",
+        "shared_buffers": f"{server.shared_buffers_mib}MB",
+        "effective_cache_size": f"{server.effective_cache_mib}MB",
+        "maintenance_work_mem": f"{between(memory // 32, (16, 128))}MB",
         "work_mem": "4MB",
         "random_page_cost": 1.1,
         "timezone": "UTC",
@@ -137,9 +194,32 @@ def postgres_conf(port: int) -> str:
         "log_min_duration_statement": "1s",
         "log_parameter_max_length": 0,  # parameters are people's data
         "log_parameter_max_length_on_error": 0,
+        "hot_standby": "on",
+        "hot_standby_feedback": "on",  # a page that is being read on a standby is not vacuumed away under it
+        "max_standby_streaming_delay": "1s",  # a long read ends rather than holding up what others read
+        "wal_receiver_status_interval": "1s",
+        "wal_retrieve_retry_interval": "500ms",
+        "wal_receiver_timeout": "5s",
+        "wal_sender_timeout": "5s",
+        "synchronous_standby_names": f"ANY 1 ({', '.join(map(_quoted, server.synchronous))})" if server.synchronous else "",
     }
+    if server.primary_port:
+        values["primary_slot_name"] = slot_of(server.name)
+        values["primary_conninfo"] = (
+            f"host=127.0.0.1 port={server.primary_port} user={REPLICATION_ROLE} password={server.replication_password}"
+            f" application_name={server.name} connect_timeout=5"
+        )
     lines = [f"{name} = '{value}'" for name, value in values.items()]
     return "# Written at every start; use ALTER SYSTEM for settings of your own.\n" + "\n".join(lines) + "\n"
+
+
+def slot_of(name: str) -> str:
+    """The replication slot of the standby of that name."""
+    return name.replace("-", "_")
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
 
 
 def pg_hba() -> str:
@@ -149,15 +229,14 @@ def pg_hba() -> str:
     )
 
 
-def cache_conf(made: Secrets, folder: Path) -> str:
-    """Forgets the least used, never saved: losing it makes things slower, not wrong."""
-    size = _between(memory_mib() // 16, CACHE_MIB)
+def cache_conf(made: Secrets, folder: Path, size: int) -> str:
+    """Forgets the least used, never saved: losing it makes things slower, not wrong. `size` in MiB."""
     return _valkey_conf(made.cache_port, made.cache_password, folder) + f"maxmemory {size}mb\nmaxmemory-policy allkeys-lru\nappendonly no\n"
 
 
 def queue_conf(made: Secrets, folder: Path) -> str:
     """Keeps its jobs over a crash, and refuses a write rather than dropping a job."""
-    size = _between(memory_mib() // 32, QUEUE_MIB)
+    size = between(memory_mib() // 32, QUEUE_MIB)
     kept = "appendonly yes\nappendfsync everysec\naof-load-truncated yes\n"
     return _valkey_conf(made.queue_port, made.queue_password, folder) + f"maxmemory {size}mb\nmaxmemory-policy noeviction\n" + kept
 
@@ -167,12 +246,12 @@ def _valkey_conf(port: int, password: str, folder: Path) -> str:
     return "# Written at every start.\n" + "\n".join((*lines, 'logfile ""', "loglevel notice")) + "\n"
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback on which nobody listens, all different."""
+def free_ports(count: int, taken: Sequence[int] = ()) -> list[int]:
+    """Ports of loopback on which nobody listens, all different, and none of `taken`."""
     found: list[int] = []
     while len(found) < count:
         port = FIRST_PORT + secrets.randbelow(LAST_PORT - FIRST_PORT)
-        if port not in found and is_free(port):
+        if port not in found and port not in taken and is_free(port):
             found.append(port)
     return found
 
@@ -198,9 +277,16 @@ def memory_mib() -> int:
     return total // MIB
 
 
-def _between(value: int, bounds: tuple[int, int]) -> int:
+def between(value: int, bounds: tuple[int, int]) -> int:
+    """`value`, or the bound that it passes."""
     return min(max(value, bounds[0]), bounds[1])
 
 
-def _toml(values: Mapping[str, str | int]) -> str:
-    return "".join(f'{name} = "{value}"\n' if isinstance(value, str) else f"{name} = {value}\n" for name, value in values.items())
+def toml(values: Mapping[str, Any]) -> str:
+    """Texts, whole numbers, lists of texts, and a table of numbers at the end."""
+    plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
+    lines = [f"{name} = {json.dumps(value)}\n" for name, value in plain.items()]
+    for name, table in values.items():
+        if isinstance(table, dict):
+            lines += [f"\n[{name}]\n", *(f"{key} = {json.dumps(value)}\n" for key, value in table.items())]
+    return "".join(lines)

@@ -23,22 +23,29 @@ import psutil
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import folder, logs, processes, system_user, web
+from piggybank.appliance import folder, logs, orders, processes, system_user, topology, web
 from piggybank.appliance.data_folder import prepare_folder
-from piggybank.appliance.embedded import Embedded
+from piggybank.appliance.embedded import Embedded, Tell
+from piggybank.appliance.orders import Order
 from piggybank.appliance.processes import Program, Running
-from piggybank.db import installation, migrate
+from piggybank.capacity import phases
+from piggybank.db import installation, migrate, partitions
 from piggybank.settings import Settings
 
 LOOK_EVERY_S = 0.2
 ROTATE_EVERY_S = 10.0
 FIRST_PAUSE_S = 0.1  # before a dead child is started again
 LONGEST_PAUSE_S = 30.0
+ORDER_STOP_S = 5.0  # so long an order may still end by itself; the stores end under it then, and the next start goes on
 STEADY_S = 60.0  # a child that lived that long starts again without a pause
 
 TROUBLE = (OSError, subprocess.SubprocessError, psutil.Error)  # no space, no memory, no process: it may pass
 
 _log = telemetry.logger("supervisor")
+
+
+def _tell_line(line: str) -> None:
+    _tell("info", "stores", step=line)
 
 
 def _tell(level: Literal["info", "warning", "error"], event: str, **details: Any) -> None:
@@ -77,6 +84,8 @@ class Supervisor:
         self._pauses: dict[str, Pause] = {}
         self._down: set[str] = set()
         self._said = ""  # the state on the card
+        self._busy: set[str] = set()  # web processes and workers that are being replaced
+        self._at_work: threading.Thread | None = None  # on an order of the command line
         self._stop = threading.Event()
 
     def run(self) -> None:
@@ -99,26 +108,31 @@ class Supervisor:
 
     def _start(self) -> None:
         if not settings_file.operator_chose_stores(self.data_dir):
-            self.stores = Embedded(self.data_dir)
-            self.stores.start()
+            self.stores = Embedded(self.data_dir, topology.wanted(self.settings))
+            self.stores.start(_tell_line)
             for name, store in self.stores.running.items():
                 _tell("info", "adopted" if store.adopted else "started", name=name, pid=store.pid)
             self.settings = settings_file.load(self.data_dir)
         for revision in asyncio.run(bring_schema(self.settings)):
             _tell("info", "migrated", revision=revision)
-        runs_as = web.may_run_as(self.user, self.data_dir)
-        if runs_as != self.user:
-            why = f"user {system_user.NAME} cannot read the program"
-            _tell("warning", "web_runs_as_root", why=why, do="install it with installer/install.sh")
-        mode = asyncio.run(installation.stored_mode(self.settings.database_url))
-        if mode == "simulator":
-            system_user.make_folder(self.data_dir / web.SIMULATOR, runs_as)
-        self.programs = web.programs(self.settings, runs_as, mode)
+        self.programs = self._wanted_programs(self.settings)
         self._adopt()
         if not self.running:
             web.check_port(self.settings)
         for program in self.programs:
             self._ensure(program)
+        if self.stores is not None:
+            self.stores.shrink(_tell_line)  # what a change of the phase that was interrupted left
+
+    def _wanted_programs(self, settings: Settings) -> list[Program]:
+        runs_as = web.may_run_as(self.user, self.data_dir)
+        if runs_as != self.user:
+            why = f"user {system_user.NAME} cannot read the program"
+            _tell("warning", "web_runs_as_root", why=why, do="install it with installer/install.sh")
+        mode = asyncio.run(installation.stored_mode(settings.database_url))
+        if mode == "simulator":
+            system_user.make_folder(self.data_dir / web.SIMULATOR, runs_as)
+        return web.programs(settings, runs_as, mode)
 
     def _adopt(self) -> None:
         """Live web processes of a supervisor that was killed; those that were started with something else are replaced."""
@@ -148,10 +162,13 @@ class Supervisor:
             if self._said != "running":
                 self._say("running")
             if self.stores is not None:
-                for name in self.stores.programs:
-                    self._look_after(name, self.stores.running[name])
-            for name in [program.name for program in self.programs]:
-                self._look_after(name, self.running[name])
+                for name, known in list(self.stores.running.items()):
+                    if name not in self.stores.busy:
+                        self._look_after(name, known)
+            for name, known in list(self.running.items()):
+                if name not in self._busy:
+                    self._look_after(name, known)
+            self._look_for_orders()
             if time.monotonic() - rotated_at > ROTATE_EVERY_S:
                 rotated_at = time.monotonic()
                 self._rotate()
@@ -180,6 +197,85 @@ class Supervisor:
         self._down.discard(name)
         _tell("info", "started", name=name, pid=fresh.pid)
 
+    def _look_for_orders(self) -> None:
+        """Orders take minutes (a database is copied), and what dies meanwhile is still to be started again: a thread of their own."""
+        if self._at_work is not None and self._at_work.is_alive():
+            return
+        if (order := orders.take(self.data_dir)) is not None:
+            self._at_work = threading.Thread(target=self._carry_out, args=(order,), name=order.verb, daemon=True)
+            self._at_work.start()
+
+    def _carry_out(self, order: Order) -> None:
+        reporting = orders.Reporting(self.data_dir, order)
+
+        def tell(line: str) -> None:
+            _tell("info", order.verb, step=line)
+            reporting.tell(line)
+
+        try:
+            if order.verb == "phase":
+                self._apply_phase(int(order.argument), tell)
+            else:
+                self._fail_over(order.argument, tell)
+        except errors.Error as error:
+            _tell("error", "order_failed", verb=order.verb, error=str(error))
+            details = error.details
+            reporting.failed(str(details.get("what", error)), str(details.get("do", f"look into {self.data_dir}/logs, then again")))
+        except Exception as error:
+            _log.exception("order_failed", verb=order.verb)
+            reporting.failed(f"{type(error).__name__}: {error}", f"look into {self.data_dir}/logs/supervisor.log, then again")
+        else:
+            reporting.done()
+
+    def _apply_phase(self, number: int, tell: Tell) -> None:
+        """First what is added, then the web processes and workers, one after the other, then what is not needed any more."""
+        before = topology.written_phase(self.data_dir)
+        topology.write_phase(self.data_dir, number, self.user)
+        try:
+            if self.stores is not None:
+                self.stores.grow(topology.wanted(settings_file.load(self.data_dir)), tell)
+            self._roll(tell)
+        except BaseException:
+            topology.write_phase(self.data_dir, before, self.user)  # a start finds what stood before; `apply` may be repeated
+            raise
+        if self.stores is not None:
+            self.stores.shrink(tell)
+        if phases.of(number).partitions:
+            asyncio.run(partitions.enable(self.settings.owner_database_url, tell))
+
+    def _fail_over(self, to: str, tell: Tell) -> None:
+        if self.stores is None:
+            raise errors.CannotProceed(
+                what="the database is yours, elsewhere: its own tool fails it over", do="then: piggybank failover --raise-epoch"
+            )
+        self.stores.failover(to, tell)
+        self._roll(tell)
+
+    def _roll(self, tell: Tell) -> None:
+        """Move to the settings as they are now: what is new is started first, so that somebody always answers."""
+        settings = settings_file.load(self.data_dir)
+        wanted = self._wanted_programs(settings)
+        changed = [program for program in wanted if program.name not in self.running or self.running[program.name].mark != program.mark]
+        for program in sorted(changed, key=lambda program: program.name in self.running):
+            self._replace(program, settings, tell)
+        for name in [name for name in self.running if name not in {program.name for program in wanted}]:
+            tell(f"stopping {name}")
+            self.running.pop(name).stop()
+        self.programs, self.settings = wanted, settings
+
+    def _replace(self, program: Program, settings: Settings, tell: Tell) -> None:
+        name = program.name
+        self._busy.add(name)
+        try:
+            if (old := self.running.pop(name, None)) is not None:
+                old.stop()
+            self.running[name] = fresh = processes.start(program)
+            if name.startswith("web-"):
+                web.wait_listening(fresh, settings.port)
+        finally:
+            self._busy.discard(name)
+        tell(f"{name} {'replaced' if old else 'started'}")
+
     def _rotate(self) -> None:
         try:
             for name in logs.rotate(self.data_dir / "logs"):
@@ -188,6 +284,8 @@ class Supervisor:
             _tell("warning", "not_rotated", error=str(error))
 
     def _stop_all(self) -> None:
+        if self._at_work is not None:
+            self._at_work.join(ORDER_STOP_S)
         for kind in ("web-", "worker-", web.SIMULATOR):
             found = [child for name, child in self.running.items() if name.startswith(kind)]
             for child in found:

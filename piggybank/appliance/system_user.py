@@ -134,7 +134,12 @@ def can(user: SystemUser | None, *command: str) -> bool:
 
 
 def run(
-    user: SystemUser | None, *command: str, check: bool = True, text: str = "", environment: Mapping[str, str] | None = None
+    user: SystemUser | None,
+    *command: str,
+    check: bool = True,
+    text: str = "",
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = COMMAND_TIMEOUT_S,
 ) -> subprocess.CompletedProcess[str]:
     """Run a short command as the user; a failure is `errors.StoreFailed` with its last words."""
     done: subprocess.CompletedProcess[str] = subprocess.run(  # noqa: S603 - our own binaries
@@ -142,7 +147,7 @@ def run(
         input=text,
         capture_output=True,
         text=True,
-        timeout=COMMAND_TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
         cwd="/",
         env={**os.environ, **(environment or {})},

@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import msgspec
@@ -19,13 +20,15 @@ import psutil
 import piggybank
 from piggybank import errors
 from piggybank.appliance import system_user
-from piggybank.appliance.processes import Program
+from piggybank.appliance.processes import Program, Running
 from piggybank.appliance.system_user import SystemUser
 from piggybank.settings import ProviderMode, Settings
 
 WEB_STOP_TIMEOUT_S = 40  # more than the drain of `piggybank serve`
 WORKER_STOP_TIMEOUT_S = 30
 ASK_TIMEOUT_S = 2.0
+LISTEN_TIMEOUT_S = 60.0
+POLL_S = 0.05
 PRIVILEGED_PORTS = 1_024
 SIMULATOR = "simulator"
 RECORDS = ("web-*.json", "worker-*.json", f"{SIMULATOR}.json")  # of what runs beside the stores
@@ -118,6 +121,27 @@ def check_port(settings: Settings) -> None:
                 what=f"cannot listen on {settings.listen}:{settings.port}: {cause.strerror}{who}",
                 do="choose another port: PIGGYBANK_PORT, or port in piggybank.toml",
             ) from cause
+
+
+def wait_listening(process: Running, port: int) -> None:
+    """Until that very process takes connections on the port, which others may share. Raises `errors.CannotProceed` when it ends."""
+    until = time.monotonic() + LISTEN_TIMEOUT_S
+    while not _takes_connections(process.pid, port):
+        if not process.alive() or time.monotonic() > until:
+            raise errors.CannotProceed(what=f"{process.program.name} did not start", do=f"look at the end of {process.program.log}")
+        time.sleep(POLL_S)
+
+
+def _takes_connections(pid: int, port: int) -> bool:
+    try:
+        return port in listening(psutil.Process(pid))
+    except psutil.Error:
+        return False
+
+
+def listening(process: psutil.Process) -> set[int]:
+    """The ports on which a process takes connections; raises `psutil.Error`."""
+    return {found.laddr.port for found in process.net_connections("tcp") if found.status == psutil.CONN_LISTEN and found.laddr}
 
 
 def is_ready(listen: str, port: int, *, tls: bool) -> bool:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from piggybank.appliance import store_files
-from tests.appliance.test_up import Bank, wait_until
+from tests.appliance.bank import Bank, wait_until
 
 pytestmark = pytest.mark.xdist_group("appliance")
 

@@ -4,74 +4,24 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import asyncpg
-import httpx
 import psutil
 import pytest
-from click.testing import CliRunner, Result
 from redis.asyncio import Redis
 
 from piggybank.appliance import reboot, store_files
-from piggybank.cli import main
 from piggybank.settings import Settings
-from tests.conftest import ROOT, environment, require
+from tests.appliance.bank import Bank, wait_until
+from tests.conftest import environment, require
 
 pytestmark = pytest.mark.xdist_group("appliance")  # one appliance for all of them
 
-WAIT_S = 60
 SMALL_DISK_MIB = 500
 MIB = 1024 * 1024
-
-
-class Bank:
-    """An installation in a folder of its own."""
-
-    def __init__(self, data_dir: Path, **settings: str) -> None:
-        self.data_dir = data_dir
-        self.url = f"http://127.0.0.1:{settings['PIGGYBANK_PORT']}"
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PIGGYBANK_")} | settings
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """`piggybank ..` on this folder."""
-        command = [sys.executable, "-m", "piggybank", *words, "--data-dir", str(self.data_dir)]
-        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-
-    def ask(self, *words: str) -> Result:
-        """The same in this process, for what only looks: a start of Python costs seconds on a busy machine."""
-        with ThreadPoolExecutor(1) as pool:  # a loop of its own
-            return pool.submit(CliRunner().invoke, main, [*words, "--data-dir", str(self.data_dir)], env=self.environment).result()
-
-    def pids(self) -> dict[str, int]:
-        """Of all that run, by their records; one that is being replaced just now is left out."""
-        found = {}
-        for path in (self.data_dir / "run").glob("*.json"):
-            with suppress(FileNotFoundError):
-                found[path.stem] = int(json.loads(path.read_text())["pid"])
-        return found
-
-    def kill(self, name: str) -> int:
-        """kill -9; the pid that was."""
-        pid = self.pids()[name]
-        os.kill(pid, signal.SIGKILL)
-        return pid
-
-    def is_ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    @property
-    def stores(self) -> store_files.Secrets:
-        return store_files.load_secrets(self.data_dir / "stores", None)
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +32,6 @@ def bank(open_folder: Path) -> Iterator[Bank]:
     assert started.returncode == 0, started.stderr
     yield made
     made.run("down")
-
-
-def wait_until(true: Callable[[], Any]) -> None:
-    """Poll; the limit only keeps a broken test from hanging."""
-    until = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.05)
 
 
 async def test_it_runs_durable_on_loopback_with_closed_files(bank: Bank) -> None:

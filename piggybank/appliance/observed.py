@@ -1,0 +1,119 @@
+"""What the servers themselves show of the phase: who listens, who streams, what the pooler pools, what the cluster covers.
+
+Nothing here reads what we wrote down, but for the addresses and to compare.
+"""
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import psutil
+
+from piggybank.appliance import cache_cluster, overview, pooler, processes, web
+from piggybank.appliance.processes import Program
+from piggybank.capacity import phases
+from piggybank.settings import Settings
+
+ASK_TIMEOUT_S = 5.0
+UNKNOWN = "unknown"  # it cannot be seen from here
+
+_REPLICATION = """
+SELECT count(*) FILTER (WHERE state = 'streaming') AS streaming,
+       count(*) FILTER (WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')) AS confirming,
+       count(*) FILTER (WHERE state IS NULL) AS hidden
+FROM pg_stat_replication
+WHERE application_name <> 'pg_basebackup'
+"""
+_MONTHS = "SELECT count(*) FROM pg_partition_tree('transactions') WHERE isleaf"
+
+
+def declared(settings: Settings) -> dict[str, Any]:
+    """What the phase and the settings say, by the names of `look`."""
+    phase = phases.of(settings.phase)
+    return {
+        "web": settings.web_processes,
+        "worker": web.worker_count(settings),
+        "replicas": phase.replicas,
+        "confirming": phase.replicas > 0 and settings.durability == "synchronous",
+        "pooler": phase.pooled and settings.pooler != "none",
+        "cache": f"{phase.cache_masters}+{phase.cache_replicas}" if phase.clustered else "1",
+        "months": phase.partitions,
+    }
+
+
+async def look(settings: Settings) -> dict[str, Any]:
+    """Ask all servers at once; what does not answer is None, what cannot be seen from here `unknown`."""
+    database, pooled, cache = await asyncio.gather(_database(settings), _pooler(settings), _cache(settings))
+    return {"web": _web(settings), "worker": _workers(settings), **database, "pooler": pooled, "cache": cache}
+
+
+def differences(settings: Settings, seen: dict[str, Any]) -> list[str]:
+    """Sentences, one for each thing that is not as it is declared. More months than declared are no difference: they stay."""
+    found = []
+    for name, wanted in declared(settings).items():
+        have = seen[name]
+        if have == UNKNOWN or have == wanted or (name == "months" and have and not wanted):
+            continue
+        if name == "web" and settings.web_processes == 1 and have == 1:
+            continue
+        found.append(f"{name}: {_said(wanted)} declared, {_said(have)} seen")
+    return found
+
+
+def _said(value: object) -> str:
+    return "no answer" if value is None else {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _web(settings: Settings) -> int:
+    """How many of our processes take connections on the port."""
+    found = 0
+    for process in overview.processes_of(settings):
+        if process.name.startswith("web-"):
+            try:
+                found += settings.port in web.listening(psutil.Process(process.pid))
+            except psutil.Error:
+                continue
+    return found
+
+
+def _workers(settings: Settings) -> int:
+    return sum(
+        processes.look(Program(name=found.name, argv=(), run_dir=settings.data_dir / "run", log=settings.data_dir)) is not None
+        for found in overview.processes_of(settings)
+        if found.name.startswith("worker-")
+    )
+
+
+async def _database(settings: Settings) -> dict[str, Any]:
+    try:
+        connection = await asyncpg.connect(settings.database_url, timeout=ASK_TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError):
+        return {"replicas": None, "confirming": None, "months": None}
+    try:
+        row = await connection.fetchrow(_REPLICATION)
+        leaves = await connection.fetchval(_MONTHS)
+    except asyncpg.PostgresError:
+        return {"replicas": None, "confirming": None, "months": None}
+    finally:
+        await connection.close()
+    hidden = row["hidden"] > 0
+    return {
+        "replicas": UNKNOWN if hidden else row["streaming"],
+        "confirming": UNKNOWN if hidden else row["confirming"] > 0,
+        "months": leaves > 1,
+    }
+
+
+async def _pooler(settings: Settings) -> bool | None:
+    """True when a pooler answers and pools by transaction; False where none is used."""
+    if not settings.pooler_url:
+        return False
+    seen = await pooler.observed(settings.pooler_url)
+    return None if seen is None else True
+
+
+async def _cache(settings: Settings) -> str | None:
+    if not settings.cache_url.partition("://")[0].endswith("+cluster"):
+        return "1" if (await overview.stores_answer(settings))["cache"] else None
+    seen = await cache_cluster.observed(settings.cache_url)
+    return None if seen is None or not seen.ok else f"{seen.masters}+{seen.replicas}"

@@ -1,0 +1,125 @@
+"""What the command line asks of the supervisor that runs, and what it says while it does it.
+
+Two files in `run/`, which only the owner of the data folder can write: `order` and `report`. No socket: their paths would be too long
+for many data folders.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+import msgspec
+from msgspec import Struct
+
+from piggybank import errors
+from piggybank.appliance import folder, processes
+
+POLL_S = 0.1
+TAKEN_WITHIN_S = 30  # a supervisor that is well looks five times a second
+
+State = Literal["running", "done", "failed"]
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """`phase` with its number, or `failover` with the name of a standby (empty: the best one)."""
+
+    id: str
+    verb: Literal["phase", "failover"]
+    argument: str = ""
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """How far an order is. Of a failure: what is so, and what to do."""
+
+    id: str
+    state: State
+    lines: list[str]
+    what: str = ""
+    do: str = ""
+
+
+class Reporting:
+    """The supervisor's side of one order."""
+
+    def __init__(self, data_dir: Path, order: Order) -> None:
+        self._path = _report_path(data_dir)
+        self._id = order.id
+        self._lines: list[str] = []
+        self._write("running")
+
+    def tell(self, line: str) -> None:
+        """A step was begun or done."""
+        self._lines.append(line)
+        self._write("running")
+
+    def done(self) -> None:
+        """All of it."""
+        self._write("done")
+
+    def failed(self, what: str, do: str) -> None:
+        """It stopped there."""
+        self._write("failed", what, do)
+
+    def _write(self, state: State, what: str = "", do: str = "") -> None:
+        report = Report(id=self._id, state=state, lines=self._lines, what=what, do=do)
+        processes.write_file(self._path, msgspec.json.encode(report).decode() + "\n", 0o640)
+
+
+def take(data_dir: Path) -> Order | None:
+    """The order that waits, if one does; it is taken once."""
+    path = _order_path(data_dir)
+    try:
+        order = msgspec.json.decode(path.read_bytes(), type=Order)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError:
+        order = None
+    path.unlink(missing_ok=True)
+    return order
+
+
+def carry_out(data_dir: Path, verb: Literal["phase", "failover"], argument: str = "") -> Iterator[str]:
+    """Give an order to the running supervisor; its lines as they come.
+
+    Raises `errors.CannotProceed` where it fails, where another order is under way, and where the supervisor ends meanwhile.
+    """
+    if (under_way := _read(data_dir)) is not None and under_way.state == "running" and folder.read_card(data_dir) is not None:
+        raise errors.CannotProceed(what=f"the supervisor is at work: {_last(under_way)}", do="wait until that is done, then again")
+    order = Order(id=uuid4().hex[:12], verb=verb, argument=argument)
+    processes.write_file(_order_path(data_dir), msgspec.json.encode(order).decode() + "\n", 0o640)
+    told, given = 0, time.monotonic()
+    while True:
+        report = _read(data_dir)
+        mine = report if report is not None and report.id == order.id else None
+        if mine is not None:
+            yield from mine.lines[told:]
+            told = len(mine.lines)
+            if mine.state == "done":
+                return
+            if mine.state == "failed":
+                raise errors.CannotProceed(what=mine.what, do=mine.do)
+        if folder.read_card(data_dir) is None or (mine is None and time.monotonic() - given > TAKEN_WITHIN_S):
+            _order_path(data_dir).unlink(missing_ok=True)
+            raise errors.CannotProceed(what="the supervisor does not take orders", do=f"look into {data_dir}/logs/supervisor.log")
+        time.sleep(POLL_S)
+
+
+def _read(data_dir: Path) -> Report | None:
+    try:
+        return msgspec.json.decode(_report_path(data_dir).read_bytes(), type=Report)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+
+
+def _last(report: Report) -> str:
+    return report.lines[-1] if report.lines else "it has just begun"
+
+
+def _order_path(data_dir: Path) -> Path:
+    return data_dir / "run" / "order"
+
+
+def _report_path(data_dir: Path) -> Path:
+    return data_dir / "run" / "report"

@@ -1,0 +1,298 @@
+"""The PostgreSQL servers of a data folder: one primary, and the standbys that stream from it.
+
+Which one is the primary stands in `stores/primary`, written before anything is promoted: from then on the old one is never started but
+as a standby, through pg_rewind, whatever it had written by itself. A standby has a replication slot of its name, and its name in
+`pg_stat_replication`. The superuser's scripts wait for no standby (`synchronous_commit = local`): they must work when all are gone.
+"""
+
+import os
+import shutil
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from piggybank import errors
+from piggybank.appliance import processes, store_files, system_user, topology
+from piggybank.appliance.processes import Running
+from piggybank.appliance.store_files import Secrets, Server
+from piggybank.appliance.system_user import SystemUser
+from piggybank.appliance.topology import Topology
+
+COPY_TIMEOUT_S = 12 * 3_600  # of a whole database to a standby
+REWIND_TIMEOUT_S = 3_600
+PROMOTE_TIMEOUT_S = 60
+GONE_TIMEOUT_S = 15  # until the last process of a server that was killed is gone
+POLL_S = 0.05
+
+_STREAMING = "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'"
+# how far a server's WAL goes: what counts when the most advanced standby is chosen
+_RECEIVED = (
+    "SELECT CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn ELSE -1 END"
+)
+
+
+class Standing(NamedTuple):
+    """What one server says of itself."""
+
+    name: str
+    in_recovery: bool
+    received: int  # bytes of WAL since the beginning
+
+
+class Postgres:
+    """The servers below `stores/`, each in a folder of its name."""
+
+    def __init__(self, folder: Path, binaries: Path, secrets: Secrets, user: SystemUser | None) -> None:
+        self.dir = folder
+        self.bin = binaries
+        self.secrets = secrets
+        self.user = user
+
+    @property
+    def primary(self) -> str:
+        """The name of the server that takes writes."""
+        return topology.primary_of(self.dir)
+
+    def name_primary(self, name: str) -> None:
+        """From now on this one is it."""
+        processes.write_file(self.dir / "primary", name + "\n", 0o600, system_user.ours(self.user))
+
+    def is_made(self, name: str) -> bool:
+        """True when the server has its folder."""
+        return (self.dir / name).exists()
+
+    def make_primary(self) -> None:
+        """initdb beside its place, then renamed: a crash in between leaves no half cluster."""
+        place = self.dir / self.primary
+        if place.exists():
+            return
+        making = self._making(self.primary)
+        password_file = self.dir / "initdb.password"
+        processes.write_file(password_file, self.secrets.admin_password + "\n", 0o600, self.user)
+        try:
+            self._run(
+                "initdb",
+                f"--pgdata={making}",
+                f"--username={store_files.ADMIN_ROLE}",
+                f"--pwfile={password_file}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--locale-provider=builtin",
+                "--builtin-locale=C.UTF-8",
+                "--data-checksums",
+            )
+        finally:
+            password_file.unlink(missing_ok=True)
+        making.rename(place)
+
+    def make_standby(self, name: str) -> None:
+        """Copy the running primary, with a slot that keeps the WAL for it from now on."""
+        self.drop_slot(name)
+        making = self._making(name)
+        self._run(
+            "pg_basebackup",
+            f"--pgdata={making}",
+            "--host=127.0.0.1",
+            f"--port={self.secrets.port_of(self.primary)}",
+            f"--username={store_files.REPLICATION_ROLE}",
+            "--checkpoint=fast",
+            "--wal-method=stream",
+            "--create-slot",
+            f"--slot={store_files.slot_of(name)}",
+            "--no-password",
+            password=self.secrets.replication_password,
+            timeout_s=COPY_TIMEOUT_S,
+        )
+        processes.write_file(making / "standby.signal", "", 0o600, self.user)
+        shutil.rmtree(self.dir / name, ignore_errors=True)
+        making.rename(self.dir / name)
+
+    def make_follow(self, name: str, values: Topology) -> str:
+        """Make a server that was a primary a standby of the present one; returns how. What it alone had written is given up."""
+        folder = self.dir / name
+        try:
+            self._run(
+                "pg_rewind",
+                f"--target-pgdata={folder}",
+                f"--source-server=host=127.0.0.1 port={self.secrets.port_of(self.primary)} user={store_files.ADMIN_ROLE} dbname=postgres",
+                password=self.secrets.admin_password,
+                timeout_s=REWIND_TIMEOUT_S,
+            )
+        except errors.StoreFailed:  # its WAL does not reach back to where the two parted
+            self.make_standby(name)
+            how = "copied anew"
+        else:
+            for slot in (folder / "pg_replslot").iterdir():  # from when it was the primary: on a standby they would only keep WAL
+                shutil.rmtree(slot)
+            self.make_slot(name)
+            processes.write_file(folder / "standby.signal", "", 0o600, self.user)
+            how = "rewound"
+        self.write_configuration(name, values)
+        return how
+
+    def must_be_rewound(self, name: str) -> bool:
+        """True of a server that would start as a primary and is not the primary."""
+        return name != self.primary and not (self.dir / name / "standby.signal").exists()
+
+    def write_configuration(self, name: str, values: Topology, synchronous: tuple[str, ...] = ()) -> None:
+        """`postgresql.conf` and `pg_hba.conf`; `synchronous` counts on the primary only."""
+        is_primary = name == self.primary
+        server = Server(
+            name=name,
+            port=self.secrets.port_of(name),
+            shared_buffers_mib=values.shared_buffers_mib,
+            effective_cache_mib=values.effective_cache_mib,
+            max_connections=values.max_connections,
+            synchronous=synchronous if is_primary else (),
+            primary_port=0 if is_primary else self.secrets.port_of(self.primary),
+            replication_password=self.secrets.replication_password,
+        )
+        processes.write_file(self.dir / name / "postgresql.conf", store_files.postgres_conf(server), 0o600, self.user)
+        processes.write_file(self.dir / name / "pg_hba.conf", store_files.pg_hba(), 0o600, self.user)
+
+    def reload(self, name: str) -> None:
+        """Read the configuration again."""
+        self.psql("SELECT pg_reload_conf();", name)
+
+    def must_restart(self, values: Topology) -> bool:
+        """True when the primary runs with other values of what only a start changes."""
+        found = self.psql(
+            "SELECT setting::bigint * 8 / 1024 FROM pg_settings WHERE name = 'shared_buffers';\n"
+            "SELECT setting FROM pg_settings WHERE name = 'max_connections';\n"
+        )
+        return found.split() != [str(values.shared_buffers_mib), str(values.max_connections)]
+
+    def make_roles(self) -> None:
+        """Roles and database, when they are missing. The owner may alter the application's role: it puts the timeouts on it."""
+        owner, application, replication = store_files.OWNER_ROLE, store_files.APPLICATION_ROLE, store_files.REPLICATION_ROLE
+        roles = "".join(
+            f"SELECT 'CREATE ROLE {role}' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') \\gexec\n"
+            f"ALTER ROLE {role} LOGIN {rights} PASSWORD '{password}';\n"
+            for role, rights, password in (
+                (owner, "CREATEDB CREATEROLE", self.secrets.owner_password),
+                (application, "", self.secrets.application_password),
+                (replication, "REPLICATION", self.secrets.replication_password),
+            )
+        )
+        self.psql(
+            # passwords stay out of the log
+            "SET log_statement = 'none';\nSET log_min_error_statement = 'panic';\nSET log_min_duration_statement = -1;\n"
+            + roles
+            + f"GRANT {application} TO {owner} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;\n"
+            + f"GRANT pg_read_all_stats TO {application};\n"  # whether a standby follows, and how far behind it is
+            + f"SELECT 'CREATE DATABASE {store_files.DATABASE} OWNER {owner}'"
+            + f" WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{store_files.DATABASE}') \\gexec\n"
+        )
+
+    def make_slot(self, name: str) -> None:
+        """The slot of a standby on the present primary."""
+        slot = store_files.slot_of(name)
+        self.psql(
+            f"SELECT pg_create_physical_replication_slot('{slot}', true)"
+            f" WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}');\n"
+        )
+
+    def drop_slot(self, name: str) -> None:
+        """Keep no more WAL for that standby, which has ended."""
+        slot = store_files.slot_of(name)
+        until = time.monotonic() + GONE_TIMEOUT_S
+        while self.psql(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}';").strip() != "0":
+            if time.monotonic() > until:
+                raise errors.StoreFailed(store=name, says=f"its replication slot {slot} stays in use")
+            self.psql(f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{slot}' AND NOT active;")
+            time.sleep(POLL_S)
+
+    def streaming(self) -> set[str]:
+        """Names of the standbys that stream from the primary now."""
+        return set(self.psql(_STREAMING).split())
+
+    def look(self, name: str) -> Standing | None:
+        """What a server says; None where it does not answer."""
+        try:
+            received = int(self.psql(_RECEIVED, name))
+        except errors.StoreFailed:
+            return None
+        return Standing(name, received >= 0, received)
+
+    def promote(self, name: str) -> None:
+        """Make a standby take writes; raises `errors.StoreFailed`."""
+        standing = self.look(name)
+        if standing is not None and not standing.in_recovery:
+            return
+        if self.psql(f"SELECT pg_promote(true, {PROMOTE_TIMEOUT_S});", name).strip() != "t":
+            raise errors.StoreFailed(store=name, says=f"it did not become the primary within {PROMOTE_TIMEOUT_S} s")
+
+    def raise_epoch(self) -> None:
+        """What the caches know belongs to the past from now on; before the first migration there is no such past."""
+        self.psql(
+            "SELECT $$UPDATE installation SET epoch = substr(md5(gen_random_uuid()::text), 1, 8)$$"
+            " WHERE to_regclass('installation') IS NOT NULL \\gexec\n",
+            database=store_files.DATABASE,
+        )
+
+    def psql(self, script: str, name: str = "", database: str = "postgres") -> str:
+        """Run a script as the superuser on that server (else the primary); returns what it printed."""
+        options = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1", "--file=-")
+        return self._run(
+            "psql",
+            *options,
+            "--host=127.0.0.1",
+            f"--port={self.secrets.port_of(name or self.primary)}",
+            f"--username={store_files.ADMIN_ROLE}",
+            database,
+            text=f"SET synchronous_commit = local;\n{script}",
+            password=self.secrets.admin_password,
+        )
+
+    def is_ready(self, name: str) -> bool:
+        """True when it takes connections."""
+        program = str(self.bin / "pg_isready")
+        return system_user.can(self.user, program, "--quiet", "--host=127.0.0.1", f"--port={self.secrets.port_of(name)}")
+
+    def clear_pid_file(self, name: str) -> None:
+        """Clear PostgreSQL's own pid file when that pid is now another program, which PostgreSQL takes for itself.
+
+        Only then: the file also lets PostgreSQL see backends that outlived their postmaster, so while any process works in the
+        cluster's folder, or the pid is simply dead, it stays.
+        """
+        cluster = self.dir / name
+        with suppress(FileNotFoundError, ValueError):
+            handle = system_user.open_file(cluster / "postmaster.pid", os.O_RDONLY)
+            with os.fdopen(handle, encoding="utf-8") as file:
+                pid = int(file.readline())
+            if psutil.pid_exists(pid) and not processes.anybody_in(cluster):
+                (cluster / "postmaster.pid").unlink()
+
+    def fence(self, name: str, running: Running | None) -> None:
+        """Make sure that nobody writes on that server any more: it is stopped if it still listens, and killed to the last process if not.
+
+        Raises `errors.StoreFailed` where a process of it stays.
+        """
+        if running is not None and running.alive():
+            if self.is_ready(name):
+                running.stop()
+            running.signal(signal.SIGKILL)  # it hangs: its backends end when they see that
+        until = time.monotonic() + GONE_TIMEOUT_S
+        while left := processes.in_folder(self.dir / name):
+            if time.monotonic() > until:
+                raise errors.StoreFailed(store=name, says=f"processes of it do not end: {', '.join(str(process.pid) for process in left)}")
+            for process in left:
+                with suppress(psutil.Error):
+                    process.kill()
+            time.sleep(POLL_S)
+
+    def _making(self, name: str) -> Path:
+        making = self.dir / f"{name}.new"
+        shutil.rmtree(making, ignore_errors=True)
+        system_user.make_folder(making, self.user)
+        return making
+
+    def _run(self, program: str, *words: str, text: str = "", password: str = "", timeout_s: float = system_user.COMMAND_TIMEOUT_S) -> str:
+        environment = {"PGPASSWORD": password} if password else {}
+        done = system_user.run(self.user, str(self.bin / program), *words, text=text, environment=environment, timeout_s=timeout_s)
+        return done.stdout

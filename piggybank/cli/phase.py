@@ -1,0 +1,143 @@
+"""`piggybank phase show|plan|apply` and `failover`: an installation grows and shrinks while it runs."""
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from piggybank import errors
+from piggybank import settings as settings_file
+from piggybank.appliance import change, folder, observed, orders
+from piggybank.capacity import phases
+from piggybank.settings import Settings
+
+
+@click.group()
+def phase() -> None:
+    """Which phase this installation runs as; what another one would change; change it while it runs.
+
+    \b
+    Examples:
+      piggybank phase show
+      piggybank phase plan 2
+      piggybank phase apply 2
+    """
+
+
+@phase.command()
+@click.option("--observed", "look", is_flag=True, help="Ask the servers, and end with 1 where they differ from what is declared.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+@click.pass_context
+def show(ctx: click.Context, look: bool, as_json: bool) -> None:
+    """The phase that was applied, what it sets, and what you set over it; with --observed what the servers show.
+
+    \b
+    Examples:
+      piggybank phase show
+      piggybank phase show --observed
+      piggybank phase show --observed --json | jq .differences
+    """
+    settings = _settings(ctx)
+    said: dict[str, Any] = change.declared(settings)
+    if look:
+        seen = asyncio.run(observed.look(settings))
+        differences = observed.differences(settings, seen)
+        said |= {"observed": seen, "differences": differences}
+    if as_json:
+        click.echo(json.dumps(said))
+    else:
+        _print(said)
+    ctx.exit(1 if said.get("differences") else 0)
+
+
+@phase.command()
+@click.argument("number", type=click.IntRange(0, phases.LAST_PHASE))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+@click.pass_context
+def plan(ctx: click.Context, number: int, as_json: bool) -> None:
+    """What `apply NUMBER` would change, move and cost, and how long writes wait. Changes nothing; ends with 1 where it is refused.
+
+    \b
+    Examples:
+      piggybank phase plan 2
+      piggybank phase plan 3 --json | jq .refused
+    """
+    settings = _settings(ctx)
+    made = asyncio.run(change.plan(settings, number))
+    click.echo(made.as_json() if as_json else made.as_text())
+    ctx.exit(1 if made.refused else 0)
+
+
+@phase.command()
+@click.argument("number", type=click.IntRange(0, phases.LAST_PHASE))
+@click.pass_context
+def apply(ctx: click.Context, number: int) -> None:
+    """Change to another phase, up or down, on the running installation. Safe to repeat; where nothing runs, the next `up` does it.
+
+    \b
+    Examples:
+      piggybank phase apply 2
+      piggybank phase apply 1
+    """
+    settings = _settings(ctx)
+    made = asyncio.run(change.plan(settings, number))
+    if made.refused:
+        raise errors.CannotProceed(what="; ".join(made.refused), do=f"piggybank phase plan {number} says more; nothing was changed")
+    if made.elsewhere:
+        click.echo(made.elsewhere)
+        return
+    started = time.monotonic()
+    for line in change.apply(settings, number):
+        click.echo(f"{time.monotonic() - started:7.1f} s  {line}")
+    if folder.read_card(settings.data_dir) is None:
+        click.echo(f"phase {number} is written down; nothing runs here, so the next `piggybank up` builds it")
+        return
+    settings = _settings(ctx)
+    differences = observed.differences(settings, asyncio.run(observed.look(settings)))
+    if differences:
+        raise errors.CannotProceed(what=f"the servers differ: {'; '.join(differences)}", do=f"piggybank phase apply {number}, again")
+    click.echo(f"phase {number} ({phases.of(number).name}) runs, as its servers show")
+
+
+@click.command()
+@click.option("--to", default="", help="Name of the standby that takes over; else the one whose log goes furthest.")
+@click.pass_context
+def failover(ctx: click.Context, to: str) -> None:
+    """Make a standby the primary. The old one is stopped or killed first, and comes back as a standby only.
+
+    Writes wait meanwhile, or answer 503 with Retry-After. With a standby that confirms (the default) no answered write is lost.
+
+    \b
+    Examples:
+      piggybank failover
+      piggybank failover --to postgres-3
+    """
+    settings = _settings(ctx)
+    if folder.read_card(settings.data_dir) is None:
+        raise errors.CannotProceed(what=f"nothing supervises {settings.data_dir}", do="start it first: piggybank up --detach")
+    started = time.monotonic()
+    for line in orders.carry_out(settings.data_dir, "failover", to):
+        click.echo(f"{time.monotonic() - started:7.1f} s  {line}")
+
+
+def _settings(ctx: click.Context) -> Settings:
+    return settings_file.load((ctx.find_root().obj or {}).get("data_dir"))
+
+
+def _print(said: dict[str, Any]) -> None:
+    console = Console()
+    console.print(f"[bold]phase {said['phase']}[/] {said['name']} ({said['profile']}): {said['serves']}")
+    table = Table("", "declared", *(("observed",) if "observed" in said else ()), box=None, pad_edge=False)
+    for name, value in said["declared"].items():
+        table.add_row(name.replace("_", " "), str(value), *((str(said["observed"].get(name)),) if "observed" in said else ()))
+    console.print(table)
+    for name, value in said["overrides"].items():
+        console.print(f"your setting: {name} = {value}")
+    for line in said["caps"]:
+        console.print(f"capped: {line}")
+    for line in said.get("differences", []):
+        console.print(f"[red]differs:[/] {line}")
