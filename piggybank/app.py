@@ -88,7 +88,7 @@ class Parts(Struct, frozen=True, kw_only=True):
 
 def open_parts(settings: Settings) -> Parts:
     """The parts, put together; nothing is connected yet."""
-    db, cache = Database(settings.database_url), Cache(settings.cache_url)
+    db, cache = Database.of(settings), Cache(settings.cache_url)
     ledger = Ledger(db, cache)
     return Parts(
         settings=settings,

@@ -30,6 +30,9 @@ SECRET_NAMES = ("key", "secret", "password", "token", "url")  # a value whose na
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}  # noqa: S104 - compared, not bound
 
 ProviderMode = Literal["simulator", "live"]
+Pooling = Literal["none", "transaction", "transaction+prepared"]
+Durability = Literal["disk", "synchronous", "local"]  # what a commit waits for: its own disk, a standby too, or not even where asked to
+REPLICATED_PHASE = 2  # from here on there are standbys
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 
 
@@ -119,6 +122,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_format: Annotated[Literal["json", "console"], Meta(description="How log lines are written.")] = "json"
 
     @property
+    def pooling(self) -> Pooling:
+        """What stands between the application and PostgreSQL."""
+        if self.pooler == "phase":
+            return "transaction" if self.phase >= REPLICATED_PHASE and self.pooler_url else "none"
+        return self.pooler
+
+    @property
+    def waits_for(self) -> Durability:
+        """What a commit waits for, in this phase."""
+        return self.durability if self.phase >= REPLICATED_PHASE else "disk"
+
+    @property
     def url(self) -> str:
         """Where people reach the API, without a trailing slash."""
         if self.public_url:
@@ -183,6 +198,16 @@ def operator_chose_stores(data_dir: Path, environment: Mapping[str, str] | None 
 def operator_values(data_dir: Path, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What the operator set, in `piggybank.toml` or in the environment, by the names of the settings."""
     return _from_file(data_dir / OPERATOR_FILE) | _from_environment(os.environ if environment is None else environment)
+
+
+def platform(environment: Mapping[str, str] | None = None) -> Literal["compose", "helm", "railway"] | None:
+    """The container platform that this process runs on; None on a plain machine."""
+    environment = os.environ if environment is None else environment
+    if "RAILWAY_PROJECT_ID" in environment:
+        return "railway"
+    if "KUBERNETES_SERVICE_HOST" in environment:
+        return "helm"
+    return "compose" if Path("/.dockerenv").exists() else None
 
 
 def default_data_dir() -> Path:

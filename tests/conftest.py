@@ -189,7 +189,7 @@ def fresh_settings(stores: Stores, worker_id: str, tmp_path: Path) -> Iterator[S
 @pytest.fixture(scope="session")
 async def db(settings: Settings) -> AsyncIterator[Database]:
     """The worker's database, with the application's role."""
-    database = Database(settings.database_url)
+    database = Database.of(settings)
     yield database
     await database.close()
 

@@ -52,16 +52,17 @@ def differences(settings: Settings, seen: dict[str, Any]) -> list[str]:
     found = []
     for name, wanted in declared(settings).items():
         have = seen[name]
-        if have == UNKNOWN or have == wanted or (name == "months" and have and not wanted):
-            continue
-        if name == "web" and settings.web_processes == 1 and have == 1:
+        stay = name == "months" and have and not wanted
+        if have in (UNKNOWN, wanted) or stay:
             continue
         found.append(f"{name}: {_said(wanted)} declared, {_said(have)} seen")
     return found
 
 
 def _said(value: object) -> str:
-    return "no answer" if value is None else {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "no answer" if value is None else str(value)
 
 
 def _web(settings: Settings) -> int:

@@ -106,7 +106,7 @@ async def _create(connection: asyncpg.Connection, name: str, role: str) -> None:
 
 
 async def _new_key(settings: Settings) -> str:
-    db = Database(settings.database_url)
+    db = Database.of(settings)
     try:
         async with db.write() as write:
             _, token = await apikeys.create(write, name="bench", scopes=SCOPES, actor="bench")
@@ -143,5 +143,8 @@ def _pointing_to(settings: Settings, name: str) -> Settings:
         return urlsplit(url)._replace(path=f"/{name}").geturl()
 
     return msgspec.structs.replace(
-        settings, database_url=moved(settings.database_url), owner_database_url=moved(settings.owner_database_url)
+        settings,
+        database_url=moved(settings.database_url),
+        owner_database_url=moved(settings.owner_database_url),
+        pooler="none",  # which need not know a database of a few minutes
     )

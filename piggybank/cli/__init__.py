@@ -25,6 +25,8 @@ COMMANDS = {
     "migrate": ("piggybank.cli.appliance:migrate", "Bring the database's schema to this version."),
     "verify": ("piggybank.cli.ledger:verify", "Re-derive every balance from its rows."),
     "bench": ("piggybank.cli.bench:bench", "Measure what this machine carries, on a database to throw away."),
+    "phase": ("piggybank.cli.phase:phase", "Which phase this runs as, what another would change, and the change."),
+    "failover": ("piggybank.cli.phase:failover", "Make a standby the primary."),
     "users": ("piggybank.cli.people:users", "Create, invite, list and unlock users; one-time links."),
     "apikeys": ("piggybank.cli.people:apikeys", "Create, list and revoke API keys."),
     "currencies": ("piggybank.cli.ledger:currencies", "List, enable and disable currencies."),

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import time
-from typing import Any
+from typing import Any, get_args
 
 import click
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -14,6 +15,10 @@ from piggybank import settings as settings_file
 from piggybank.appliance import change, folder, observed, orders
 from piggybank.capacity import phases
 from piggybank.settings import Settings
+
+_target = click.option(
+    "--target", type=click.Choice(get_args(change.Target)), help="Who starts and stops processes here; else it is found out."
+)
 
 
 @click.group()
@@ -56,9 +61,10 @@ def show(ctx: click.Context, look: bool, as_json: bool) -> None:
 
 @phase.command()
 @click.argument("number", type=click.IntRange(0, phases.LAST_PHASE))
+@_target
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 @click.pass_context
-def plan(ctx: click.Context, number: int, as_json: bool) -> None:
+def plan(ctx: click.Context, number: int, target: change.Target | None, as_json: bool) -> None:
     """What `apply NUMBER` would change, move and cost, and how long writes wait. Changes nothing; ends with 1 where it is refused.
 
     \b
@@ -67,15 +73,24 @@ def plan(ctx: click.Context, number: int, as_json: bool) -> None:
       piggybank phase plan 3 --json | jq .refused
     """
     settings = _settings(ctx)
-    made = asyncio.run(change.plan(settings, number))
-    click.echo(made.as_json() if as_json else made.as_text())
+    made = asyncio.run(change.plan(settings, number, target))
+    if as_json:
+        click.echo(json.dumps({**msgspec.to_builtins(made.plan), "target": made.target, "command": made.command, "refused": made.refused}))
+    else:
+        for line in made.plan.lines():
+            click.echo(line)
+        for reason in made.refused:
+            click.echo(f"refused: {reason}")
+        if made.command:
+            click.echo(f"here the platform does it; run:\n  {made.command}")
     ctx.exit(1 if made.refused else 0)
 
 
 @phase.command()
 @click.argument("number", type=click.IntRange(0, phases.LAST_PHASE))
+@_target
 @click.pass_context
-def apply(ctx: click.Context, number: int) -> None:
+def apply(ctx: click.Context, number: int, target: change.Target | None) -> None:
     """Change to another phase, up or down, on the running installation. Safe to repeat; where nothing runs, the next `up` does it.
 
     \b
@@ -84,11 +99,11 @@ def apply(ctx: click.Context, number: int) -> None:
       piggybank phase apply 1
     """
     settings = _settings(ctx)
-    made = asyncio.run(change.plan(settings, number))
+    made = asyncio.run(change.plan(settings, number, target))
     if made.refused:
         raise errors.CannotProceed(what="; ".join(made.refused), do=f"piggybank phase plan {number} says more; nothing was changed")
-    if made.elsewhere:
-        click.echo(made.elsewhere)
+    if made.command:
+        click.echo(f"Here the platform starts and stops processes, so nothing was changed. Run:\n  {made.command}")
         return
     started = time.monotonic()
     for line in change.apply(settings, number):

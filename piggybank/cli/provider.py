@@ -109,7 +109,7 @@ def set_mode(context: click.Context, mode: settings_file.ProviderMode | None) ->
 async def _switched(settings: Settings, mode: settings_file.ProviderMode) -> bool:
     if not await installation.switch_mode(settings.owner_database_url, mode):
         return False
-    db = Database(settings.database_url)
+    db = Database.of(settings)
     async with db.write() as write:
         audit.record(write, audit.COMMAND_LINE, "provider.mode", "installation", {"mode": mode})
     await db.close()
@@ -290,7 +290,7 @@ def _with_provider(context: click.Context, work: Callable[[Provider], Coroutine[
     settings = _settings(context)
 
     async def at_work() -> T:
-        db = Database(settings.database_url)
+        db = Database.of(settings)
         at = Provider(settings, db)
         try:
             return await work(at)

@@ -3,6 +3,10 @@
 `Read` and `Write` are two types, so that a type checker refuses a write where a replica may answer; `commit` happens here, at
 the end of `Database.write()`, and in `ledger/posting.py` for a batch, nowhere else. Everything goes through SQLAlchemy sessions
 but the ledger's hot path: a lane owns one asyncpg connection.
+
+Behind a pooler in transaction mode a transaction may meet any server connection, so nothing is kept on one: no named statement (what is
+prepared is prepared anew, unnamed, in the round trip that runs it), no SET but SET LOCAL, no session lock, no LISTEN. Timeouts live on
+the role. What needs more (migrations, `verify`, the bench) goes direct with the owner's role.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +19,7 @@ from sqlalchemy import exc as sqlalchemy_errors
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from piggybank import errors
+from piggybank.settings import Pooling, Settings
 
 POOL_SIZE = 5  # connections of a process for everything but the ledger's hot path
 POOL_OVERFLOW = 5  # more of them under load
@@ -29,6 +34,11 @@ CONNECTION_LOST = (
 )
 
 
+# PgBouncer below 1.21 knows no named statements: asyncpg's cache and SQLAlchemy's are off, and what SQLAlchemy prepares has no name.
+UNPREPARED = {"statement_cache_size": 0}
+UNPREPARED_SESSIONS = {**UNPREPARED, "prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
+
+
 class Read(AsyncSession):
     """A session that only selects: a replica may answer it."""
 
@@ -38,29 +48,22 @@ class Write(Read):
 
 
 class Database:
-    """One process's connections, made from `postgresql://user:password@host:port/name`."""
+    """One process's connections, made from `postgresql://user:password@host:port/name`; `pooling`: what that URL leads to."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, pooling: Pooling = "none") -> None:
         self.url = url
-        self._config = SQLAlchemyAsyncConfig(
-            connection_string="postgresql+asyncpg://" + url.partition("://")[2],
-            session_config=AsyncSessionConfig(expire_on_commit=False, autoflush=False),
-            engine_config=EngineConfig(
-                pool_size=POOL_SIZE,
-                max_overflow=POOL_OVERFLOW,
-                pool_timeout=POOL_WAIT_S,
-                pool_pre_ping=True,
-                hide_parameters=True,  # an error that is logged says which statement, not whose address
-                json_serializer=lambda value: msgspec.json.encode(value).decode(),
-                json_deserializer=msgspec.json.decode,
-                connect_args={"timeout": CONNECT_TIMEOUT_S},
-            ),
-        )
-        self.engine: AsyncEngine = self._config.get_engine()
+        self._statements = UNPREPARED if pooling == "transaction" else {}
+        self.engine = open_engine(url, pooling)
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Database":
+        """Those of an installation: through its pooler where it has one."""
+        url = settings.pooler_url if settings.pooling != "none" and settings.pooler_url else settings.database_url
+        return cls(url, pooling=settings.pooling)
 
     async def connect(self) -> asyncpg.Connection:
         """A connection of its own, for the ledger's lane."""
-        return await asyncpg.connect(self.url, timeout=CONNECT_TIMEOUT_S)
+        return await asyncpg.connect(self.url, timeout=CONNECT_TIMEOUT_S, **self._statements)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Read]:
@@ -80,6 +83,25 @@ class Database:
     async def close(self) -> None:
         """Close every pooled connection."""
         await self.engine.dispose()
+
+
+def open_engine(url: str, pooling: Pooling = "none") -> AsyncEngine:
+    """A pool of connections to one server, or to its pooler; nothing is connected yet."""
+    config = SQLAlchemyAsyncConfig(
+        connection_string="postgresql+asyncpg://" + url.partition("://")[2],
+        session_config=AsyncSessionConfig(expire_on_commit=False, autoflush=False),
+        engine_config=EngineConfig(
+            pool_size=POOL_SIZE,
+            max_overflow=POOL_OVERFLOW,
+            pool_timeout=POOL_WAIT_S,
+            pool_pre_ping=True,
+            hide_parameters=True,  # an error that is logged says which statement, not whose address
+            json_serializer=lambda value: msgspec.json.encode(value).decode(),
+            json_deserializer=msgspec.json.decode,
+            connect_args={"timeout": CONNECT_TIMEOUT_S, **(UNPREPARED_SESSIONS if pooling == "transaction" else {})},
+        ),
+    )
+    return config.get_engine()
 
 
 @contextmanager

@@ -194,7 +194,7 @@ async def trouble(turmoil: Turmoil, done: asyncio.Event, chance: random.Random, 
 @asynccontextmanager
 async def our_jobs(turmoil: Turmoil) -> AsyncIterator[Work]:
     """The jobs in our own hands, so that nothing has to be waited for."""
-    db, cache = Database(turmoil.settings.database_url), Cache(turmoil.settings.cache_url)
+    db, cache = Database.of(turmoil.settings), Cache(turmoil.settings.cache_url)
     cache.epoch = await turmoil.place.value("SELECT epoch FROM installation")
     work = Work(turmoil.settings, db, cache, Ledger(db, cache), Provider(turmoil.settings, db))
     await work.ledger.start()

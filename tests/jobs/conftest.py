@@ -32,7 +32,7 @@ async def sql(fresh_settings: Settings) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def work(fresh_settings: Settings, sql: asyncpg.Connection) -> AsyncIterator[Work]:
-    db, cache = Database(fresh_settings.database_url), Cache(fresh_settings.cache_url)
+    db, cache = Database.of(fresh_settings), Cache(fresh_settings.cache_url)
     made = Work(fresh_settings, db, cache, Ledger(db, cache), Provider(fresh_settings, db))
     made.cache.epoch = await sql.fetchval("SELECT epoch FROM installation")
     await made.ledger.start()

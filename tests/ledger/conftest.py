@@ -19,7 +19,7 @@ Open = Callable[..., Awaitable[UUID]]
 @asynccontextmanager
 async def running_ledger(settings: Settings) -> AsyncIterator[Ledger]:
     """A ledger with its own lane on any database: as many as a test wants are as many processes to it."""
-    db, cache = Database(settings.database_url), Cache(settings.cache_url)
+    db, cache = Database.of(settings), Cache(settings.cache_url)
     ledger = Ledger(db, cache)
     await ledger.start()
     yield ledger

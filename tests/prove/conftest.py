@@ -95,7 +95,7 @@ def sign_in(settings: Settings, role: str) -> Person:
     """A new user of that role, with a session."""
 
     async def made() -> Person:
-        db, cache = Database(settings.database_url), Cache(settings.cache_url)
+        db, cache = Database.of(settings), Cache(settings.cache_url)
         email = f"{role}.{uuid4().hex[:8]}@example.com"
         person = await users.create(db, users.Newcomer(email=email, password=PASSWORD), role=role, actor="test")
         session = await sessions.sign_in(db, Tokens(db, cache), email, PASSWORD)

@@ -220,7 +220,7 @@ async def lived(bank: Bank, kind: str, seed: int, order: random.Random | None, *
 @pytest.fixture(scope="module")
 def bank(own_settings: Settings) -> Iterator[Bank]:
     with _in_background() as run:
-        db, cache = Database(own_settings.database_url), Cache(own_settings.cache_url)
+        db, cache = Database.of(own_settings), Cache(own_settings.cache_url)
         ledger = Ledger(db, cache)
 
         async def open_all() -> asyncpg.Connection:

@@ -183,7 +183,7 @@ class running_desk:  # noqa: N801 - used like a function
         self._settings = server.settings
         simulator = await asyncio.to_thread(start_simulator, self._settings)
         self._sql = await asyncpg.connect(self._settings.owner_database_url)
-        db, cache = Database(self._settings.database_url), Cache(self._settings.cache_url)
+        db, cache = Database.of(self._settings), Cache(self._settings.cache_url)
         cache.epoch = await self._sql.fetchval("SELECT epoch FROM installation")
         self._work = Work(self._settings, db, cache, Ledger(db, cache), Provider(self._settings, db))
         await self._work.ledger.start()

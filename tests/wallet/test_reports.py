@@ -55,7 +55,7 @@ class World(NamedTuple):
 @pytest.fixture
 async def world(fresh_settings: Settings) -> AsyncIterator[World]:
     connection = await asyncpg.connect(fresh_settings.owner_database_url)
-    past, db, chance = Past(connection), Database(fresh_settings.database_url), random.Random(7)
+    past, db, chance = Past(connection), Database.of(fresh_settings), random.Random(7)
     user_id = await past.user()
     currencies = {await past.account(user_id, currency): currency for currency in ("EUR", "EUR", "USD")}
     posted = {}
