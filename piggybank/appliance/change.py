@@ -26,7 +26,9 @@ COMMANDS: dict[str, str] = {
     "railway": "PIGGYBANK_PHASE={number} railway config plan && PIGGYBANK_PHASE={number} railway config apply",
 }
 
-_ROWS = "SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class JOIN pg_partition_tree('transactions') ON relid = oid WHERE isleaf"
+_ROWS = """
+SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class JOIN pg_partition_tree('transactions') ON relid = oid WHERE isleaf
+"""
 _BYTES = "SELECT pg_database_size(current_database())"
 
 

@@ -190,8 +190,7 @@ class Embedded:
         self.postgres.reload(primary)  # from here on commits wait for a standby, where the phase says so
         if wanted.clustered:
             tell("forming the cache's cluster")
-            nodes = [("127.0.0.1", self.secrets.port_of(name)) for name in CACHE_NODES]
-            cache_cluster.form(nodes, self.secrets.cache_password)
+            cache_cluster.form([self._cache_node(name) for name in CACHE_NODES], self.secrets.cache_password)
         store_files.write_addresses(self.data_dir, self.addresses(), self.user)
 
     def shrink(self, tell: Tell = quietly) -> None:
@@ -371,6 +370,7 @@ class Embedded:
     def _leave_taken_ports(self) -> None:
         """A port that another program took while its store was stopped is changed; otherwise ports stay as they are."""
         stopped = [name for name in self.names if processes.find(self.programs[name]) is None]
+        stopped += [f"{name}-bus" for name in stopped if name in CACHE_NODES]
         self.secrets = store_files.with_free_ports(self.dir, self.secrets, stopped, self.user)
         self.postgres.secrets = self.secrets
 
@@ -398,8 +398,11 @@ class Embedded:
             return {"valkey.conf": store_files.queue_conf(self.secrets, folder)}
         if name == CACHE:
             return {"valkey.conf": store_files.cache_conf(self.secrets, folder, self.topology.cache_mib)}
-        port, size = self.secrets.port_of(name), self.topology.cache_mib
-        return {"valkey.conf": cache_cluster.conf(port, self.secrets.cache_password, folder, size)}
+        node, size = self._cache_node(name), self.topology.cache_mib
+        return {"valkey.conf": cache_cluster.cluster_conf(node, self.secrets.cache_password, folder, size)}
+
+    def _cache_node(self, name: str) -> cache_cluster.Node:
+        return cache_cluster.Node("127.0.0.1", self.secrets.port_of(name), self.secrets.port_of(f"{name}-bus"))
 
 
 def _listens(port: int) -> bool:

@@ -114,7 +114,8 @@ async def _pooler(settings: Settings) -> bool | None:
 
 
 async def _cache(settings: Settings) -> str | None:
-    if not settings.cache_url.partition("://")[0].endswith("+cluster"):
+    if not cache_cluster.is_cluster(settings.cache_url):
         return "1" if (await overview.stores_answer(settings))["cache"] else None
-    seen = await cache_cluster.observed(settings.cache_url)
-    return None if seen is None or not seen.ok else f"{seen.masters}+{seen.replicas}"
+    nodes, password = cache_cluster.nodes_of(settings.cache_url)
+    seen = await asyncio.to_thread(cache_cluster.observed, nodes, password)
+    return f"{len(seen.masters)}+{len(seen.replicas)}" if seen.is_whole else None

@@ -26,7 +26,7 @@ REPLICATION_ROLE = "piggybank_replication"
 DATABASE = "piggybank"
 
 FIRST_POSTGRES = "postgres"  # the server that a new installation has
-LATER_STORES = ("postgres-2", "postgres-3", "pooler", *(f"cache-{number}" for number in range(1, 7)))
+LATER_STORES = ("postgres-2", "postgres-3", "pooler", *(f"cache-{number}{bus}" for number in range(1, 7) for bus in ("", "-bus")))
 SLOT_KEEPS = "4GB"
 
 FIRST_PORT, LAST_PORT = 20_000, 32_000  # below the ports that systems hand to outgoing connections
@@ -231,17 +231,18 @@ def pg_hba() -> str:
 
 def cache_conf(made: Secrets, folder: Path, size: int) -> str:
     """Forgets the least used, never saved: losing it makes things slower, not wrong. `size` in MiB."""
-    return _valkey_conf(made.cache_port, made.cache_password, folder) + f"maxmemory {size}mb\nmaxmemory-policy allkeys-lru\nappendonly no\n"
+    return valkey_conf(made.cache_port, made.cache_password, folder) + f"maxmemory {size}mb\nmaxmemory-policy allkeys-lru\nappendonly no\n"
 
 
 def queue_conf(made: Secrets, folder: Path) -> str:
     """Keeps its jobs over a crash, and refuses a write rather than dropping a job."""
     size = between(memory_mib() // 32, QUEUE_MIB)
     kept = "appendonly yes\nappendfsync everysec\naof-load-truncated yes\n"
-    return _valkey_conf(made.queue_port, made.queue_password, folder) + f"maxmemory {size}mb\nmaxmemory-policy noeviction\n" + kept
+    return valkey_conf(made.queue_port, made.queue_password, folder) + f"maxmemory {size}mb\nmaxmemory-policy noeviction\n" + kept
 
 
-def _valkey_conf(port: int, password: str, folder: Path) -> str:
+def valkey_conf(port: int, password: str, folder: Path) -> str:
+    """What every Valkey of ours has in common: loopback with a password, nothing saved, in the foreground."""
     lines = ("bind 127.0.0.1", f"port {port}", f"requirepass {password}", f'dir "{folder}"', 'save ""', "daemonize no", "set-proc-title no")
     return "# Written at every start.\n" + "\n".join((*lines, 'logfile ""', "loglevel notice")) + "\n"
 

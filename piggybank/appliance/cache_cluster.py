@@ -1,0 +1,233 @@
+"""A Valkey cluster as the cache: the nodes' configuration, forming the cluster, and what the servers say of it.
+
+The first half of the nodes become masters, the others replicas. A node keeps its name (`nodes.conf`), never its data. `form` may be
+repeated at every start: it meets again who moved to another port, hands out what nobody holds and leaves the rest as it is, so a
+replica that was promoted stays a master.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from piggybank import errors
+from piggybank.appliance.store_files import valkey_conf
+
+SLOTS = 16_384
+NODE_TIMEOUT_MS = 1_500  # so long a silent node is waited for; its replica takes over a second later
+FORM_TIMEOUT_S = 60
+ANSWER_TIMEOUT_S = 2.0
+POLL_S = 0.1
+NODES_FILE = "nodes.conf"
+
+
+class Node(NamedTuple):
+    """Where one node listens; the others reach it on `bus_port`."""
+
+    host: str
+    port: int
+    bus_port: int
+
+
+class Member(Struct, frozen=True, kw_only=True):
+    """A node as the cluster knows it. `master_id`: whom a replica follows."""
+
+    node_id: str
+    host: str
+    port: int
+    master_id: str | None
+    slots: int
+    up: bool
+
+
+class Observed(Struct, frozen=True, kw_only=True):
+    """What a cluster says of itself; `state` is "away" where no node answers."""
+
+    state: str
+    slots_covered: int
+    members: list[Member]
+
+    @property
+    def masters(self) -> list[Member]:
+        """Those that hold slots and answer."""
+        return [one for one in self.members if one.up and one.master_id is None and one.slots]
+
+    @property
+    def replicas(self) -> list[Member]:
+        """Those that follow a master and answer."""
+        return [one for one in self.members if one.up and one.master_id is not None]
+
+    @property
+    def is_whole(self) -> bool:
+        """Every slot is held, and every member answers."""
+        return self.state == "ok" and self.slots_covered == SLOTS and all(one.up for one in self.members)
+
+
+def cluster_conf(node: Node, password: str, folder: Path, memory_mib: int) -> str:
+    """`valkey.conf` of a node: forgets the least used, never saved, and answers for its own slots while others are away."""
+    values = {
+        "maxmemory": f"{memory_mib}mb",
+        "maxmemory-policy": "allkeys-lru",
+        "appendonly": "no",
+        "masterauth": password,
+        "cluster-enabled": "yes",
+        "cluster-config-file": NODES_FILE,
+        "cluster-port": node.bus_port,
+        "cluster-announce-ip": node.host,
+        "cluster-node-timeout": NODE_TIMEOUT_MS,
+        "cluster-require-full-coverage": "no",
+        "cluster-replica-validity-factor": 0,  # what it lacks is forgotten at once (cache/cluster.py): any replica will do
+        "repl-diskless-sync-delay": 0,
+    }
+    return valkey_conf(node.port, password, folder) + "".join(f"{name} {value}\n" for name, value in values.items())
+
+
+def form(nodes: Sequence[Node], password: str) -> Observed:
+    """Make the running `nodes` one cluster, or find that they are; raises `errors.StoreFailed`."""
+    clients = {node: _client(node, password) for node in nodes}
+    until = time.monotonic() + FORM_TIMEOUT_S
+    try:
+        _wait(lambda: all(client.ping() for client in clients.values()), until, "not all nodes answer")
+        _meet(clients, until)
+        _hand_out_slots(clients)
+        _wait(lambda: _replicate(clients), until, "the replicas did not find their masters")
+        _wait(lambda: all(_is_formed(client, len(nodes)) for client in clients.values()), until, "it did not become whole")
+        return _observe(clients[nodes[0]])
+    finally:
+        for client in clients.values():
+            client.close()
+
+
+def observed(nodes: Sequence[Node], password: str) -> Observed:
+    """What the first node that answers says."""
+    for node in nodes:
+        client = _client(node, password)
+        try:
+            return _observe(client)
+        except (OSError, RedisError):
+            continue
+        finally:
+            client.close()
+    return Observed(state="away", slots_covered=0, members=[])
+
+
+def _client(node: Node, password: str) -> "Redis[str]":
+    return Redis(
+        host=node.host,
+        port=node.port,
+        password=password,
+        decode_responses=True,
+        socket_timeout=ANSWER_TIMEOUT_S,
+        socket_connect_timeout=ANSWER_TIMEOUT_S,
+    )
+
+
+def _meet(clients: dict[Node, "Redis[str]"], until: float) -> None:
+    """Every node hears of every other, by its address of now. New nodes first get an epoch each, so none has to be settled."""
+    for number, client in enumerate(clients.values(), 1):
+        info = client.execute_command("CLUSTER INFO")
+        if info["cluster_known_nodes"] == "1" and info["cluster_my_epoch"] == "0":
+            client.execute_command("CLUSTER SET-CONFIG-EPOCH", number)
+    ids = {client.execute_command("CLUSTER MYID") for client in clients.values()}
+    first, *others = clients
+    for other in others:
+        clients[first].execute_command("CLUSTER MEET", other.host, other.port, other.bus_port)
+    _wait(lambda: all(ids <= _connected(client) for client in clients.values()), until, "the nodes did not find each other")
+
+
+def _connected(client: "Redis[str]") -> set[str]:
+    return {one.node_id for one in _members(client) if one.up}
+
+
+def _hand_out_slots(clients: dict[Node, "Redis[str]"]) -> None:
+    """What nobody holds goes to the masters in equal runs: all of it the first time, nothing later."""
+    nodes = list(clients)
+    members = {(one.host, one.port): one for one in _members(clients[nodes[0]])}
+    held = set().union(*(_held(client) for client in clients.values()))
+    free = [slot for slot in range(SLOTS) if slot not in held]
+    masters = [node for node in nodes if members[node.host, node.port].slots] or nodes[: (len(nodes) + 1) // 2]
+    for number, node in enumerate(masters):
+        mine = free[len(free) * number // len(masters) : len(free) * (number + 1) // len(masters)]
+        if mine:
+            clients[node].execute_command("CLUSTER ADDSLOTSRANGE", *_ranges(mine))
+
+
+def _held(client: "Redis[str]") -> set[int]:
+    """The slots of a node, as it says itself."""
+    rows = client.execute_command("CLUSTER NODES").values()
+    return {slot for row in rows if "myself" in row["flags"] for low, high in map(_bounds, row["slots"]) for slot in range(low, high + 1)}
+
+
+def _ranges(slots: Sequence[int]) -> list[int]:
+    """Pairs of first and last."""
+    starts = [slot for before, slot in zip([-2, *slots], slots, strict=False) if slot != before + 1]
+    ends = [slot for slot, after in zip(slots, [*slots[1:], -2], strict=False) if after != slot + 1]
+    return [bound for pair in zip(starts, ends, strict=True) for bound in pair]
+
+
+def _replicate(clients: dict[Node, "Redis[str]"]) -> bool:
+    """A master that holds nothing follows the one with the fewest replicas; True when there is none left."""
+    members = _members(next(iter(clients.values())))
+    masters = [one for one in members if one.master_id is None and one.slots]
+    followers = {one.node_id: sum(other.master_id == one.node_id for other in members) for one in masters}
+    by_address = {(node.host, node.port): client for node, client in clients.items()}
+    for one in members:
+        client = by_address.get((one.host, one.port))
+        if one.master_id is None and not one.slots and client is not None and followers:
+            chosen = min(followers, key=lambda node_id: followers[node_id])
+            try:
+                client.execute_command("CLUSTER REPLICATE", chosen)
+            except ResponseError:  # it has not heard of that master yet
+                return False
+            followers[chosen] += 1
+    return all(one.master_id is not None or one.slots for one in _members(next(iter(clients.values()))))
+
+
+def _is_formed(client: "Redis[str]", count: int) -> bool:
+    """Also that it has its master's data: a replica still copying cannot take over."""
+    seen = _observe(client)
+    copied = client.info("replication").get("master_link_status", "up") == "up"
+    return copied and seen.is_whole and len(seen.members) == count
+
+
+def _observe(client: "Redis[str]") -> Observed:
+    info: dict[str, str] = client.execute_command("CLUSTER INFO")
+    return Observed(state=info["cluster_state"], slots_covered=int(info["cluster_slots_ok"]), members=_members(client))
+
+
+def _members(client: "Redis[str]") -> list[Member]:
+    return [_member(address, row) for address, row in client.execute_command("CLUSTER NODES").items()]
+
+
+def _member(address: str, row: dict[str, Any]) -> Member:
+    host, _, port = address.rpartition(":")
+    flags = set(row["flags"].split(","))
+    slots = sum(high - low + 1 for low, high in map(_bounds, row["slots"]))
+    return Member(
+        node_id=row["node_id"],
+        host=host,
+        port=int(port),
+        master_id=None if row["master_id"] == "-" else row["master_id"],
+        slots=slots,
+        up=("myself" in flags or row["connected"]) and not flags & {"fail", "fail?", "handshake", "noaddr"},
+    )
+
+
+def _bounds(run: Sequence[str]) -> tuple[int, int]:
+    return int(run[0]), int(run[-1])
+
+
+def _wait(done: Callable[[], bool], until: float, says: str) -> None:
+    while True:
+        try:
+            if done():
+                return
+        except (OSError, RedisError) as cause:
+            says = f"{says}: {cause}"[:200]
+        if time.monotonic() > until:
+            raise errors.StoreFailed(store="cache cluster", says=says)
+        time.sleep(POLL_S)
