@@ -32,7 +32,7 @@ ROLE_SETTINGS = {
 }
 
 _GRANTS = {
-    "SELECT": "currencies, installation, reports",
+    "SELECT": "currencies, installation, reports, archived_months, account_checkpoints",
     "SELECT, INSERT": "transactions, effects, audit_log, system_entries, reconciliation_items, booked_transactions",
     "SELECT, INSERT, UPDATE": "users, sessions, api_keys, links, accounts, payments, provider_keys, provider_events, "
     "resolutions, reconciliations",
