@@ -231,3 +231,12 @@ def _wait(done: Callable[[], bool], until: float, says: str) -> None:
         if time.monotonic() > until:
             raise errors.StoreFailed(store="cache cluster", says=says)
         time.sleep(POLL_S)
+
+
+def is_cluster(url):
+    return "+cluster" in url
+
+
+def observed_at(url):
+    password, _, hosts = url.partition("://:")[2].partition("@")
+    return observed([Node(h.split(":")[0], int(h.split(":")[1]), 0) for h in hosts.split(",")], password)

@@ -12,7 +12,7 @@ import asyncpg
 
 from piggybank import errors
 from piggybank import settings as settings_file
-from piggybank.appliance import data_folder, external, folder, observed, orders, pooler, topology
+from piggybank.appliance import data_folder, external, folder, observed, orders, topology
 from piggybank.capacity import phases
 from piggybank.capacity import plan as plans
 from piggybank.settings import Settings
@@ -69,8 +69,8 @@ async def plan(settings: Settings, number: int, target: Target | None = None) ->
     made = plans.plan(settings.phase, number, topology.overrides(settings), await _facts(settings))
     refused = list(made.refused)
     phase = phases.of(number)
-    if target == "native" and phase.pooled and settings.pooler != "none" and pooler.found() is None:
-        refused.append(f"PgBouncer is not installed; as root: {pooler.APT_LINE}")
+    if target == "native" and (missing := topology.missing(settings, number)) is not None:
+        refused.append(f"{missing.details['what']}; {missing.details['do']}")
     if target == "external" and number in phases.BUILT_PHASES:
         refused += [f"{finding.what}: {finding.do}" for finding in await external.check(settings, number)]
     command = COMMANDS[target].format(number=number, profile=phase.profile) if target in COMMANDS else ""

@@ -116,6 +116,5 @@ async def _pooler(settings: Settings) -> bool | None:
 async def _cache(settings: Settings) -> str | None:
     if not cache_cluster.is_cluster(settings.cache_url):
         return "1" if (await overview.stores_answer(settings))["cache"] else None
-    nodes, password = cache_cluster.nodes_of(settings.cache_url)
-    seen = await asyncio.to_thread(cache_cluster.observed, nodes, password)
+    seen = await asyncio.to_thread(cache_cluster.observed_at, settings.cache_url)
     return f"{len(seen.masters)}+{len(seen.replicas)}" if seen.is_whole else None

@@ -29,7 +29,7 @@ from piggybank.appliance.embedded import Embedded, Tell
 from piggybank.appliance.orders import Order
 from piggybank.appliance.processes import Program, Running
 from piggybank.capacity import phases
-from piggybank.db import installation, migrate, partitions
+from piggybank.db import installation, migrate, months
 from piggybank.settings import Settings
 
 LOOK_EVERY_S = 0.2
@@ -241,7 +241,7 @@ class Supervisor:
         if self.stores is not None:
             self.stores.shrink(tell)
         if phases.of(number).partitions:
-            asyncio.run(partitions.enable(self.settings.owner_database_url, tell))
+            asyncio.run(months.enable(self.settings.owner_database_url, tell=tell))
 
     def _fail_over(self, to: str, tell: Tell) -> None:
         if self.stores is None:

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from piggybank import errors
 from piggybank import settings as settings_file
-from piggybank.appliance import processes, store_files
+from piggybank.appliance import pooler, processes, store_files
 from piggybank.appliance.system_user import SystemUser, ours, shared
 from piggybank.capacity import phases
 from piggybank.settings import Settings
@@ -124,6 +124,13 @@ def caps_of(number: int) -> list[str]:
     if number and memory // 2 < phase.postgres_memory_mib * (1 + phase.replicas):
         found.append(f"PostgreSQL's memory: half of this machine's {memory:,} MiB, shared by {1 + phase.replicas} server(s)")
     return found
+
+
+def missing(settings: Settings, number: int) -> errors.CannotProceed | None:
+    """What this machine lacks for the phase; None: it can be built."""
+    if phases.of(number).pooled and settings.pooler != "none" and pooler.found() is None:
+        return errors.CannotProceed(what=f"phase {number} needs PgBouncer, which is not installed", do=f"as root: {pooler.APT_LINE}")
+    return None
 
 
 def overrides(settings: Settings) -> dict[str, object]:

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import data_folder, folder, overview, processes, reboot, supervisor, system_user, web
+from piggybank.appliance import data_folder, folder, overview, processes, reboot, supervisor, system_user, topology, web
+from piggybank.capacity import phases
 from piggybank.settings import Settings
 
 UP_TIMEOUT_S = 180  # the first start makes a database cluster
@@ -27,8 +28,9 @@ PIPED_WIDTH_CHARACTERS = 180  # where no terminal says its width
 
 @click.command()
 @click.option("--detach", is_flag=True, help="Run in the background, and return when it answers.")
+@click.option("--phase", type=click.IntRange(0, phases.BUILT_PHASES[-1]), help="Start as this phase, and stay so; see `piggybank phase`.")
 @click.pass_context
-def up(ctx: click.Context, detach: bool) -> None:
+def up(ctx: click.Context, detach: bool, phase: int | None) -> None:
     """Start everything of this data folder: stores, schema, web and workers, restarted when they die.
 
     In the foreground it runs until Ctrl-C or `piggybank down`, and a second one on the same folder says who runs there. With
@@ -39,8 +41,11 @@ def up(ctx: click.Context, detach: bool) -> None:
       piggybank up
       piggybank up --detach
       piggybank up --detach --data-dir /srv/second-bank
+      piggybank up --detach --phase 2
     """
     settings = _settings(ctx)
+    if phase is not None:
+        settings = _as_phase(settings, phase)
     if detach:
         _up_detached(settings)
         return
@@ -186,6 +191,19 @@ def uninstall(ctx: click.Context, purge: bool, yes_delete_everything: bool) -> N
 
 def _settings(ctx: click.Context) -> Settings:
     return settings_file.load((ctx.find_root().obj or {}).get("data_dir"))
+
+
+def _as_phase(settings: Settings, number: int) -> Settings:
+    """Write the phase down before anything starts. Raises `errors.CannotProceed` where it cannot be built here, or something else runs."""
+    user = data_folder.prepare_folder(settings.data_dir)
+    if (missing := topology.missing(settings, number)) is not None:
+        raise missing
+    if folder.read_card(settings.data_dir) is not None:
+        if topology.written_phase(settings.data_dir) == number:
+            return settings
+        raise errors.CannotProceed(what="it runs already, as another phase", do=f"piggybank phase apply {number}")
+    topology.write_phase(settings.data_dir, number, user)
+    return settings_file.load(settings.data_dir)
 
 
 def _up_detached(settings: Settings) -> None:

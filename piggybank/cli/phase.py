@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import time
 from typing import Any, get_args
 
@@ -15,6 +16,8 @@ from piggybank import settings as settings_file
 from piggybank.appliance import change, folder, observed, orders
 from piggybank.capacity import phases
 from piggybank.settings import Settings
+
+PIPED_WIDTH_CHARACTERS = 180  # where no terminal says its width
 
 _target = click.option(
     "--target", type=click.Choice(get_args(change.Target)), help="Who starts and stops processes here; else it is found out."
@@ -144,7 +147,7 @@ def _settings(ctx: click.Context) -> Settings:
 
 
 def _print(said: dict[str, Any]) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH_CHARACTERS)
     console.print(f"[bold]phase {said['phase']}[/] {said['name']} ({said['profile']}): {said['serves']}")
     table = Table("", "declared", *(("observed",) if "observed" in said else ()), box=None, pad_edge=False)
     for name, value in said["declared"].items():

@@ -93,7 +93,9 @@ async def accompanied(connection: asyncpg.Connection, watcher: asyncpg.Connectio
     running = asyncio.ensure_future(connection.execute(statement))
     try:
         while not (await asyncio.wait({running}, timeout=LOOK_EVERY_S))[0]:
-            teller.waiting(statement.partition("\n")[0], [_holder(row) for row in await watcher.fetch(_BLOCKERS, pid, QUERY_SHOWN_CHARACTERS)])
+            teller.waiting(
+                statement.partition("\n")[0], [_holder(row) for row in await watcher.fetch(_BLOCKERS, pid, QUERY_SHOWN_CHARACTERS)]
+            )
         await running
     finally:
         running.cancel()
@@ -132,6 +134,4 @@ async def _holders(connection: asyncpg.Connection, tables: Sequence[str]) -> dic
 
 
 def _holder(row: asyncpg.Record) -> Holder:
-    return Holder(
-        pid=row["pid"], transaction=row["transaction"], application=row["application"], since=row["since"], query=row["query"]
-    )
+    return Holder(pid=row["pid"], transaction=row["transaction"], application=row["application"], since=row["since"], query=row["query"])

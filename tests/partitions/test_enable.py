@@ -100,9 +100,7 @@ async def test_nothing_is_copied_and_no_write_fails(fresh_settings: Settings, sq
     assert await months.enable(fresh_settings.owner_database_url) == []
 
 
-async def test_a_dump_and_a_long_read_are_waited_for(
-    fresh_settings: Settings, sql: asyncpg.Connection, past: Past, tmp_path: Path
-) -> None:
+async def test_a_dump_and_a_long_read_are_waited_for(fresh_settings: Settings, sql: asyncpg.Connection, past: Past, tmp_path: Path) -> None:
     account = await past.account()
     await past.post(account, [(ms(at(1)) + number, 1) for number in range(5_000)])
     said: list[str] = []
