@@ -5,6 +5,7 @@ by `piggybank phase apply`: what the phase sets), `piggybank.toml` (the operator
 the environment.
 """
 
+import json
 import os
 import re
 import tomllib
@@ -25,6 +26,9 @@ PHASE_FILE = "phase.toml"
 NOT_SETTINGS = frozenset({"PIGGYBANK_REQUIRE"})  # read by the test run only: tools whose absence is a failure
 LIST_FIELDS = frozenset({"trusted_proxies", "replica_urls"})  # commas between the items in the environment
 STORE_FIELDS = ("database_url", "owner_database_url", "cache_url", "queue_url")
+GIVEN_TOGETHER = (STORE_FIELDS[:2], STORE_FIELDS[2:])  # or not at all
+# what runs in the data folder, unless this address is given
+STORES = {"postgres": "database_url", "cache": "cache_url", "queue": "queue_url"}
 
 SECRET_NAMES = ("key", "secret", "password", "token", "url")  # a value whose name has one of these words is not shown
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}  # noqa: S104 - compared, not bound
@@ -183,16 +187,29 @@ def load(data_dir: Path | None = None, environment: Mapping[str, str] | None = N
     return settings
 
 
-def operator_chose_stores(data_dir: Path, environment: Mapping[str, str] | None = None) -> bool:
-    """True where an address was given by the operator: then nothing is embedded."""
+def embedded_stores(data_dir: Path, environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """The names of the stores that run in the data folder: those for which the operator gave no address."""
     chosen = operator_values(data_dir, environment)
-    given = [name for name in STORE_FIELDS if chosen.get(name)]
-    if given and len(given) < len(STORE_FIELDS):
-        missing = ", ".join(sorted(set(STORE_FIELDS) - set(given)))
-        raise errors.BadSetting(
-            setting=given[0], value="(set)", allowed=f"all of {', '.join(STORE_FIELDS)} together, or none; missing: {missing}"
-        )
-    return bool(given)
+    for together in GIVEN_TOGETHER:
+        given = [name for name in together if chosen.get(name)]
+        if given and len(given) < len(together):
+            missing = ", ".join(sorted(set(together) - set(given)))
+            raise errors.BadSetting(
+                setting=given[0], value="(set)", allowed=f"all of {', '.join(together)} together, or none; missing: {missing}"
+            )
+    return tuple(name for name, address in STORES.items() if not chosen.get(address))
+
+
+def in_environment(*names: str, environment: Mapping[str, str] | None = None) -> list[str]:
+    """Those of the settings that the environment gives, as variables: they win over every file."""
+    given = _from_environment(os.environ if environment is None else environment)
+    return [PREFIX + name.upper() for name in names if given.get(name)]
+
+
+def with_values(text: str, values: Mapping[str, str]) -> str:
+    """The text of `piggybank.toml` with these settings in it, and all else, comments too, as it was."""
+    kept = [line for line in text.splitlines() if line.partition("=")[0].strip() not in values]
+    return "\n".join([*(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()), *kept]) + "\n"
 
 
 def operator_values(data_dir: Path, environment: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Change(NamedTuple):
 
 def target_of(settings: Settings) -> Target:
     """Where this installation runs."""
-    if not settings_file.operator_chose_stores(settings.data_dir):
+    if topology.DATABASE in settings_file.embedded_stores(settings.data_dir):
         return "native"
     return settings_file.platform() or "external"
 

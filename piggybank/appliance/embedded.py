@@ -29,6 +29,7 @@ from piggybank.appliance.postgres import Postgres
 from piggybank.appliance.processes import Program, Running
 from piggybank.appliance.system_user import SystemUser, ours, shared
 from piggybank.appliance.topology import CACHE, CACHE_NODES, POOLER, QUEUE, Topology
+from piggybank.settings import OPERATOR_FILE, STORES
 
 START_TIMEOUT_S = 120  # crash recovery replays at most max_wal_size
 STREAM_TIMEOUT_S = 120  # until a standby that was away has caught up
@@ -61,6 +62,10 @@ class Embedded:
         self._confirmed = self.topology.synchronous  # commits wait for a standby
 
     @property
+    def _has_database(self) -> bool:
+        return topology.DATABASE in self.topology.embedded
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The stores of the topology, in the order in which they start."""
         return topology.names(self.dir, self.topology)
@@ -73,17 +78,23 @@ class Embedded:
         self.grow(self.topology, tell)
 
     def prepare(self) -> None:
-        """Folders, user, secrets, binaries, cluster and configuration; starts nothing."""
+        """Folders, user, secrets, binaries, cluster and configuration; starts nothing. Raises `errors.CannotProceed` where it moved."""
         self.user = prepare_folder(self.data_dir)
+        if self._has_database and (to := store_files.moved_to(self.dir)):
+            raise errors.CannotProceed(
+                what=f"the database of this folder moved to {to}, and what is left here is old",
+                do=f"put database_url and owner_database_url of {to} back into {OPERATOR_FILE}",
+            )
         system_user.make_folder(self.dir, ours(self.user), shared(self.user, 0o750))
         system_user.keep_file(self.dir / "secrets.toml", self.user, 0o600)
         self.secrets = store_files.load_secrets(self.dir, self.user)
-        self._postgres_bin = binaries.postgres(self.dir, self.user)
-        self._valkey_program = binaries.valkey(self.dir, self.user)
+        self._postgres_bin = binaries.postgres(self.dir, self.user) if self._has_database else Path()
+        self._valkey_program = binaries.valkey(self.dir, self.user) if CACHE in self.topology.embedded else Path()
         self.postgres = Postgres(self.dir, self._postgres_bin, self.secrets, self.user)
         self._list_programs(self.names)
         self._leave_taken_ports()
-        self.postgres.make_primary()
+        if self._has_database:
+            self.postgres.make_primary()
         for name in self.names:
             self._write_configuration(name)
 
@@ -146,8 +157,10 @@ class Embedded:
         return self.postgres.psql(script)
 
     def addresses(self) -> dict[str, Any]:
-        """What `stores.toml` says, by the names of the settings."""
-        found: dict[str, Any] = dict(self.secrets.addresses(self.postgres.primary))
+        """What `stores.toml` says, by the names of the settings: only of the stores that are here."""
+        elsewhere = {address for name, address in STORES.items() if name not in self.topology.embedded}
+        here = self.secrets.addresses(self.postgres.primary).items()
+        found: dict[str, Any] = {name: url for name, url in here if name.removeprefix("owner_") not in elsewhere}
         found |= {"simulator_key": self.secrets.simulator_key, "simulator_port": self.secrets.simulator_port}
         standbys = topology.standbys_of(self.dir, self.topology.replicas)
         if standbys:
@@ -169,35 +182,41 @@ class Embedded:
         self._confirmed |= wanted.synchronous
         self._list_programs({*self.programs, *self.names})
         self._leave_taken_ports()
-        primary, standbys = self.postgres.primary, topology.standbys_of(self.dir, wanted.replicas)
+        standbys = topology.standbys_of(self.dir, wanted.replicas)
         for name in self.names:
             self._write_configuration(name)
             if name not in standbys:
                 self.ensure(name)
+        if self._has_database:
+            self._grow_database(standbys, tell)
+        for name in self.names:
+            self.wait_ready(name)
+        if wanted.clustered:
+            tell("forming the cache's cluster")
+            cache_cluster.form([self._cache_node(name) for name in CACHE_NODES], self.secrets.cache_password)
+        store_files.write_addresses(self.data_dir, self.addresses(), self.user)
+
+    def _grow_database(self, standbys: tuple[str, ...], tell: Tell) -> None:
+        primary = self.postgres.primary
         self.wait_ready(primary)
         self._take_over(primary)
         self.postgres.reload(primary)
-        if self.postgres.must_restart(wanted):
+        if self.postgres.must_restart(self.topology):
             self._restart_primary(tell)
         self.postgres.make_roles()
         for name in filter(self.postgres.is_made, standbys):
             self.ensure(name)
         for name in standbys:
             self._add_standby(name, tell)
-        for name in self.names:
-            self.wait_ready(name)
         self._write_configuration(primary)
         self.postgres.reload(primary)  # from here on commits wait for a standby, where the phase says so
-        if wanted.clustered:
-            tell("forming the cache's cluster")
-            cache_cluster.form([self._cache_node(name) for name in CACHE_NODES], self.secrets.cache_password)
-        store_files.write_addresses(self.data_dir, self.addresses(), self.user)
 
     def shrink(self, tell: Tell = quietly) -> None:
         """Take away what the present topology does not have. Copies are deleted; the primary never is."""
         self._confirmed = self.topology.synchronous
-        self._write_configuration(self.postgres.primary)
-        self.postgres.reload(self.postgres.primary)  # commits stop waiting before those are gone that they wait for
+        if self._has_database:
+            self._write_configuration(self.postgres.primary)
+            self.postgres.reload(self.postgres.primary)  # commits stop waiting before those are gone that they wait for
         self._list_programs({*self.programs, *(name for name in topology.ALL_STORES if (self.dir / name).exists())})
         beyond = [name for name in self.programs if name not in self.names]
         self.busy.update(beyond)
@@ -207,7 +226,7 @@ class Embedded:
                 if found is not None:
                     tell(f"stopping {name}")
                     found.stop()
-                if name in topology.NODES and name != self.postgres.primary:
+                if name in topology.NODES and self._has_database and name != self.postgres.primary:
                     self.postgres.drop_slot(name)
                     shutil.rmtree(self.dir / name, ignore_errors=True)
                 elif name in CACHE_NODES:

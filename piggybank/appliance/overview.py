@@ -44,13 +44,13 @@ def processes_of(settings: Settings) -> list[Process]:
 async def look(settings: Settings) -> dict[str, Any]:
     """The status as JSON; `ok` is true when everything that should run runs and answers."""
     card = folder.read_card(settings.data_dir)
-    embedded = not settings_file.operator_chose_stores(settings.data_dir)
+    embedded = settings_file.embedded_stores(settings.data_dir)
     live = {process.name: process for process in processes_of(settings)}
     answers = await stores_answer(settings)
     revision = await _revision(settings) if answers["database"] else None
     mode = await installation.stored_mode(settings.database_url) if revision else None
     programs = web.names(settings, mode)
-    wanted = [*(topology.names(settings.data_dir / "stores", topology.wanted(settings)) if embedded else ()), *programs]
+    wanted = [*topology.names(settings.data_dir / "stores", topology.wanted(settings)), *programs]
     ready = await asyncio.to_thread(is_ready, settings)
     rows = [
         {"name": name, "pid": live[name].pid if name in live else None, "since": live[name].since if name in live else None}
@@ -68,7 +68,7 @@ async def look(settings: Settings) -> dict[str, Any]:
         "url": card.url if card else settings.url,
         "version": card.version if card else piggybank.__version__,
         "data_dir": str(settings.data_dir),
-        "embedded": embedded,
+        "embedded": bool(embedded),
         "phase": settings.phase,
         "durability": settings.waits_for,
         "schema": schema,

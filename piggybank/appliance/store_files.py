@@ -24,6 +24,7 @@ APPLICATION_ROLE = "piggybank_app"
 ADMIN_ROLE = "postgres"
 REPLICATION_ROLE = "piggybank_replication"
 DATABASE = "piggybank"
+MOVED_FILE = "moved"  # beside the servers' folders, once their database moved elsewhere
 
 FIRST_POSTGRES = "postgres"  # the server that a new installation has
 LATER_STORES = ("postgres-2", "postgres-3", "pooler", *(f"cache-{number}{bus}" for number in range(1, 7) for bus in ("", "-bus")))
@@ -145,6 +146,18 @@ def write_addresses(data_dir: Path, addresses: Mapping[str, Any], user: SystemUs
     """`stores.toml`, which `settings.load` reads, in the web, too."""
     heading = "# Written by `piggybank up`: the embedded stores. Put other addresses into piggybank.toml, not here.\n"
     write_file(data_dir / settings.STORES_FILE, heading + toml(addresses), shared(user, 0o640), ours(user))
+
+
+def mark_moved(stores_dir: Path, to: str, user: SystemUser | None) -> None:
+    """Say that the database of this folder lives elsewhere: it is never started again. Where there was none, nothing."""
+    if (stores_dir / FIRST_POSTGRES).is_dir():
+        write_file(stores_dir / MOVED_FILE, to + "\n", 0o600, ours(user))
+
+
+def moved_to(stores_dir: Path) -> str:
+    """Where the database of this folder moved to, as host:port/name; empty: it did not."""
+    path = stores_dir / MOVED_FILE
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):

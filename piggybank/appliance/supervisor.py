@@ -107,7 +107,7 @@ class Supervisor:
                     folder.remove_card(self.data_dir)
 
     def _start(self) -> None:
-        if not settings_file.operator_chose_stores(self.data_dir):
+        if settings_file.embedded_stores(self.data_dir):
             self.stores = Embedded(self.data_dir, topology.wanted(self.settings))
             self.stores.start(_tell_line)
             for name, store in self.stores.running.items():

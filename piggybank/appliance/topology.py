@@ -18,6 +18,7 @@ from piggybank.capacity import phases
 from piggybank.settings import Settings
 
 NODES = (store_files.FIRST_POSTGRES, "postgres-2", "postgres-3")  # PostgreSQL servers, one of them the primary
+DATABASE = NODES[0]  # the name that `settings.STORES` has for all of them
 POOLER = "pooler"
 CACHE = "cache"
 QUEUE = "queue"
@@ -32,6 +33,7 @@ class Topology(Struct, frozen=True, kw_only=True):
     """The stores of one machine in one phase."""
 
     phase: int
+    embedded: tuple[str, ...]  # of `settings.STORES`: what is not elsewhere
     replicas: int
     pooled: bool
     clustered: bool
@@ -46,12 +48,18 @@ class Topology(Struct, frozen=True, kw_only=True):
 
 def wanted(settings: Settings) -> Topology:
     """The stores of these settings' phase."""
-    return of(settings.phase, pooled=settings.pooler != "none", synchronous=settings.durability == "synchronous")
+    return of(
+        settings.phase,
+        pooled=settings.pooler != "none",
+        synchronous=settings.durability == "synchronous",
+        embedded=settings_file.embedded_stores(settings.data_dir),
+    )
 
 
-def of(number: int, *, pooled: bool = True, synchronous: bool = True) -> Topology:
+def of(number: int, *, pooled: bool = True, synchronous: bool = True, embedded: tuple[str, ...] = tuple(settings_file.STORES)) -> Topology:
     """The stores of a phase on this machine; without a pooler, or with commits that wait for nobody, where that is chosen."""
     phase = phases.of(number)
+    here = DATABASE in embedded
     memory = store_files.memory_mib()
     nodes = 1 + phase.replicas
     if phase.number == 0:
@@ -61,10 +69,11 @@ def of(number: int, *, pooled: bool = True, synchronous: bool = True) -> Topolog
         buffers = max(share // BUFFERS_PART, store_files.SHARED_BUFFERS_MIB[0])
     return Topology(
         phase=phase.number,
-        replicas=phase.replicas,
-        pooled=phase.pooled and pooled,
-        clustered=phase.clustered,
-        synchronous=phase.replicas > 0 and synchronous,
+        embedded=embedded,
+        replicas=phase.replicas if here else 0,
+        pooled=phase.pooled and pooled and here,
+        clustered=phase.clustered and CACHE in embedded,
+        synchronous=phase.replicas > 0 and synchronous and here,
         shared_buffers_mib=buffers,
         effective_cache_mib=max(memory // 2 // nodes, 128),
         max_connections=phase.max_connections,
@@ -91,9 +100,13 @@ def standbys_of(stores_dir: Path, replicas: int) -> tuple[str, ...]:
 
 def names(stores_dir: Path, topology: Topology) -> tuple[str, ...]:
     """All stores, in the order in which they start."""
-    found = {primary_of(stores_dir), *standbys_of(stores_dir, topology.replicas), QUEUE}
-    found |= {POOLER} if topology.pooled else set()
-    found |= set(CACHE_NODES) if topology.clustered else {CACHE}
+    found: set[str] = {QUEUE} & set(topology.embedded)
+    if DATABASE in topology.embedded:
+        found |= {primary_of(stores_dir), *standbys_of(stores_dir, topology.replicas)}
+    if topology.pooled:
+        found.add(POOLER)
+    if CACHE in topology.embedded:
+        found |= set(CACHE_NODES) if topology.clustered else {CACHE}
     return tuple(name for name in ALL_STORES if name in found)
 
 

@@ -179,8 +179,10 @@ def uninstall(ctx: click.Context, purge: bool, yes_delete_everything: bool) -> N
         click.echo(f"removed the systemd unit {unit}")
     elif (place / "bin" / "piggybank").exists():
         click.echo(f"If your crontab has this line, remove it (crontab -e):\n  {reboot.crontab_line(place)}")
-    if settings_file.operator_chose_stores(place):
-        click.echo("The database and the Valkeys are yours, elsewhere: they were not touched.")
+    embedded = settings_file.embedded_stores(place)
+    if "postgres" not in embedded:
+        which = "database is" if embedded else "database and the Valkeys are"
+        click.echo(f"The {which} yours, elsewhere: nothing of that was touched.")
     if purge:
         left = data_folder.purge(place)
         click.echo(f"deleted what is piggybank's; left, because it is not: {', '.join(left)}" if left else f"deleted {place}")

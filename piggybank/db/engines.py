@@ -31,6 +31,7 @@ CONNECTION_LOST = (
     asyncpg.InterfaceError,
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
+    asyncpg.InternalClientError,  # an error came unasked, as a pooler sends it when its server connection ends in a transaction
 )
 
 

@@ -60,12 +60,29 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
         settings.load(tmp_path, {})
 
 
-def test_external_stores_are_given_all_or_none(tmp_path: Path) -> None:
-    assert not settings.operator_chose_stores(tmp_path, {})
-    assert settings.operator_chose_stores(tmp_path, STORES)
+def test_addresses_of_external_stores_are_given_together(tmp_path: Path) -> None:
+    assert settings.embedded_stores(tmp_path, {}) == ("postgres", "cache", "queue")
+    assert settings.embedded_stores(tmp_path, STORES) == ()
     for left_out in STORES:
         with pytest.raises(errors.BadSetting, match=left_out.removeprefix("PIGGYBANK_").lower()):
-            settings.operator_chose_stores(tmp_path, {name: url for name, url in STORES.items() if name != left_out})
+            settings.embedded_stores(tmp_path, {name: url for name, url in STORES.items() if name != left_out})
+
+
+def test_the_valkeys_stay_where_only_the_database_is_elsewhere(tmp_path: Path) -> None:
+    database = {name: url for name, url in STORES.items() if "DATABASE" in name}
+    assert settings.embedded_stores(tmp_path, database) == ("cache", "queue")
+
+
+def test_addresses_go_into_the_operators_file_and_leave_the_rest_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "piggybank.toml"
+    file.write_text('# ours\nport = 9000 # the old one\n database_url = "postgresql://old:x@db/piggybank"\n')
+    wanted = {"database_url": 'postgresql://app:"\\@db/new', "owner_database_url": "postgresql://owner:x@db/new"}
+    file.write_text(settings.with_values(file.read_text(), wanted))
+    assert "# ours\nport = 9000 # the old one\n" in file.read_text()
+    loaded = settings.load(tmp_path, {})
+    assert {name: getattr(loaded, name) for name in wanted} == wanted
+    assert loaded.port == 9000
+    assert settings.in_environment(*wanted, environment=STORES) == ["PIGGYBANK_DATABASE_URL", "PIGGYBANK_OWNER_DATABASE_URL"]
 
 
 def test_a_test_runs_own_variable_is_no_setting(tmp_path: Path) -> None:
