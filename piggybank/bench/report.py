@@ -11,10 +11,9 @@ from msgspec import Struct
 
 from piggybank.bench.run import Figure
 from piggybank.bench.scenarios import SCENARIOS
+from piggybank.capacity import phases
 from piggybank.settings import Settings
 
-# phase -> transactions a second at its peak: the table of the phases in the README
-PEAKS = {0: 30, 1: 300, 2: 1_500, 3: 3_000, 4: 6_000}
 SPEAKS_FOR_PHASE = ("mixed", "deposits")  # the first of them that was measured
 
 
@@ -70,13 +69,15 @@ def phase(scenarios: dict[str, Shown]) -> tuple[int | None, str]:
     if name is None:
         return None, f"measure {' or '.join(SPEAKS_FOR_PHASE)} to see which phase this machine carries"
     per_second = scenarios[name].per_second
-    carried = [number for number, peak in PEAKS.items() if per_second >= peak]
+    table = phases.table()
+    carried = [each for each in table if per_second >= each.tps_peak]
     why = f"it did {per_second:,.0f} a second ({name})"
     if not carried:
-        return None, f"this machine carries no phase: {why}, and the peak of phase 0 is {PEAKS[0]}"
+        return None, f"this machine carries no phase: {why}, and the peak of phase 0 is {table[0].tps_peak}"
     highest = carried[-1]
-    above = f"; phase {highest + 1} needs {PEAKS[highest + 1]:,}" if highest + 1 in PEAKS else ""
-    return highest, f"this machine carries phase {highest}: {why}, and the peak of phase {highest} is {PEAKS[highest]:,}{above}"
+    above = "".join(f"; phase {each.number} needs {each.tps_peak:,}" for each in table[highest.number + 1 : highest.number + 2])
+    says = f"this machine carries phase {highest.number}: {why}, and the peak of phase {highest.number} is {highest.tps_peak:,}{above}"
+    return highest.number, says
 
 
 async def machine(settings: Settings) -> dict[str, Any]:
