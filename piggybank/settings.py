@@ -70,6 +70,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["phase", "none", "transaction", "transaction+prepared"],
         Meta(description="How the pooler pools; `phase`: none below phase 2, then transaction. `+prepared` needs PgBouncer 1.21 or newer."),
     ] = "phase"
+    pool_connections: Annotated[
+        int,
+        Meta(ge=2, le=100, description="Connections that a process may open to PostgreSQL or its pooler, beside the ledger's own."),
+    ] = 10
     durability: Annotated[
         Literal["synchronous", "local"],
         Meta(description="From phase 2, whether a commit waits for a replica; `local`: not, and a lost primary may lose answered writes."),

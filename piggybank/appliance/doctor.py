@@ -17,7 +17,9 @@ from redis.exceptions import RedisError
 from piggybank import errors, ids
 from piggybank import settings as settings_file
 from piggybank.appliance import folder, logs, overview, store_files, web
-from piggybank.db import engines, installation, migrate
+from piggybank.capacity import connections, phases
+from piggybank.capacity.connections import Processes
+from piggybank.db import installation, migrate
 from piggybank.settings import ProviderMode, Settings
 
 Result = Literal["ok", "warning", "broken"]
@@ -29,9 +31,6 @@ DISK_FEW_BYTES = 5 * 1024**3
 MEMORY_FEW_MIB = 900
 CRASHES_SECONDS = 24 * 3_600
 RECONCILED_WITHIN_DAYS = 2
-LEDGER_CONNECTIONS = 4  # the batcher's own, beside the pool
-CONNECTIONS_SPARE = 10  # for the superuser, migrations, a person with psql
-CONNECTIONS_A_PROCESS = engines.POOL_SIZE + engines.POOL_OVERFLOW + LEDGER_CONNECTIONS
 SECRET_FILES = (
     settings_file.STORES_FILE,
     settings_file.OPERATOR_FILE,
@@ -243,14 +242,24 @@ async def _clock(databases: _Databases) -> Check:
 
 
 async def _connections(databases: _Databases) -> Check:
-    most = int(await databases.application.fetchval("SELECT current_setting('max_connections')"))
-    needed = CONNECTIONS_A_PROCESS * len(web.names(databases.settings, None)) + CONNECTIONS_SPARE
-    found = f"{needed} may be needed, PostgreSQL takes {most}"
-    if needed > most:
-        return Check(
-            "connections", "warning", found, f"ALTER SYSTEM SET max_connections = {needed} and start again, or fewer web processes"
-        )
-    return Check("connections", "ok", found)
+    settings = databases.settings
+    phase, processes = phases.of(settings.phase), _most_processes(settings)
+    max_connections = int(await databases.application.fetchval("SELECT current_setting('max_connections')"))
+    pooled = settings.pooling != "none"
+    short = connections.shortages(phase, processes, max_connections=max_connections, pooled=pooled)
+    if short:
+        return Check("connections", "warning", "; ".join(each.what for each in short), "; ".join(each.do for each in short))
+    needed = connections.needed(phase, processes)
+    taken = f"the pooler takes {connections.pooler(phase)[0]}" if pooled else f"PostgreSQL takes {max_connections}"
+    return Check("connections", "ok", f"at most {needed} in the middle of a rollout; {taken}")
+
+
+def _most_processes(settings: Settings) -> Processes:
+    """Those that a supervisor starts here; elsewhere nobody here knows, and the phase's most count."""
+    supervised = folder.read_card(settings.data_dir) is not None
+    most = Processes(settings.web_processes, web.worker_count(settings), settings.pool_connections)
+    phase = phases.of(settings.phase)
+    return most if supervised else most._replace(web=max(most.web, phase.web_max), worker=max(most.worker, phase.worker_max))
 
 
 async def _provider(databases: _Databases) -> Check:

@@ -21,8 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from piggybank import errors
 from piggybank.settings import Pooling, Settings
 
-POOL_SIZE = 5  # connections of a process for everything but the ledger's hot path
-POOL_OVERFLOW = 5  # more of them under load
+POOL_KEPT = 5  # connections of a process for everything but the ledger's hot path; more under load
+POOL_MOST = 10  # where nobody says how many (setting `pool_connections`)
 POOL_WAIT_S = 5
 CONNECT_TIMEOUT_S = 5
 CONNECTION_LOST = (
@@ -51,16 +51,16 @@ class Write(Read):
 class Database:
     """One process's connections, made from `postgresql://user:password@host:port/name`; `pooling`: what that URL leads to."""
 
-    def __init__(self, url: str, *, pooling: Pooling = "none") -> None:
+    def __init__(self, url: str, *, pooling: Pooling = "none", pool: int = POOL_MOST) -> None:
         self.url = url
         self._statements = UNPREPARED if pooling == "transaction" else {}
-        self.engine = open_engine(url, pooling)
+        self.engine = open_engine(url, pooling, pool)
 
     @classmethod
     def of(cls, settings: Settings) -> "Database":
         """Those of an installation: through its pooler where it has one."""
         url = settings.pooler_url if settings.pooling != "none" and settings.pooler_url else settings.database_url
-        return cls(url, pooling=settings.pooling)
+        return cls(url, pooling=settings.pooling, pool=settings.pool_connections)
 
     async def connect(self) -> asyncpg.Connection:
         """A connection of its own, for the ledger's lane."""
@@ -86,14 +86,14 @@ class Database:
         await self.engine.dispose()
 
 
-def open_engine(url: str, pooling: Pooling = "none") -> AsyncEngine:
+def open_engine(url: str, pooling: Pooling = "none", pool: int = POOL_MOST) -> AsyncEngine:
     """A pool of connections to one server, or to its pooler; nothing is connected yet."""
     config = SQLAlchemyAsyncConfig(
         connection_string="postgresql+asyncpg://" + url.partition("://")[2],
         session_config=AsyncSessionConfig(expire_on_commit=False, autoflush=False),
         engine_config=EngineConfig(
-            pool_size=POOL_SIZE,
-            max_overflow=POOL_OVERFLOW,
+            pool_size=min(POOL_KEPT, pool),
+            max_overflow=max(0, pool - POOL_KEPT),
             pool_timeout=POOL_WAIT_S,
             pool_pre_ping=True,
             hide_parameters=True,  # an error that is logged says which statement, not whose address
