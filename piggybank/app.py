@@ -44,6 +44,7 @@ from piggybank.api.fast_path import FastPath
 from piggybank.api.health import Readiness
 from piggybank.api.limits import Limiter
 from piggybank.cache import Cache
+from piggybank.db import routing
 from piggybank.db.engines import Database
 from piggybank.identity.tokens import Principal, Tokens
 from piggybank.jobs.work import Work
@@ -88,7 +89,7 @@ class Parts(Struct, frozen=True, kw_only=True):
 
 def open_parts(settings: Settings) -> Parts:
     """The parts, put together; nothing is connected yet."""
-    db, cache = Database.of(settings), Cache(settings.cache_url)
+    db, cache = routing.open_database(settings), Cache(settings.cache_url, has_replicas=bool(settings.read_replicas))
     ledger = Ledger(db, cache)
     return Parts(
         settings=settings,
@@ -190,6 +191,7 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         for part in (parts.db, parts.cache, parts.queue, parts.limiter, parts.provider):
             stack.push_async_callback(part.close)
+        await parts.db.start()
         await parts.ledger.start()
         stack.push_async_callback(parts.ledger.stop)
         parts.readiness.start()

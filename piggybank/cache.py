@@ -5,6 +5,10 @@ misses takes a lease and fills under it (`fill`): the write-through of somebody 
 put an older value back. A tombstone is a version that nothing exceeds. Keys carry the installation's epoch (new at failover and
 restore), so a cache from another past is never read. When the cache is away every call says "miss" at once and nothing fails:
 slower, and right; what a failed write-through leaves behind is forgotten by the sweep of the outbox.
+
+Where replicas answer reads, the cache also says how new they must be (`floor`): as new as the value, which whoever wrote it was answered
+after. A missing value says that nothing was written for longer than a replica may lag, except while the cache is cold: `warm` is missing
+(it was emptied, or is of a new epoch), or was put there less than COLD_MS ago. What is forgotten leaves a fence for as long.
 """
 
 import asyncio
@@ -24,6 +28,7 @@ REST_S = 1.0  # after a failure, so long nobody asks
 MAX_CONNECTIONS = 64  # of a process
 MAX_GATHERED = 256  # reads in one command
 LEASE_MS = 3_000
+COLD_MS = 2_000  # longer than a replica may lag, and than a write-through may take
 TOMBSTONE = 2**53  # a version that nothing exceeds
 
 BALANCE_TTL_S = 300
@@ -32,11 +37,13 @@ SESSION_TTL_S = 7 * 24 * 3_600
 
 _AWAY = (RedisError, OSError, TimeoutError, asyncio.TimeoutError)
 
+_FENCE = b"-"  # in a value's place: it was forgotten a moment ago, and nobody knows its version
+
 # KEYS: value, lease, value, lease, ..; ARGV: ttl_ms, version, value, version, value, ..
 _WRITE = """
 for i = 1, #KEYS, 2 do
   local current = redis.call('GET', KEYS[i])
-  if not current or tonumber(ARGV[i + 1]) > tonumber(string.match(current, '^%d+')) then
+  if not current or tonumber(ARGV[i + 1]) > (tonumber(string.match(current, '^%d+')) or -1) then
     redis.call('SET', KEYS[i], ARGV[i + 2], 'PX', ARGV[1])
   end
   redis.call('DEL', KEYS[i + 1])
@@ -48,9 +55,17 @@ _FILL = """
 if redis.call('GET', KEYS[2]) ~= ARGV[4] then return 0 end
 redis.call('DEL', KEYS[2])
 local current = redis.call('GET', KEYS[1])
-if current and tonumber(string.match(current, '^%d+')) >= tonumber(ARGV[2]) then return 0 end
+if current and (tonumber(string.match(current, '^%d+')) or tonumber(ARGV[2])) >= tonumber(ARGV[2]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[1])
 return 1
+"""
+
+# KEYS: warm, cold; ARGV: cold_ms. Both at once: an emptying of the cache takes both away.
+_WARM = """
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('SET', KEYS[2], 1, 'PX', ARGV[1])
+  redis.call('SET', KEYS[1], 1)
+end
 """
 
 
@@ -68,6 +83,14 @@ class Found(NamedTuple):
     payload: bytes | None
     version: int
     lease: str  # empty: somebody else fills, or the cache is away
+    settled: bool = False  # missing since longer than a replica may lag; never said where there are no replicas
+
+    @property
+    def floor(self) -> int | None:
+        """The version that a replica must show at least; None: nobody can tell."""
+        if self.payload is not None:
+            return self.version
+        return 0 if self.settled else None
 
     @property
     def is_tombstone(self) -> bool:
@@ -75,9 +98,12 @@ class Found(NamedTuple):
 
 
 class Cache:
-    """One process's connection to the cache. `epoch` is set when the installation's row was read; before that all is a miss."""
+    """One process's connection to the cache. `epoch` is set when the installation's row was read; before that all is a miss.
 
-    def __init__(self, url: str) -> None:
+    `has_replicas`: replicas answer reads, so it must be told apart what is missing and what nobody knows.
+    """
+
+    def __init__(self, url: str, *, has_replicas: bool = False) -> None:
         pool = BlockingConnectionPool.from_url(
             url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
             timeout=READ_TIMEOUT_S,  # so long a command waits for a connection
@@ -88,6 +114,8 @@ class Cache:
         self._redis: Redis = Redis.from_pool(pool)
         self._write_script = self._redis.register_script(_WRITE)
         self._fill_script = self._redis.register_script(_FILL)
+        self._warm_script = self._redis.register_script(_WARM)
+        self._has_replicas = has_replicas
         self._resting_until = 0.0
         self._asked: list[tuple[str, str, asyncio.Future[Found]]] = []
         self._asking: asyncio.Task[None] | None = None
@@ -107,6 +135,16 @@ class Cache:
             found = Found(None, -1, "")
         (self.misses if found.payload is None else self.hits)[kind] += 1
         return found
+
+    async def floor(self, kind: str, key: str) -> int | None:
+        """The version that a replica must show at least; None: nobody can tell, the primary must be asked. Takes no lease."""
+        if not self._usable():
+            return None
+        try:
+            return (await self._get(self._keys(kind, key)[0], "")).floor
+        except _AWAY:
+            self._rest()
+            return None
 
     async def fill(self, kind: str, found: Found, entry: Entry, ttl_s: int) -> None:
         """Put in what was read from the database after the miss `found`; refused when its lease is gone."""
@@ -148,7 +186,13 @@ class Cache:
             return False
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await self._redis.delete(*(name for key in keys for name in self._keys(kind, key)))
+                names = [self._keys(kind, key) for key in keys]
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for value_key, lease_key in names:
+                        if self._has_replicas:  # a replica may not have yet what was written a moment ago
+                            pipeline.set(value_key, _FENCE, px=COLD_MS)
+                        pipeline.delete(*([lease_key] if self._has_replicas else [value_key, lease_key]))
+                    await pipeline.execute()
         except _AWAY:
             self._rest()
             return False
@@ -193,9 +237,16 @@ class Cache:
             self._asking = None
 
     async def _look_up(self, keys: Sequence[tuple[str, str]]) -> list[Found]:
-        """Values, and a lease for each that is missing."""
-        values: Sequence[bytes | None] = await self._redis.mget([value_key for value_key, _ in keys])  # type: ignore[assignment] # not decoded
-        missing = [lease_key for (_, lease_key), value in zip(keys, values, strict=True) if value is None]
+        """Values, and a lease for each that is missing, where one is asked for (an empty key asks for none)."""
+        marks = self._marks() if self._has_replicas else ()
+        values: Sequence[bytes | None] = await self._redis.mget([*(value_key for value_key, _ in keys), *marks])  # type: ignore[assignment] # not decoded
+        settled = False
+        if marks:
+            *values, warm, cold = values
+            settled = warm is not None and cold is None
+            if warm is None:
+                await self._warm_script(keys=marks, args=[COLD_MS])
+        missing = [lease_key for (_, lease_key), value in zip(keys, values, strict=True) if value is None and lease_key]
         leases: Iterator[str] = iter(())
         if missing:
             tokens = [secrets.token_hex(8) for _ in missing]
@@ -204,7 +255,14 @@ class Cache:
                     pipeline.set(lease_key, token, px=LEASE_MS, nx=True)
                 taken = await pipeline.execute()
             leases = iter([token if mine else "" for token, mine in zip(tokens, taken, strict=True)])
-        return [Found(None, -1, next(leases)) if value is None else _found(value) for value in values]
+        return [
+            Found(None, -1, next(leases) if lease_key else "", settled) if value is None else _found(value)
+            for (_, lease_key), value in zip(keys, values, strict=True)
+        ]
+
+    def _marks(self) -> tuple[str, str]:
+        """`warm` and `cold`, in one slot of a cluster."""
+        return f"{self.epoch}:warm:{{warm}}", f"{self.epoch}:cold:{{warm}}"
 
     def _keys(self, kind: str, key: str) -> tuple[str, str]:
         # the braces put a value and its lease into one slot of a cluster

@@ -16,7 +16,7 @@ from msgspec import Struct
 from sqlalchemy import Row, text
 
 from piggybank import errors, ids
-from piggybank.db.engines import Read, Write
+from piggybank.db.engines import Read, Seen, Write
 
 By = Literal["day", "week", "month"]
 
@@ -76,7 +76,8 @@ DO UPDATE SET count = excluded.count, credit = excluded.credit, debit = excluded
 _ADVANCE = text("UPDATE installation SET reports_through = :day")
 
 _OF_WHAT = text("""
-SELECT (SELECT reports_through FROM installation) AS through, array_agg(DISTINCT currency ORDER BY currency) AS currencies
+SELECT (SELECT reports_through FROM installation) AS through, array_agg(DISTINCT currency ORDER BY currency) AS currencies,
+       max(version) AS version
 FROM accounts
 WHERE (CAST(:only_user AS uuid) IS NULL OR user_id = :only_user)
   AND (CAST(:account_id AS uuid) IS NULL OR (bucket = :bucket AND id = :account_id))
@@ -141,15 +142,16 @@ async def build_next_day(write: Write, now: datetime) -> bool:
 
 async def summary(
     read: Read, *, since: datetime, until: datetime, by: By, zone: ZoneInfo, account_id: UUID | None, only_user: UUID | None
-) -> list[PeriodSum]:
+) -> Seen[list[PeriodSum]] | None:
     """Every period between `since` and `until`, in each currency, of one account or of all of `only_user`.
 
-    Raises NotFound, and InvalidRequest for a range that is empty or too long.
+    At least at the version that comes with it, which is one account's; None: there is no such account. Raises InvalidRequest for a
+    range that is empty or too long.
     """
     given = {"only_user": only_user, "account_id": account_id, "bucket": account_id and ids.bucket_of(account_id)}
     known = (await read.execute(_OF_WHAT, given)).one()
     if account_id is not None and known.currencies is None:
-        raise errors.NotFound(account_id=str(account_id))
+        return None
     between = periods(since, until, by, zone)
     stretches, days = _sources(between, known.through)
     rows = await read.execute(
@@ -167,11 +169,12 @@ async def summary(
     sums = defaultdict(list)
     for row in rows:
         sums[row.period, row.currency].append(row)
-    return [
+    found = [
         _period_sum(start, end, currency, sums[number, currency])
         for number, (start, end) in enumerate(between)
         for currency in known.currencies or ()
     ]
+    return Seen(known.version or 0, found)
 
 
 def periods(since: datetime, until: datetime, by: By, zone: ZoneInfo) -> list[tuple[datetime, datetime]]:

@@ -137,6 +137,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.pooler
 
     @property
+    def read_replicas(self) -> list[str]:
+        """Those that may answer reads, in this phase."""
+        return self.replica_urls if self.phase >= REPLICATED_PHASE else []
+
+    @property
     def waits_for(self) -> Durability:
         """What a commit waits for, in this phase."""
         return self.durability if self.phase >= REPLICATED_PHASE else "disk"

@@ -45,7 +45,11 @@ def run(settings: Settings) -> None:
 
 
 async def _run(settings: Settings) -> None:
-    db, cache, queue = Database.of(settings), Cache(settings.cache_url), queues.open_queue(settings.queue_url)
+    db, cache, queue = (
+        Database.of(settings),
+        Cache(settings.cache_url, has_replicas=bool(settings.read_replicas)),
+        queues.open_queue(settings.queue_url),
+    )
     ledger, provider = Ledger(db, cache), Provider(settings, db)
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -76,6 +80,8 @@ async def running_worker(work: Work, queue: Queue) -> AsyncIterator[None]:
         _Rounds(work, jobs.revio.apply_events, timeout_s=jobs.APPLY_TIMEOUT_S),
         _Rounds(work, jobs.revio.send_payments, timeout_s=None),  # its calls have timeouts of their own, and are not to be cut off
     ]
+    if work.settings.read_replicas:
+        rounds.append(_Rounds(work, jobs.heartbeat.beat))
     tasks = [
         asyncio.create_task(_for_ever(worker.start), name="worker"),
         *(asyncio.create_task(each.run(), name=each.name) for each in rounds),

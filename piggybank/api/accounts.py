@@ -110,17 +110,16 @@ async def list_accounts(
 
 
 @get("/v1/accounts/{account_id:uuid}", summary="One account", tags=["accounts"])
-async def get_account(account_id: UUID, principal: Principal, db: Database) -> Account:
+async def get_account(account_id: UUID, principal: Principal, db: Database, cache: Cache) -> Account:
     """The account with its balance, from the database."""
-    async with db.read() as read:
-        return await accounts.get(read, account_id, only_user=only_user(principal))
+    return await accounts.get(db, cache, account_id, only_user=only_user(principal))
 
 
 @patch("/v1/accounts/{account_id:uuid}", summary="Rename an account", tags=["accounts"])
-async def change_account(account_id: UUID, data: ChangeAccount, principal: Principal, db: Database) -> Account:
+async def change_account(account_id: UUID, data: ChangeAccount, principal: Principal, db: Database, cache: Cache) -> Account:
     """Name and metadata; neither touches money."""
     async with db.write() as write:
-        return await accounts.change(
+        changed = await accounts.change(
             write,
             account_id,
             only_user=only_user(principal),
@@ -128,6 +127,8 @@ async def change_account(account_id: UUID, data: ChangeAccount, principal: Princ
             sets_name=data.name is not UNSET,
             metadata=None if data.metadata is UNSET else data.metadata,
         )
+    await cache.forget(balances.KIND, [str(account_id)])  # it has a new version, and who is answered may ask for it at once
+    return changed
 
 
 @get("/v1/accounts/{account_id:uuid}/balance", summary="Balance, now or then", tags=["accounts"], fast_path=True)
@@ -143,7 +144,7 @@ async def get_balance(
     """Now: from the cache, at least as new as `min_version`. With `at`: the posted balance just before that moment."""
     then = moment("at", at)
     if then is not None:
-        return Response(await balances.read_at(db, account_id, then, only_user=only_user(principal)))
+        return Response(await balances.read_at(db, cache, account_id, then, only_user=only_user(principal)))
     found = await balances.read(db, cache, account_id, only_user=only_user(principal), min_version=min_version)
     etag = f'"{found.version}"'
     if if_none_match == etag:

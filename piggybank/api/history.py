@@ -75,15 +75,13 @@ async def list_transactions(
 @get("/v1/transactions/{transaction_id:uuid}", summary="One transaction", tags=["history"])
 async def get_transaction(transaction_id: UUID, principal: Principal, db: Database) -> Transaction:
     """It never changes: what undoes it is a transaction of its own."""
-    async with db.read() as read:
-        return await history.one(read, transaction_id, only_user=only_user(principal))
+    return await history.one(db, transaction_id, only_user=only_user(principal))
 
 
 @get("/v1/transfers/{transfer_id:uuid}", summary="One transfer", tags=["history"])
 async def get_transfer(transfer_id: UUID, principal: Principal, db: Database) -> TransferLegs:
     """Both sides of it; of somebody else's account nothing is shown."""
-    async with db.read() as read:
-        return TransferLegs(id=transfer_id, legs=await history.legs(read, transfer_id, only_user=only_user(principal)))
+    return TransferLegs(id=transfer_id, legs=await history.legs(db, transfer_id, only_user=only_user(principal)))
 
 
 routes = [list_transactions, get_transaction, get_transfer]

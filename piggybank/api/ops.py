@@ -13,10 +13,13 @@ from piggybank import errors, ids
 from piggybank.api.health import Readiness
 from piggybank.cache import Cache
 from piggybank.db.engines import Database
+from piggybank.db.routing import Routed
 from piggybank.ledger import Ledger
 from piggybank.queues import Queue
 from piggybank.settings import ProviderMode
 from piggybank.wallet.provider import Provider
+
+LAG_SHOWN_MS = 24 * 3_600_000  # beyond it nobody needs the number
 
 _OUTBOX = text(
     "SELECT count(*) AS waiting, (array_agg(id ORDER BY id))[1] AS oldest FROM (SELECT id FROM outbox ORDER BY id LIMIT 10000) AS head"
@@ -28,6 +31,28 @@ class Counts(Struct, frozen=True, kw_only=True):
 
     hits: int
     misses: int
+
+
+class ReplicaStatus(Struct, frozen=True, kw_only=True):
+    """One replica, as this process sees it."""
+
+    name: Annotated[str, Meta(description="Its `cluster_name`, else where it is.")]
+    fresh: Annotated[bool, Meta(description="It may answer reads now.")]
+    lag_ms: Annotated[float | None, Meta(description="At most so old is what it shows; null: nobody knows, or very old.")]
+    reads: int
+
+
+class Reads(Struct, frozen=True, kw_only=True):
+    """Which server answered the reads that a replica may answer; of this process, since it started."""
+
+    replicas: list[ReplicaStatus]
+    primary: Annotated[
+        dict[str, int],
+        Meta(
+            description="By the reason why it was the primary. `away`: no replica answers; `lag`: none is fresh enough; `version`: it was"
+            " older than what is known; `cold`: the cache cannot tell what is known; `missing`: it did not have it; `failed`: it could not."
+        ),
+    ]
 
 
 class Stores(Struct, frozen=True, kw_only=True):
@@ -66,6 +91,7 @@ class Status(Struct, frozen=True, kw_only=True):
     clock_off_s: float
     ledger_waiting: Annotated[int, Meta(description="Commands that wait for their batch in this process.")]
     cache: Annotated[dict[str, Counts], Meta(description="Hits and misses by kind of value.")]
+    reads: Annotated[Reads | None, Meta(description="Null: there are no replicas, the primary answers all.")]
     outbox: Outbox | None
     stores: Stores
     provider: ProviderStatus
@@ -90,10 +116,24 @@ async def status(db: Database, cache: Cache, ledger: Ledger, queue: Queue, readi
         clock_off_s=round(readiness.clock_off_s, 3),
         ledger_waiting=ledger.waiting,
         cache={kind: Counts(hits=cache.hits[kind], misses=cache.misses[kind]) for kind in sorted(cache.hits.keys() | cache.misses.keys())},
+        reads=_reads(db) if isinstance(db, Routed) else None,
         outbox=outbox,
         stores=Stores(database=outbox is not None, cache=await cache.ping(), queue=await queue.ping()),
         provider=await _provider(provider),
     )
+
+
+def _reads(db: Routed) -> Reads:
+    replicas = [
+        ReplicaStatus(
+            name=replica.name,
+            fresh=replica.fresh,
+            lag_ms=round(replica.lag_ms, 1) if replica.lag_ms < LAG_SHOWN_MS else None,
+            reads=db.by_replica[replica.name],
+        )
+        for replica in db.replicas
+    ]
+    return Reads(replicas=replicas, primary={str(why): count for why, count in sorted(db.by_primary.items())})
 
 
 async def _provider(provider: Provider) -> ProviderStatus:

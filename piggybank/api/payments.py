@@ -11,6 +11,7 @@ from msgspec import Struct
 from piggybank.api.accounts import Limit
 from piggybank.api.history import Cursor
 from piggybank.api.submissions import IdempotencyKey, NoBody, balance_of, only_user, respond, submission, submit, transaction_of
+from piggybank.cache import Cache
 from piggybank.db.engines import Database
 from piggybank.identity.tokens import Principal
 from piggybank.ledger import Ledger, commands
@@ -47,20 +48,19 @@ async def list_payments(
     account_id: UUID,
     principal: Principal,
     db: Database,
+    cache: Cache,
     status: Status = None,
     cursor: Cursor = None,
     limit: Limit = pages.LIMIT_DEFAULT,
 ) -> PaymentPage:
     """Newest first, from the database."""
-    async with db.read() as read:
-        return await payments.page(read, account_id, only_user=only_user(principal), status=status, cursor=cursor, limit=limit)
+    return await payments.page(db, cache, account_id, only_user=only_user(principal), status=status, cursor=cursor, limit=limit)
 
 
 @get("/v1/payments/{payment_id:uuid}", summary="One payment", tags=["payments"])
-async def get_payment(payment_id: UUID, principal: Principal, db: Database) -> Payment:
+async def get_payment(payment_id: UUID, principal: Principal, db: Database, cache: Cache) -> Payment:
     """Ask for it until its status is one that ends it."""
-    async with db.read() as read:
-        return await payments.one(read, payment_id, only_user=only_user(principal))
+    return await payments.one(db, cache, payment_id, only_user=only_user(principal))
 
 
 @post("/v1/payments/{payment_id:uuid}/complete", status_code=200, summary="Complete a held withdrawal", tags=["payments"])
@@ -103,7 +103,7 @@ async def cancel(
 async def _payment(db: Database, payment_id: UUID, principal: Principal) -> Payment:
     """The payment, for what never changes of it: its account, its amount."""
     async with db.read() as read:
-        return await payments.one(read, payment_id, only_user=only_user(principal))
+        return await payments.current(read, payment_id, only_user=only_user(principal))
 
 
 routes = [list_payments, get_payment, complete, cancel]

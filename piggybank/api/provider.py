@@ -70,7 +70,7 @@ async def refund(
     """All of it or a part, as often as something is left. It is reserved now, and posted when the provider has done it."""
     mode = await provider.check()
     async with provider.db.read() as read:
-        refunded = await payments.one(read, payment_id)
+        refunded = await payments.current(read, payment_id)
     opening = commands.OpenPayment(
         account_id=refunded.account_id,
         kind="refund",

@@ -1,16 +1,18 @@
 """The doors to PostgreSQL.
 
-`Read` and `Write` are two types, so that a type checker refuses a write where a replica may answer; `commit` happens here, at
-the end of `Database.write()`, and in `ledger/posting.py` for a batch, nowhere else. Everything goes through SQLAlchemy sessions
-but the ledger's hot path: a lane owns one asyncpg connection.
+`Read`, `Current` and `Write` are three types, so that a type checker refuses a write, or a read that must see every commit, where a
+replica may answer; which reads those are stands in `db/routing.py`. `commit` happens here, at the end of `Database.write()`, and in
+`ledger/posting.py` for a batch, nowhere else. Everything goes through SQLAlchemy sessions but the ledger's hot path: a lane owns one
+asyncpg connection.
 
 Behind a pooler in transaction mode a transaction may meet any server connection, so nothing is kept on one: no named statement (what is
 prepared is prepared anew, unnamed, in the round trip that runs it), no SET but SET LOCAL, no session lock, no LISTEN. Timeouts live on
 the role. What needs more (migrations, `verify`, the bench) goes direct with the owner's role.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import asyncpg
 import msgspec
@@ -44,12 +46,32 @@ class Read(AsyncSession):
     """A session that only selects: a replica may answer it."""
 
 
-class Write(Read):
+class Current(Read):
+    """A session on the primary that only selects: it sees every commit."""
+
+
+class Write(Current):
     """A session on the primary that may change rows; it commits when its block ends well."""
+
+
+T = TypeVar("T")
+
+
+class Seen(NamedTuple, Generic[T]):
+    """What a read found, and at which version of its account; both of one snapshot, or the version of an older one."""
+
+    version: int
+    what: T
+
+
+# None: it is not there, or not yet
+Question = Callable[[Read], Awaitable[Seen[T] | None]]
 
 
 class Database:
     """One process's connections, made from `postgresql://user:password@host:port/name`; `pooling`: what that URL leads to."""
+
+    has_replicas: ClassVar[bool] = False
 
     def __init__(self, url: str, *, pooling: Pooling = "none", pool: int = POOL_MOST) -> None:
         self.url = url
@@ -59,24 +81,40 @@ class Database:
     @classmethod
     def of(cls, settings: Settings) -> "Database":
         """Those of an installation: through its pooler where it has one."""
-        url = settings.pooler_url if settings.pooling != "none" and settings.pooler_url else settings.database_url
-        return cls(url, pooling=settings.pooling, pool=settings.pool_connections)
+        return cls(cls.address(settings), pooling=settings.pooling, pool=settings.pool_connections)
+
+    @staticmethod
+    def address(settings: Settings) -> str:
+        """Where the primary is reached: through the pooler where there is one."""
+        return settings.pooler_url if settings.pooling != "none" and settings.pooler_url else settings.database_url
 
     async def connect(self) -> asyncpg.Connection:
         """A connection of its own, for the ledger's lane."""
         return await asyncpg.connect(self.url, timeout=CONNECT_TIMEOUT_S, **self._statements)
 
+    async def start(self) -> None:
+        """Begin to look after replicas; there are none here."""
+
+    async def ask(self, question: Question[T], floor: int | None = 0) -> T | None:  # noqa: ARG002 - it matters where replicas are
+        """What `question` finds; None: it is not there. Raises `errors.DatabaseUnavailable`.
+
+        `floor`: the version that the answer must have at least, 0 for what never changes once it is there; None: nobody can tell.
+        """
+        async with self.read() as session:
+            seen = await question(session)
+        return None if seen is None else seen.what
+
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[Read]:
-        """A session for selects; raises `errors.DatabaseUnavailable`."""
-        with _said_plainly():
-            async with Read(self.engine, expire_on_commit=False, autoflush=False) as session:
+    async def read(self) -> AsyncIterator[Current]:
+        """A session for selects on the primary; raises `errors.DatabaseUnavailable`."""
+        with said_plainly():
+            async with Current(self.engine, expire_on_commit=False, autoflush=False) as session:
                 yield session
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Write]:
         """A session that commits at the end of the block and rolls back on an exception; raises `errors.DatabaseUnavailable`."""
-        with _said_plainly():
+        with said_plainly():
             async with Write(self.engine, expire_on_commit=False) as session:
                 yield session
                 await session.commit()
@@ -86,7 +124,15 @@ class Database:
         await self.engine.dispose()
 
 
-def open_engine(url: str, pooling: Pooling = "none", pool: int = POOL_MOST) -> AsyncEngine:
+def open_engine(
+    url: str,
+    pooling: Pooling = "none",
+    pool: int = POOL_MOST,
+    *,
+    wait_s: int = POOL_WAIT_S,
+    connect_s: float = CONNECT_TIMEOUT_S,
+    pre_ping: bool = True,
+) -> AsyncEngine:
     """A pool of connections to one server, or to its pooler; nothing is connected yet."""
     config = SQLAlchemyAsyncConfig(
         connection_string="postgresql+asyncpg://" + url.partition("://")[2],
@@ -94,19 +140,19 @@ def open_engine(url: str, pooling: Pooling = "none", pool: int = POOL_MOST) -> A
         engine_config=EngineConfig(
             pool_size=min(POOL_KEPT, pool),
             max_overflow=max(0, pool - POOL_KEPT),
-            pool_timeout=POOL_WAIT_S,
-            pool_pre_ping=True,
+            pool_timeout=wait_s,
+            pool_pre_ping=pre_ping,
             hide_parameters=True,  # an error that is logged says which statement, not whose address
             json_serializer=lambda value: msgspec.json.encode(value).decode(),
             json_deserializer=msgspec.json.decode,
-            connect_args={"timeout": CONNECT_TIMEOUT_S, **(UNPREPARED_SESSIONS if pooling == "transaction" else {})},
+            connect_args={"timeout": connect_s, **(UNPREPARED_SESSIONS if pooling == "transaction" else {})},
         ),
     )
     return config.get_engine()
 
 
 @contextmanager
-def _said_plainly() -> Iterator[None]:
+def said_plainly() -> Iterator[None]:
     """A lost or absent database becomes `DatabaseUnavailable`, whichever library notices."""
     try:
         yield

@@ -4,7 +4,7 @@ import asyncpg
 from sqlalchemy import text
 
 from piggybank import errors
-from piggybank.db.engines import Read
+from piggybank.db.engines import Current
 from piggybank.settings import ProviderMode
 
 ASK_TIMEOUT_S = 5.0
@@ -49,6 +49,6 @@ async def switch_mode(owner_url: str, mode: ProviderMode) -> bool:
         await connection.close()
 
 
-async def epoch(read: Read) -> str:
+async def epoch(read: Current) -> str:
     """Of which past the cache's entries are; empty before the first migration."""
     return await read.scalar(_EPOCH) or ""

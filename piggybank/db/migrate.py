@@ -37,6 +37,7 @@ _GRANTS = {
     "SELECT, INSERT, UPDATE": "users, sessions, api_keys, links, accounts, payments, provider_keys, provider_events, "
     "resolutions, reconciliations",
     "SELECT, INSERT, DELETE": "idempotency_keys",
+    "SELECT, UPDATE": "heartbeat",
     "SELECT, INSERT, UPDATE, DELETE": "outbox, failed_sign_ins",
     "INSERT, UPDATE": "reports",
     "DELETE": "sessions, links, provider_keys",

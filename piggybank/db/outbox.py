@@ -19,7 +19,7 @@ from msgspec import Struct
 from sqlalchemy import text
 
 from piggybank import ids
-from piggybank.db.engines import Read, Write
+from piggybank.db.engines import Current, Write
 
 
 class Row(Struct, frozen=True):
@@ -84,7 +84,7 @@ UPDATE outbox SET attempts = attempts + 1, due_at = :until WHERE bucket = :bucke
 """)
 
 
-async def due(read: Read, topic: str, *, older_than_s: float, limit: int) -> list[Row]:
+async def due(read: Current, topic: str, *, older_than_s: float, limit: int) -> list[Row]:
     """Rows of `topic` that wait for longer than `older_than_s`, oldest first."""
     now = datetime.now(UTC)
     given = {"before": _before(now, older_than_s), "topic": topic, "now": now, "limit": limit}

@@ -4,18 +4,18 @@ Money decisions never read this: they are made under the account's lock.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import text
+from sqlalchemy import Row, TextClause, text
 
 from piggybank import cache, errors, ids, money
 from piggybank.cache import Cache, Entry
-from piggybank.db.engines import Database
+from piggybank.db.engines import Database, Question, Read, Seen, T
 
 KIND = "balance"
 
@@ -134,7 +134,7 @@ WHERE bucket = :bucket AND id = :id
 
 # Ids are in posting order and carry their time: one step down the history index.
 _SELECT_AT = text("""
-SELECT a.user_id, a.currency, t.balance_after, t.sequence
+SELECT a.user_id, a.currency, a.version, t.balance_after, t.sequence
 FROM accounts a
 LEFT JOIN LATERAL (
     SELECT balance_after, sequence FROM transactions WHERE account_id = a.id AND id < :below ORDER BY id DESC LIMIT 1
@@ -143,17 +143,35 @@ WHERE a.bucket = :bucket AND a.id = :id
 """)
 
 
+def rows_of(statement: TextClause, given: Mapping[str, Any]) -> Question[Sequence[Row[Any]]]:
+    """The question for all rows of `statement`, whose column `version` is the account's."""
+
+    async def question(read: Read) -> Seen[Sequence[Row[Any]]] | None:
+        rows = (await read.execute(statement, given)).all()
+        return Seen(rows[0].version, rows) if rows else None
+
+    return question
+
+
+async def newest(db: Database, store: Cache, account_id: UUID, question: Question[T], *, min_version: int = 0) -> T | None:
+    """What `question` finds about an account, at least as new as `min_version` and as what anybody was answered of it."""
+    if not db.has_replicas:
+        return await db.ask(question)
+    floor = await store.floor(KIND, str(account_id))
+    return await db.ask(question, None if floor is None else max(floor, min_version))
+
+
 async def read(db: Database, store: Cache, account_id: UUID, *, only_user: UUID | None = None, min_version: int = 0) -> Cached:
     """The balance of an account, at least as new as `min_version`; `only_user`: whose it must be. Raises NotFound."""
     found = await store.read(KIND, str(account_id))
     if found.payload is not None and found.version >= min_version:
         balance = _decode(found.payload)
     else:
-        async with db.read() as session:
-            row = (await session.execute(_SELECT, {"bucket": ids.bucket_of(account_id), "id": account_id})).one_or_none()
-        if row is None:
+        question = rows_of(_SELECT, {"bucket": ids.bucket_of(account_id), "id": account_id})
+        rows = await db.ask(question, None if found.floor is None else max(found.floor, min_version))
+        if not rows:
             raise errors.NotFound(account_id=str(account_id))
-        balance = cached(row, time.time_ns())
+        balance = cached(rows[0], time.time_ns())
         if found.payload is None:
             await store.fill(KIND, found, Entry(str(account_id), balance.version, _encode(balance)), cache.BALANCE_TTL_S)
         elif balance.version > found.version:  # what the cache has is out of date: nobody shall read it again
@@ -163,13 +181,13 @@ async def read(db: Database, store: Cache, account_id: UUID, *, only_user: UUID 
     return balance
 
 
-async def read_at(db: Database, account_id: UUID, at: datetime, *, only_user: UUID | None = None) -> BalanceAt:
+async def read_at(db: Database, store: Cache, account_id: UUID, at: datetime, *, only_user: UUID | None = None) -> BalanceAt:
     """The posted balance just before `at`; 0 before the first row. Raises NotFound."""
     values = {"bucket": ids.bucket_of(account_id), "id": account_id, "below": ids.first_id_at(at)}
-    async with db.read() as session:
-        row = (await session.execute(_SELECT_AT, values)).one_or_none()
-    if row is None or only_user not in (None, row.user_id):
+    rows = await newest(db, store, account_id, rows_of(_SELECT_AT, values))
+    if not rows or only_user not in (None, rows[0].user_id):
         raise errors.NotFound(account_id=str(account_id))
+    row = rows[0]
     return BalanceAt(
         account_id=account_id,
         currency=row.currency,

@@ -10,7 +10,9 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import IntegrityError
 
 from piggybank import errors, ids, money
-from piggybank.db.engines import Read, Write
+from piggybank.cache import Cache
+from piggybank.db.engines import Current, Database, Write
+from piggybank.ledger import balances
 
 
 class Account(Struct, frozen=True, kw_only=True):
@@ -99,16 +101,16 @@ async def open_account(
     return _account(row)
 
 
-async def get(read: Read, account_id: UUID, *, only_user: UUID | None) -> Account:
+async def get(db: Database, store: Cache, account_id: UUID, *, only_user: UUID | None) -> Account:
     """One account; `only_user`: whose it must be. Raises NotFound."""
     values = {"bucket": ids.bucket_of(account_id), "id": account_id, "only_user": only_user}
-    row = (await read.execute(_GET, values)).one_or_none()
-    if row is None:
+    rows = await balances.newest(db, store, account_id, balances.rows_of(_GET, values))
+    if not rows:
         raise errors.NotFound(account_id=str(account_id))
-    return _account(row)
+    return _account(rows[0])
 
 
-async def page(read: Read, *, user_id: UUID | None, external_id: str | None, before: UUID | None, limit: int) -> list[Account]:
+async def page(read: Current, *, user_id: UUID | None, external_id: str | None, before: UUID | None, limit: int) -> list[Account]:
     """Accounts, newest first, at most `limit`; of `user_id` and with `external_id` where given."""
     values = {"user_id": user_id, "external_id": external_id, "before": before, "limit": limit}
     return [_account(row) for row in await read.execute(_LIST, values)]

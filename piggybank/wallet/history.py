@@ -17,7 +17,7 @@ from sqlalchemy import Row, text
 
 from piggybank import cache, errors, ids
 from piggybank.cache import Cache, Entry, Found
-from piggybank.db.engines import Database, Read
+from piggybank.db.engines import Database, Question
 from piggybank.ledger import balances
 from piggybank.wallet import pages
 
@@ -82,16 +82,16 @@ ORDER BY t.id DESC
 """)
 
 _ONE = text("""
-SELECT t.id AS transaction_id, t.account_id, a.currency, t.kind, t.amount, t.balance_after, t.sequence, t.transfer_id, t.payment_id,
-       t.reverses, t.reference, t.description, CAST(t.metadata AS text) AS metadata
+SELECT a.version, t.id AS transaction_id, t.account_id, a.currency, t.kind, t.amount, t.balance_after, t.sequence, t.transfer_id,
+       t.payment_id, t.reverses, t.reference, t.description, CAST(t.metadata AS text) AS metadata
 FROM transactions t
 JOIN accounts a ON a.bucket = t.bucket AND a.id = t.account_id
 WHERE t.bucket = :bucket AND t.id = :id AND (CAST(:only_user AS uuid) IS NULL OR a.user_id = :only_user)
 """)
 
 _LEGS = text("""
-SELECT t.id AS transaction_id, t.account_id, a.currency, t.kind, t.amount, t.balance_after, t.sequence, t.transfer_id, t.payment_id,
-       t.reverses, t.reference, t.description, CAST(t.metadata AS text) AS metadata
+SELECT a.version, t.id AS transaction_id, t.account_id, a.currency, t.kind, t.amount, t.balance_after, t.sequence, t.transfer_id,
+       t.payment_id, t.reverses, t.reference, t.description, CAST(t.metadata AS text) AS metadata
 FROM transactions t
 JOIN accounts a ON a.bucket = t.bucket AND a.id = t.account_id
 WHERE t.transfer_id = :id AND (CAST(:only_user AS uuid) IS NULL OR a.user_id = :only_user)
@@ -116,22 +116,25 @@ async def page(
     """
     if wanted == NO_FILTER and cursor is None and limit == pages.LIMIT_DEFAULT:
         return await _first_page(db, store, account_id, only_user, min_version)
-    rows = await _rows(db, account_id, wanted, only_user, cursor, limit)
+    question = _question(account_id, wanted, only_user, cursor, limit)
+    rows = await balances.newest(db, store, account_id, question, min_version=min_version)
+    if not rows:
+        raise errors.NotFound(account_id=str(account_id))
     return _page(rows, account_id, wanted, limit)
 
 
-async def one(read: Read, transaction_id: UUID, *, only_user: UUID | None = None) -> Transaction:
+async def one(db: Database, transaction_id: UUID, *, only_user: UUID | None = None) -> Transaction:
     """One posted transaction; raises NotFound."""
     given = {"bucket": ids.bucket_of(transaction_id), "id": transaction_id, "only_user": only_user}
-    row = (await read.execute(_ONE, given)).one_or_none()
-    if row is None:
+    rows = await db.ask(balances.rows_of(_ONE, given))
+    if not rows:
         raise errors.NotFound(transaction_id=str(transaction_id))
-    return _transaction(row)
+    return _transaction(rows[0])
 
 
-async def legs(read: Read, transfer_id: UUID, *, only_user: UUID | None = None) -> list[Transaction]:
+async def legs(db: Database, transfer_id: UUID, *, only_user: UUID | None = None) -> list[Transaction]:
     """Both rows of a transfer, the one that took first; of another's account none is seen. Raises NotFound."""
-    rows = (await read.execute(_LEGS, {"id": transfer_id, "only_user": only_user})).all()
+    rows = await db.ask(balances.rows_of(_LEGS, {"id": transfer_id, "only_user": only_user}))
     if not rows:
         raise errors.NotFound(transfer_id=str(transfer_id))
     return [_transaction(row) for row in rows]
@@ -148,7 +151,10 @@ async def _first_page(db: Database, store: Cache, account_id: UUID, only_user: U
         if found.payload is not None:
             return msgspec.json.decode(found.payload, type=TransactionPage)
     now_ns = time.time_ns()
-    rows = await _rows(db, account_id, NO_FILTER, only_user, None, pages.LIMIT_DEFAULT)
+    question = _question(account_id, NO_FILTER, only_user, None, pages.LIMIT_DEFAULT)
+    rows = await db.ask(question, None if known.floor is None else max(known.floor, min_version))
+    if not rows:
+        raise errors.NotFound(account_id=str(account_id))
     answer = _page(rows, account_id, NO_FILTER, pages.LIMIT_DEFAULT)
     await store.fill(balances.KIND, known, balances.stored(rows[0], now_ns).entry, cache.BALANCE_TTL_S)
     if found is not None and rows[0].version == known.version:
@@ -156,9 +162,7 @@ async def _first_page(db: Database, store: Cache, account_id: UUID, only_user: U
     return answer
 
 
-async def _rows(
-    db: Database, account_id: UUID, wanted: Filter, only_user: UUID | None, cursor: str | None, limit: int
-) -> Sequence[Row[Any]]:
+def _question(account_id: UUID, wanted: Filter, only_user: UUID | None, cursor: str | None, limit: int) -> Question[Sequence[Row[Any]]]:
     """The account with each row of the page, and one more; an account without rows is a row without a transaction."""
     below = pages.id_at(wanted.until, pages.LAST_ID)
     if cursor is not None:
@@ -173,11 +177,7 @@ async def _rows(
         "reference": wanted.reference,
         "limit": limit + 1,
     }
-    async with db.read() as read:
-        rows = (await read.execute(_PAGE, given)).all()
-    if not rows:
-        raise errors.NotFound(account_id=str(account_id))
-    return rows
+    return balances.rows_of(_PAGE, given)
 
 
 def _page(rows: Sequence[Row[Any]], account_id: UUID, wanted: Filter, limit: int) -> TransactionPage:

@@ -115,13 +115,12 @@ async def test_somebody_elses_rows_do_not_exist(db: Database, cache: Cache, past
         assert len((await history.page(db, cache, account_id, only_user=owner)).items) == 1
         with pytest.raises(errors.NotFound):
             await history.page(db, cache, account_id, only_user=stranger)
-    async with db.read() as read:
-        assert (await history.one(read, row.id, only_user=owner)).amount == 7
-        assert (await history.one(read, row.id)).amount == 7
-        with pytest.raises(errors.NotFound):
-            await history.one(read, row.id, only_user=stranger)
-        with pytest.raises(errors.NotFound):
-            await history.one(read, payment_id)
+    assert (await history.one(db, row.id, only_user=owner)).amount == 7
+    assert (await history.one(db, row.id)).amount == 7
+    with pytest.raises(errors.NotFound):
+        await history.one(db, row.id, only_user=stranger)
+    with pytest.raises(errors.NotFound):
+        await history.one(db, payment_id)
 
 
 async def test_a_transfer_shows_the_legs_that_one_may_see(db: Database, past: Past) -> None:
@@ -130,11 +129,10 @@ async def test_a_transfer_shows_the_legs_that_one_may_see(db: Database, past: Pa
     transfer_id = ids.new_id(ids.bucket_of(mine))
     await past.post(mine, [(T0_MS, -50)], transfer_id=transfer_id)
     await past.post(theirs, [(T0_MS, 50)], transfer_id=transfer_id)
-    async with db.read() as read:
-        assert [(leg.account_id, leg.amount) for leg in await history.legs(read, transfer_id)] == [(mine, -50), (theirs, 50)]
-        assert [leg.amount for leg in await history.legs(read, transfer_id, only_user=owner)] == [-50]
-        with pytest.raises(errors.NotFound):
-            await history.legs(read, transfer_id, only_user=await past.user())
+    assert [(leg.account_id, leg.amount) for leg in await history.legs(db, transfer_id)] == [(mine, -50), (theirs, 50)]
+    assert [leg.amount for leg in await history.legs(db, transfer_id, only_user=owner)] == [-50]
+    with pytest.raises(errors.NotFound):
+        await history.legs(db, transfer_id, only_user=await past.user())
 
 
 async def test_the_first_page_is_cached_under_its_version(db: Database, cache: Cache, past: Past) -> None:
