@@ -32,7 +32,7 @@ from piggybank.appliance.topology import CACHE, CACHE_NODES, POOLER, QUEUE, Topo
 from piggybank.settings import OPERATOR_FILE, STORES
 
 START_TIMEOUT_S = 120  # crash recovery replays at most max_wal_size
-STREAM_TIMEOUT_S = 120  # until a standby that was away has caught up
+FOLLOW_TIMEOUT_S = 15  # a standby that is well has asked its primary for the log by then
 POSTGRES_STOP_TIMEOUT_S = 60
 POOLER_STOP_TIMEOUT_S = 5
 VALKEY_STOP_TIMEOUT_S = 30
@@ -205,6 +205,7 @@ class Embedded:
             self._restart_primary(tell)
         self.postgres.make_roles()
         for name in filter(self.postgres.is_made, standbys):
+            self.postgres.make_slot(name)  # a primary of yesterday has none for it
             self.ensure(name)
         for name in standbys:
             self._add_standby(name, tell)
@@ -247,12 +248,12 @@ class Embedded:
             self.busy.discard(name)
 
     def _add_standby(self, name: str, tell: Tell) -> None:
-        """Copied where it is missing, or where it cannot follow any more."""
+        """Started; copied where it is missing, or where it cannot follow any more."""
         if self.postgres.is_made(name):
             self.ensure(name)
             if self._streams(name):
                 return
-            tell(f"{name} does not follow: it is copied anew")
+            tell(f"{name} cannot follow any more")
             self.running.pop(name).stop()
         tell(f"copying the primary to {name}")
         self.busy.add(name)
@@ -268,9 +269,12 @@ class Embedded:
         tell(f"{name} follows")
 
     def _streams(self, name: str) -> bool:
-        until = time.monotonic() + STREAM_TIMEOUT_S
-        while name not in self.postgres.streaming():
-            if not self.running[name].alive() or time.monotonic() > until:
+        """Wait until it does; False when it ends, or is not seen by the primary for FOLLOW_TIMEOUT_S: then it is not catching up."""
+        seen = time.monotonic()
+        while (state := self.postgres.state_of(name)) != "streaming":
+            if state == "catchup":
+                seen = time.monotonic()
+            if not self.running[name].alive() or time.monotonic() - seen > FOLLOW_TIMEOUT_S:
                 return False
             time.sleep(POLL_S)
         return True
@@ -291,6 +295,7 @@ class Embedded:
             self.postgres.fence(old, self.running.pop(old, None))
             tell(f"{old} takes nothing any more")
             self._take_over(new)
+            tell(f"{new} takes writes")
             self._follow(old, new, tell)
         finally:
             self.busy.discard(old)
@@ -326,9 +331,8 @@ class Embedded:
     def _follow(self, old: str, new: str, tell: Tell) -> None:
         """Everybody follows the new primary: the pooler first, then the other standbys, then the old primary."""
         others = [name for name in topology.standbys_of(self.dir, self.topology.replicas) if name != old]
-        for name in (*others, old):
-            self.postgres.make_slot(name)
         for name in others:
+            self.postgres.make_slot(name)
             self._write_configuration(name)
             if self.is_ready(name):
                 self.postgres.reload(name)
@@ -337,11 +341,8 @@ class Embedded:
         if self.topology.pooled:
             self._write_configuration(POOLER)
             self.ensure(POOLER).signal(signal.SIGHUP)  # it reads where the primary is
-        how = self.postgres.make_follow(old, self.topology)
-        self.ensure(old)
-        self.wait_ready(old)
-        tell(f"{old} follows {new} ({how})")
-        for name in others:
+        tell(f"{old}: {self.postgres.make_follow(old, self.topology)}")
+        for name in (old, *others):
             self._add_standby(name, tell)
 
     def forget_cache(self) -> None:

@@ -149,6 +149,7 @@ class Postgres:
             effective_cache_mib=values.effective_cache_mib,
             max_connections=values.max_connections,
             synchronous=synchronous if is_primary else (),
+            keeps_wal=store_files.FOLLOWED_KEEPS if values.replicas else "0",
             primary_port=0 if is_primary else self.secrets.port_of(self.primary),
             replication_password=self.secrets.replication_password,
         )
@@ -210,6 +211,10 @@ class Postgres:
     def streaming(self) -> set[str]:
         """Names of the standbys that stream from the primary now."""
         return set(self.psql(_STREAMING).split())
+
+    def state_of(self, name: str) -> str:
+        """What the primary sees of a standby: `catchup`, `streaming`, ..; empty: nothing."""
+        return self.psql(f"SELECT state FROM pg_stat_replication WHERE application_name = '{name}';").strip()
 
     def look(self, name: str) -> Standing | None:
         """What a server says; None where it does not answer."""

@@ -29,6 +29,7 @@ MOVED_FILE = "moved"  # beside the servers' folders, once their database moved e
 FIRST_POSTGRES = "postgres"  # the server that a new installation has
 LATER_STORES = ("postgres-2", "postgres-3", "pooler", *(f"cache-{number}{bus}" for number in range(1, 7) for bus in ("", "-bus")))
 SLOT_KEEPS = "4GB"
+FOLLOWED_KEEPS = "512MB"
 
 FIRST_PORT, LAST_PORT = 20_000, 32_000  # below the ports that systems hand to outgoing connections
 PASSWORD_BYTES = 24
@@ -169,6 +170,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     effective_cache_mib: int
     max_connections: int
     synchronous: tuple[str, ...] = ()  # a commit waits for any one of these
+    keeps_wal: str = "0"
     primary_port: int = 0  # 0: it is the primary
     replication_password: str = ""
 
@@ -190,6 +192,7 @@ def postgres_conf(server: Server) -> str:
         "wal_compression": "pglz",
         "min_wal_size": "128MB",
         "max_wal_size": "1GB",
+        "wal_keep_size": server.keeps_wal,  # so that who follows another primary finds what came before its slot
         "max_slot_wal_keep_size": SLOT_KEEPS,  # a standby that stays away longer is copied anew, before it fills the disk
         "checkpoint_timeout": "5min",
         "checkpoint_completion_target": 0.9,

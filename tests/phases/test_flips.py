@@ -4,12 +4,14 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
-from piggybank.appliance import store_files
+from piggybank.appliance import store_files, topology
 from tests.appliance.bank import Bank, wait_until
 from tests.conftest import ALL_SCOPES, require
 from tests.phases.load import Load
@@ -39,36 +41,64 @@ def bank(open_folder: Path) -> Iterator[Bank]:
         print(f"{log.name}: {len(errors)} errors", *errors[:3], sep="\n  ")
 
 
-async def flip(bank: Bank, load: Load, number: int) -> str:
-    said = await asyncio.to_thread(bank.do, "phase", "apply", str(number))
-    observed = await asyncio.to_thread(bank.run, "phase", "show", "--observed", "--json")
-    assert observed.returncode == 0, observed.stdout + observed.stderr
+@asynccontextmanager
+async def loaded(bank: Bank) -> AsyncIterator[Load]:
+    """The load beside the block; after it every account is what was counted."""
+    token = json.loads(await asyncio.to_thread(bank.do, "apikeys", "create", "--name", "load", "--scopes", ALL_SCOPES, "--json"))["token"]
+    load = Load(bank.url, token, CLIENTS, PAUSE_S)
+    try:
+        await load.open_accounts()
+        running = load.start()
+        try:
+            yield load
+            await asyncio.sleep(STEADY_S)
+        finally:
+            load.stop()
+            await running
+        await load.compare()
+        print(f"{len(load.done)} requests, retries: {dict(load.retries)}")
+    finally:
+        await load.close()
+
+
+async def shows_itself(bank: Bank) -> None:
+    """The servers are what is declared, and the books fit."""
+    await asyncio.to_thread(bank.do, "phase", "show", "--observed")
     await asyncio.to_thread(bank.do, "verify")
-    return said
 
 
 async def test_flips_under_load(bank: Bank) -> None:
     """No write fails, none is lost or doubled, nothing that was written is read older, and the books fit after each step."""
-    token = json.loads(bank.do("apikeys", "create", "--name", "load", "--scopes", ALL_SCOPES, "--json"))["token"]
-    load = Load(bank.url, token, CLIENTS, PAUSE_S)
-    await load.open_accounts()
-    running = load.start()
-    try:
+    async with loaded(bank) as load:
         for number in FLIPS:
-            await flip(bank, load, number)
+            await asyncio.to_thread(bank.do, "phase", "apply", str(number))
+            await shows_itself(bank)
             await asyncio.sleep(STEADY_S)
-            assert not running.done(), running.exception()
-    finally:
-        load.stop()
-        await running
-    await load.compare()
-    await load.close()
-    print(f"{len(load.done)} requests, retries: {dict(load.retries)}")
+            assert load.stale == []
+
+
+async def test_a_killed_primary_is_failed_over_under_load(bank: Bank) -> None:
+    """kill -9, and a standby takes over before the old one is back: what was answered is there, and the old one takes no row."""
+    async with loaded(bank):
+        old = topology.primary_of(bank.data_dir / "stores")
+        bank.kill(old)
+        said = await asyncio.to_thread(bank.do, "failover")
+        new = topology.primary_of(bank.data_dir / "stores")
+        assert new != old
+        assert f"{new} takes writes" in said
+        secrets = bank.stores
+        connection = await asyncpg.connect(secrets.database_url(store_files.OWNER_ROLE, old))
+        try:
+            with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+                await connection.execute("INSERT INTO outbox (id, bucket, topic, payload) VALUES (gen_random_uuid(), 0, 'no', '{}')")
+        finally:
+            await connection.close()
+    await shows_itself(bank)
 
 
 def test_a_killed_replica_is_a_difference(bank: Bank) -> None:
     """`phase show --observed` asks the servers: it ends with 1 until the supervisor has brought the replica back."""
-    names = sorted(name for name in bank.pids() if name.startswith("postgres-"))
+    names = topology.standbys_of(bank.data_dir / "stores", 2)
     supervisor = bank.pids()["supervisor"]
     os.kill(supervisor, signal.SIGSTOP)  # it would be back at once
     try:

@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from piggybank.appliance import store_files
 from piggybank.db.routing import Routed
 from tests.conftest import Server, run_apart, start_server
 from tests.ledger.conftest import new_account
-from tests.standbys import Replicated, Standby, replicated, until
+from tests.standbys import Replicated, replicated, until
 
 ROLE = store_files.APPLICATION_ROLE
 TRIES_MAX = 200  # of a write, PAUSE_S apart
@@ -43,12 +44,12 @@ class Place:
             made = [await new_account(sql) for _ in range(count)]
         finally:
             await sql.close()
-        for standby in self.cluster.standbys:
-            await until(lambda standby=standby: self._has(standby, made[-1]))
+        await until(lambda: self._have(made[-1]))
         return made
 
-    async def _has(self, standby: Standby, account: UUID) -> bool:
-        return bool(await standby.value("SELECT count(*) FROM accounts WHERE id = $1", account))
+    async def _have(self, account: UUID) -> bool:
+        found = [await standby.value("SELECT true FROM accounts WHERE id = $1", account) for standby in self.cluster.standbys]
+        return all(found)
 
     def sql_reads(self) -> dict[str, int]:
         """Reads that each server has written down, by its name."""
@@ -77,10 +78,10 @@ def place(open_folder: Path) -> Iterator[Place]:
         cluster = stack.enter_context(replicated(open_folder / "replicas", synchronous=False))
         run_apart(lambda: cluster.value(f"ALTER ROLE {ROLE} SET log_statement = 'all'"))
         run_apart(lambda: cluster.value(f"GRANT pg_read_all_stats TO {ROLE}"))
-        servers: list[Server] = []
-        for _ in range(2):
-            servers.append(start_server(cluster.settings))
-            stack.callback(servers[-1].stop)
+        with ThreadPoolExecutor(2) as pool:
+            servers = list(pool.map(start_server, [cluster.settings] * 2))
+        for server in servers:
+            stack.callback(server.stop)
         assert servers[0].token  # made while everything is there
         yield Place(cluster, servers)
 
@@ -127,7 +128,7 @@ class Client:
 
     async def fresh(self) -> int:
         """How many replicas are fresh to every server."""
-        counts = []
+        counts: list[int] = []
         for url in self._urls:
             said = (await self._http.get(f"{url}/v1/ops/status")).json()["reads"]
             counts.append(sum(one["fresh"] for one in said["replicas"]))
@@ -177,6 +178,3 @@ async def becomes(seen: Callable[[], bool]) -> None:
         return seen()
 
     await until(asked)
-
-
-Ask = Callable[[], Awaitable[None]]
