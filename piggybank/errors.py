@@ -240,6 +240,18 @@ class DatabaseUnavailable(Error):
     retryable = True
 
 
+class NoSynchronousStandby(Error):
+    """No replica can confirm a commit, so nothing is written; nothing was changed. Try again."""
+
+    retryable = True
+
+
+class StandbysNotVisible(Error):
+    """The application's database role may not see the replicas (piggybank doctor says what to grant); nothing was changed."""
+
+    retryable = True
+
+
 class Overloaded(Error):
     """Too much at once; nothing was changed. Try again."""
 

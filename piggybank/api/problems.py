@@ -52,6 +52,8 @@ STATUS: dict[type[errors.Error], int] = {
     errors.SignInLocked: 429,
     errors.TooManyRequests: 429,
     errors.DatabaseUnavailable: 503,
+    errors.NoSynchronousStandby: 503,
+    errors.StandbysNotVisible: 503,
     errors.Overloaded: 503,
     errors.AccountBusy: 503,
     errors.OutcomeUnknown: 503,

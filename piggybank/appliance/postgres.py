@@ -21,6 +21,7 @@ from piggybank.appliance.processes import Running
 from piggybank.appliance.store_files import Secrets, Server
 from piggybank.appliance.system_user import SystemUser
 from piggybank.appliance.topology import Topology
+from piggybank.db.migrate import SEES_STANDBYS
 
 COPY_TIMEOUT_S = 12 * 3_600  # of a whole database to a standby
 REWIND_TIMEOUT_S = 3_600
@@ -185,7 +186,7 @@ class Postgres:
             "SET log_statement = 'none';\nSET log_min_error_statement = 'panic';\nSET log_min_duration_statement = -1;\n"
             + roles
             + f"GRANT {application} TO {owner} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;\n"
-            + f"GRANT pg_read_all_stats TO {application};\n"  # whether a standby follows, and how far behind it is
+            + f"GRANT {SEES_STANDBYS} TO {application};\n"
             + f"SELECT 'CREATE DATABASE {store_files.DATABASE} OWNER {owner}'"
             + f" WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{store_files.DATABASE}') \\gexec\n"
         )

@@ -10,6 +10,7 @@ prepared is prepared anew, unnamed, in the round trip that runs it), no SET but 
 the role. What needs more (migrations, `verify`, the bench) goes direct with the owner's role.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import ClassVar, Generic, NamedTuple, TypeVar
@@ -21,7 +22,8 @@ from sqlalchemy import exc as sqlalchemy_errors
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from piggybank import errors
-from piggybank.settings import Pooling, Settings
+from piggybank.db import commits
+from piggybank.settings import Durability, Pooling, Settings
 
 POOL_KEPT = 5  # connections of a process for everything but the ledger's hot path; more under load
 POOL_MOST = 10  # where nobody says how many (setting `pool_connections`)
@@ -40,6 +42,8 @@ CONNECTION_LOST = (
 # PgBouncer below 1.21 knows no named statements: asyncpg's cache and SQLAlchemy's are off, and what SQLAlchemy prepares has no name.
 UNPREPARED = {"statement_cache_size": 0}
 UNPREPARED_SESSIONS = {**UNPREPARED, "prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
+
+WAITING = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE usename = current_user AND wait_event = 'SyncRep')"
 
 
 class Read(AsyncSession):
@@ -69,19 +73,23 @@ Question = Callable[[Read], Awaitable[Seen[T] | None]]
 
 
 class Database:
-    """One process's connections, made from `postgresql://user:password@host:port/name`; `pooling`: what that URL leads to."""
+    """One process's connections, made from `postgresql://user:password@host:port/name`.
+
+    `pooling`: what that URL leads to; `waits_for`: what its commits wait for (`db/commits.py`).
+    """
 
     has_replicas: ClassVar[bool] = False
 
-    def __init__(self, url: str, *, pooling: Pooling = "none", pool: int = POOL_MOST) -> None:
+    def __init__(self, url: str, *, pooling: Pooling = "none", pool: int = POOL_MOST, waits_for: Durability = "disk") -> None:
         self.url = url
+        self.waits_for = waits_for
         self._statements = UNPREPARED if pooling == "transaction" else {}
         self.engine = open_engine(url, pooling, pool)
 
     @classmethod
     def of(cls, settings: Settings) -> "Database":
         """Those of an installation: through its pooler where it has one."""
-        return cls(cls.address(settings), pooling=settings.pooling, pool=settings.pool_connections)
+        return cls(cls.address(settings), pooling=settings.pooling, pool=settings.pool_connections, waits_for=settings.waits_for)
 
     @staticmethod
     def address(settings: Settings) -> str:
@@ -104,6 +112,18 @@ class Database:
             seen = await question(session)
         return None if seen is None else seen.what
 
+    async def somebody_waits(self) -> bool:
+        """Whether the primary can be asked and knows of any session of this role whose commit waits for a standby."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                connection = await self.connect()
+                try:
+                    return bool(await connection.fetchval(WAITING))
+                finally:
+                    connection.terminate()
+        except (TimeoutError, asyncpg.PostgresError, *CONNECTION_LOST):
+            return False
+
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Current]:
         """A session for selects on the primary; raises `errors.DatabaseUnavailable`."""
@@ -113,11 +133,15 @@ class Database:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Write]:
-        """A session that commits at the end of the block and rolls back on an exception; raises `errors.DatabaseUnavailable`."""
+        """A session that commits at the end of the block and rolls back on an exception.
+
+        Raises `errors.DatabaseUnavailable`; where commits wait for a standby NoSynchronousStandby, too; when nobody can tell whether it
+        was committed OutcomeUnknown.
+        """
         with said_plainly():
             async with Write(self.engine, expire_on_commit=False) as session:
                 yield session
-                await session.commit()
+                await commits.commit_session(session, self.waits_for)
 
     async def close(self) -> None:
         """Close every pooled connection."""

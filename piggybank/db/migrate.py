@@ -4,6 +4,7 @@ Runs with the owner's role on a direct connection under an advisory lock, so any
 application role can do what the grants below say, no more: posted rows can be read and inserted, never updated or deleted.
 """
 
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -30,6 +31,8 @@ ROLE_SETTINGS = {
     "tcp_user_timeout": "10s",
     "timezone": "UTC",
 }
+
+SEES_STANDBYS = "pg_read_all_stats"  # whether they stream and confirm: asked from phase 2 on (`db/commits.py`)
 
 _GRANTS = {
     "SELECT": "currencies, installation, reports, archived_months, account_checkpoints",
@@ -64,11 +67,16 @@ async def upgrade(owner_url: str, application_role: str, provider_mode: str = "s
 
 
 async def limit_role(admin_url: str, application_role: str) -> None:
-    """Put the timeouts on the application role. Needs the right to alter it; raises asyncpg.InsufficientPrivilegeError."""
+    """Put the timeouts on the application role, and let it see the standbys. Needs the right to alter it; raises
+    asyncpg.InsufficientPrivilegeError. Who may alter a role need not have the right to let it see standbys: then doctor asks for it.
+    """
     connection = await asyncpg.connect(admin_url)
     try:
         for name, value in ROLE_SETTINGS.items():
             await connection.execute(f"ALTER ROLE {_quoted(application_role)} SET {name} = '{value}'")
+        if not await connection.fetchval("SELECT pg_has_role($1, 'pg_read_all_stats', 'USAGE')", application_role):
+            with suppress(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(f"GRANT {SEES_STANDBYS} TO {_quoted(application_role)}")
     finally:
         await connection.close()
 

@@ -4,6 +4,12 @@ There is no timer: a quiet system has batches of one and no added latency, a bus
 connection and runs in a task of its own, so a caller that hangs up cancels nothing. Requests and bulk commands queue apart and
 take turns. What can pass (a lost connection, a conflict, a restart) is tried again by the batch's own keys for RETRY_FOR_S; what
 cannot (a poisoned command) is found by posting the batch one by one.
+
+Where a commit waits for a standby (`db/commits.py`) that wait may be long, and nothing shortens it: the lane stays with its COMMIT, whose
+callers are told after RETRY_FOR_S that the outcome is unknown, and from STANDBY_LATE_S on whoever else comes is refused at once, as is
+everybody when the batch finds no standby at all. A lane that waits so is not dead, and its process does not end for it; the lane goes on
+when a standby confirms. It leaves its COMMIT only when the primary cannot be reached or knows of nobody who waits: then the connection
+is gone, and the batch is tried again by its keys.
 """
 
 import asyncio
@@ -14,7 +20,6 @@ from collections import deque
 from collections.abc import Sequence
 from uuid import UUID
 
-import asyncpg
 import structlog
 from msgspec import Struct
 
@@ -32,6 +37,8 @@ RETRY_FOR_S = 10  # then the outcome is unknown, or the database away
 RETRY_PAUSE_S = 0.1  # between tries while the database is away
 STUCK_AFTER_S = 30  # a batch that long means that the lane is dead
 WATCH_EVERY_S = 1
+STANDBY_LATE_S = 2.0  # a COMMIT that takes longer waits for a standby that may not come
+ASK_PRIMARY_S = 5.0  # so often it is then looked whether the primary still knows of it
 BUSY_FOR_S = 2.0  # so long an account that somebody else held is not waited for again
 MAX_BUSY = 4_096  # such accounts that are remembered
 MAX_CLASHES = 3  # tries with keys read before the batch is split
@@ -52,7 +59,7 @@ class Ledger:
     def __init__(self, db: Database, store: Cache) -> None:
         self._db = db
         self._cache = store
-        self._connection: asyncpg.Connection | None = None
+        self._line: posting.Line | None = None
         self._queue: deque[_Waiting] = deque()
         self._bulk: deque[_Waiting] = deque()
         self._bulk_turn = False
@@ -62,6 +69,9 @@ class Ledger:
         self._answering: set[asyncio.Task[None]] = set()
         self._in_flight: list[_Waiting] = []
         self._in_flight_since = 0.0
+        self._moved_at = 0.0  # when the lane last began or ended something
+        self._asked_primary_at = 0.0
+        self._without_standby = False
         self._forget: deque[UUID] = deque(maxlen=MAX_FORGOTTEN)
         self._busy: dict[UUID, float] = {}
         self.draining = False
@@ -70,7 +80,7 @@ class Ledger:
     def alive(self) -> bool:
         """False when the lane has ended or hangs: the process must go."""
         running = self._lane is not None and not self._lane.done()
-        return running and not (self._in_flight and time.monotonic() - self._in_flight_since > STUCK_AFTER_S)
+        return running and (not self._in_flight or self._waits_for_standby > 0 or time.monotonic() - self._moved_at < STUCK_AFTER_S)
 
     @property
     def waiting(self) -> int:
@@ -82,6 +92,12 @@ class Ledger:
         """True while `submit` would refuse: those who wait already would make the next one wait too long."""
         return len(self._queue) >= MAX_QUEUE
 
+    @property
+    def _waits_for_standby(self) -> float:
+        """So many seconds the COMMIT under way has waited for a standby."""
+        line = self._line
+        return time.monotonic() - line.committing_since if line and line.committing_since and line.waits_for == "synchronous" else 0.0
+
     async def start(self) -> None:
         """Start the lane; the database may be away."""
         self._lane = asyncio.create_task(self._run(), name="ledger lane")
@@ -92,7 +108,9 @@ class Ledger:
         self.draining = True
         self._work.set()
         if self._lane is not None:
-            await asyncio.wait([self._lane], timeout=RETRY_FOR_S + WATCH_EVERY_S)
+            _, late = await asyncio.wait([self._lane], timeout=RETRY_FOR_S + WATCH_EVERY_S)
+            if late:
+                self._disconnect()  # first: cancelling a task makes the driver cancel its COMMIT
             self._lane.cancel()
             _fail(self._in_flight, errors.OutcomeUnknown())
             _fail([*self._queue, *self._bulk], errors.ShuttingDown())
@@ -100,13 +118,13 @@ class Ledger:
             await asyncio.wait(self._answering)
         if self._watch is not None:
             self._watch.cancel()
-        await self._disconnect()
+        self._disconnect()
 
     async def submit(self, submission: Submission) -> Outcome:
         """Post one command: a batch of one, or part of a larger one.
 
-        Raises what is not an answer: Overloaded, ShuttingDown, DatabaseUnavailable, AccountBusy, IdempotencyKeyInUse,
-        OutcomeUnknown, InternalError.
+        Raises what is not an answer: Overloaded, ShuttingDown, DatabaseUnavailable, NoSynchronousStandby, StandbysNotVisible,
+        AccountBusy, IdempotencyKeyInUse, OutcomeUnknown, InternalError.
         """
         return await self._enqueue(self._queue, submission, MAX_QUEUE)
 
@@ -123,6 +141,8 @@ class Ledger:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         if self.draining:
             future.set_exception(errors.ShuttingDown())
+        elif self._waits_for_standby > STANDBY_LATE_S:
+            future.set_exception(errors.NoSynchronousStandby())
         elif len(queue) >= limit:
             future.set_exception(errors.Overloaded())
         else:
@@ -138,7 +158,8 @@ class Ledger:
                 continue
             batch = self._take()
             self._in_flight, self._in_flight_since = batch, time.monotonic()
-            until = time.monotonic() + RETRY_FOR_S
+            self._moved_at = self._in_flight_since
+            until = self._in_flight_since + RETRY_FOR_S
             free, busy = self._apart(batch)
             if free:
                 await self._post(free, until)
@@ -183,6 +204,10 @@ class Ledger:
                     await self._split(batch, until, errors.IdempotencyKeyInUse())
                     return
                 skip_locked = True
+            except (errors.NoSynchronousStandby, errors.StandbysNotVisible) as cause:
+                self._tell_standby(cause)
+                _fail(batch, errors.OutcomeUnknown() if maybe_committed else cause)
+                return
             except Exception as cause:
                 if not posting.is_passing(cause):
                     log.exception("a command could not be posted", commands=len(batch))
@@ -190,7 +215,7 @@ class Ledger:
                     return
                 maybe_committed |= isinstance(cause, posting.OutcomeLost)
                 read_keys = True
-                await self._disconnect()
+                self._disconnect()
                 if time.monotonic() >= until:
                     log.warning("the database is away", error=repr(cause), commands=len(batch))
                     _fail(batch, errors.OutcomeUnknown() if maybe_committed else errors.DatabaseUnavailable())
@@ -209,16 +234,18 @@ class Ledger:
                 _fail([one], errors.Overloaded())
 
     async def _try(self, batch: list[_Waiting], *, read_keys: bool, skip_locked: bool) -> None:
-        if self._connection is None:
-            self._connection = await posting.connect(self._db)
+        if self._line is None:
+            self._line = await posting.connect(self._db)
         forget = list(self._forget)
         posted = await posting.post(
-            self._connection,
+            self._line,
             [one.submission for one in batch],
             forget=forget,
             read_keys=read_keys,
             skip_locked=skip_locked,
         )
+        self._moved_at = time.monotonic()
+        self._tell_standby(None)
         for _ in forget:
             self._forget.popleft()
         if skip_locked:
@@ -238,15 +265,40 @@ class Ledger:
                 if not one.future.done():
                     one.future.set_result(outcome)
 
-    async def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.terminate()
-            self._connection = None
+    def _disconnect(self) -> None:
+        if self._line is not None:
+            self._line.connection.terminate()
+            self._line = None
+
+    def _tell_standby(self, missing: errors.Error | None) -> None:
+        """Once when it begins and once when it ends."""
+        if missing and not self._without_standby:
+            log.error("writes are refused", because=missing.code)
+        elif self._without_standby and not missing:
+            log.info("a standby confirms again")
+        self._without_standby = missing is not None
+
+    async def _look_after_commit(self) -> None:
+        """A COMMIT that waits for a standby: nobody queues behind it, and its connection is dropped when the primary has lost it."""
+        self._tell_standby(errors.NoSynchronousStandby())
+        for queue in (self._queue, self._bulk):
+            _fail(queue, errors.NoSynchronousStandby())
+            queue.clear()
+        if self._waits_for_standby < RETRY_FOR_S or time.monotonic() - self._asked_primary_at < ASK_PRIMARY_S:
+            return
+        waiting = self._line
+        known = await self._db.somebody_waits()
+        self._asked_primary_at = time.monotonic()
+        if not known and waiting is not None and waiting is self._line and waiting.committing_since:
+            log.warning("the primary has lost the commit that waited for a standby")
+            self._disconnect()
 
     async def _look_after(self) -> None:
         """Once a second: tell those who wait too long, and end the process when the lane is dead."""
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
+            if self._waits_for_standby > STANDBY_LATE_S:
+                await self._look_after_commit()
             now = time.monotonic()
             for queue in (self._queue, self._bulk):
                 while queue and now - queue[0].since > RETRY_FOR_S:

@@ -10,6 +10,8 @@ upon is never read in the statement that waited. Between BEGIN and COMMIT, whate
    back and posted again with statement 2. So the common batch, whose keys are all new, needs two statements, and a key row is
    written once, with its answer.
 
+Where a commit waits for a standby, statement 1 tells whether there is one; without one nothing is written (`db/commits.py`).
+
 Every transaction takes locks in the same order (accounts by id, then keys sorted), so two processes cannot deadlock. This module
 and `db/` are the only ones that commit.
 """
@@ -24,24 +26,31 @@ import asyncpg
 import msgspec
 
 from piggybank import errors, ids
+from piggybank.db import commits
 from piggybank.db.engines import Database
 from piggybank.ledger import balances, commands, idempotency, settlements
 from piggybank.ledger.book import Account, Book, Effect, Payment
 from piggybank.ledger.rules import Outcome, Submission, decide
+from piggybank.settings import Durability
 
 # asyncpg asks the server about array types when it first meets them: on connecting, not under the locks of the first batch.
 WARM_UP = (
     "SELECT NULL::smallint[], NULL::int[], NULL::bigint[], NULL::uuid[], NULL::text[], NULL::bytea[], NULL::jsonb[], NULL::timestamptz[]"
 )
 
-LOCK = """
+# The last column: how many standbys may confirm, asked once and only where commits wait for them.
+LOCK = (
+    """
 SELECT id, user_id, currency, status, balance, held, owed, clearing, fees, transfers, adjustments, version, sequence,
-       transactions_count, open_payments, last_transaction_id
+       transactions_count, open_payments, last_transaction_id, CASE WHEN $3 THEN ("""
+    + commits.STANDBYS
+    + """) END
 FROM accounts
 WHERE bucket = ANY($1::smallint[]) AND id = ANY($2::uuid[])
 ORDER BY id
 FOR NO KEY UPDATE
 """
+)
 
 # After a lock timeout: whatever is still locked is answered "busy", the rest goes on.
 LOCK_FREE_ONES = LOCK + "SKIP LOCKED"
@@ -149,7 +158,7 @@ class Blocked(Exception):
 
 
 class OutcomeLost(Exception):
-    """The connection broke while COMMIT was under way."""
+    """The connection broke while COMMIT was under way, or its wait for a standby was cancelled."""
 
 
 class Posted(msgspec.Struct, frozen=True):
@@ -163,15 +172,45 @@ class Posted(msgspec.Struct, frozen=True):
     busy: frozenset[UUID]
 
 
-async def connect(db: Database) -> asyncpg.Connection:
+class Line:
+    """A lane's connection. `committing_since`: of the COMMIT under way, on the monotonic clock; 0: there is none."""
+
+    def __init__(self, connection: asyncpg.Connection, waits_for: Durability) -> None:
+        self.connection = connection
+        self.waits_for = waits_for
+        self.committing_since = 0.0
+
+    async def commit(self) -> None:
+        """COMMIT, however long a standby takes; never cancelled, only dropped. Raises OutcomeLost."""
+        self.committing_since = time.monotonic()
+        try:
+            await commits.commit(self.connection, self.waits_for)
+        except (
+            commits.Unconfirmed,
+            OSError,
+            asyncpg.PostgresConnectionError,
+            asyncpg.InterfaceError,
+            asyncpg.OperatorInterventionError,
+        ) as cause:
+            raise OutcomeLost from cause
+        finally:
+            self.committing_since = 0.0
+
+    async def rollback(self) -> None:
+        """Undo, where there is still somebody to tell."""
+        if not self.connection.is_closed():
+            await self.connection.execute("ROLLBACK")
+
+
+async def connect(db: Database) -> Line:
     """A connection for a lane, ready to post."""
     connection = await db.connect()
     await connection.fetchrow(WARM_UP)
-    return connection
+    return Line(connection, db.waits_for)
 
 
 async def post(
-    connection: asyncpg.Connection,
+    line: Line,
     batch: Sequence[Submission],
     *,
     forget: Sequence[UUID] = (),
@@ -181,18 +220,20 @@ async def post(
     """Post `batch` in one transaction. `forget`: outbox rows whose news has arrived.
 
     Raises KeyClash (again with `read_keys`), Blocked (again with `skip_locked`, or alone), OutcomeLost (again with `read_keys`),
-    or asyncpg's own errors.
+    `errors.NoSynchronousStandby` and `errors.StandbysNotVisible` (nothing was written), or asyncpg's own errors.
     """
+    connection, asks = line.connection, line.waits_for == "synchronous"
     account_ids = sorted({account_id for submission in batch for account_id in commands.accounts_of(submission.command)})
     buckets = list({ids.bucket_of(account_id) for account_id in account_ids})
     existing = await connection.fetch(EXISTING, buckets, account_ids) if skip_locked else ()
-    transaction = connection.transaction()
-    await transaction.start()
+    await connection.execute("BEGIN")
     stage = "lock"
     try:
-        rows = await connection.fetch(LOCK_FREE_ONES if skip_locked else LOCK, buckets, account_ids)
+        rows = await connection.fetch(LOCK_FREE_ONES if skip_locked else LOCK, buckets, account_ids, asks)
+        if asks and rows:
+            commits.check_standbys(rows[0][-1])
         book = Book(time.time_ns())  # under the locks: per account, a later commit has a later time
-        book.accounts = {row[0]: Account(*row) for row in rows}
+        book.accounts = {row[0]: Account(*row[:-1]) for row in rows}
         book.busy = frozenset(row[0] for row in existing) - book.accounts.keys()
         if read_keys:
             await _read_keys(connection, book, batch)
@@ -210,16 +251,12 @@ async def post(
             if written < len(book.new_keys):
                 raise KeyClash
     except asyncpg.LockNotAvailableError as cause:
-        await transaction.rollback()
+        await line.rollback()
         raise Blocked(on_key=stage == "write") from cause
     except BaseException:
-        if not connection.is_closed():
-            await transaction.rollback()
+        await line.rollback()
         raise
-    try:
-        await transaction.commit()
-    except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError) as cause:
-        raise OutcomeLost from cause
+    await line.commit()
     return Posted(outcomes, changed, outbox_id, book.busy)
 
 
