@@ -19,7 +19,7 @@ from piggybank import settings as settings_file
 from piggybank.appliance import folder, logs, overview, store_files, web
 from piggybank.capacity import connections, phases
 from piggybank.capacity.connections import Processes
-from piggybank.db import installation, migrate
+from piggybank.db import commits, installation, migrate
 from piggybank.settings import ProviderMode, Settings
 
 Result = Literal["ok", "warning", "broken"]
@@ -161,6 +161,7 @@ async def _database(settings: Settings) -> list[Check]:
     try:
         checks: list[tuple[str, Callable[[_Databases], Awaitable[Check]]]] = [
             ("durability", _durability),
+            ("standbys", _standbys),
             ("schema", _schema),
             ("rights", _rights),
             ("timeouts", _timeouts),
@@ -195,6 +196,24 @@ async def _durability(databases: _Databases) -> Check:
             do if broken else "pg_checksums --enable on the stopped cluster",
         )
     return Check("durability", "ok", "fsync, synchronous_commit, full_page_writes and checksums are on")
+
+
+async def _standbys(databases: _Databases) -> Check:
+    """Whether commits have whom to wait for."""
+    settings, role = databases.settings, migrate.role_of(databases.settings.database_url)
+    if settings.waits_for == "disk":
+        return Check("standbys", "ok", f"phase {settings.phase} has none")
+    if settings.waits_for == "local":
+        do = "with a replica that streams: remove durability, or set it to synchronous"
+        return Check("standbys", "warning", "durability = local: a lost primary may lose answered writes", do)
+    count = await databases.application.fetchval(commits.STANDBYS)
+    if count is None:
+        what = f"the role {role} may not see the replicas: every write is refused"
+        return Check("standbys", "broken", what, f"as a superuser: GRANT {migrate.SEES_STANDBYS} TO {role}")
+    if count == 0:
+        do = "look whether the replicas run and synchronous_standby_names names them; durability = local writes without them, at a risk"
+        return Check("standbys", "broken", "no replica confirms commits: every write is refused", do)
+    return Check("standbys", "ok", f"{count} may confirm a commit")
 
 
 async def _schema(databases: _Databases) -> Check:

@@ -73,6 +73,7 @@ async def look(settings: Settings) -> dict[str, Any]:
         "durability": settings.waits_for,
         "schema": schema,
         "stores": answers,
+        "durability": settings.waits_for,
         "provider": {
             "mode": mode,
             "simulator_url": settings.simulator_page if mode == "simulator" else None,

@@ -278,6 +278,8 @@ def _print_status(found: dict[str, Any]) -> None:
         console.print(f"payments: [bold]SIMULATOR[/], no real money moves; its page: {found['provider']['simulator_url']}")
     elif found["provider"]["mode"] == "live":
         console.print("payments: live")
+    if found["durability"] == "local":
+        console.print("durability: [bold]LOCAL[/], a lost primary may lose answered writes")
     table = Table("process", "pid", "since", "", box=None, pad_edge=False)
     for process in found["processes"]:
         table.add_row(

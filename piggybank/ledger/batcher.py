@@ -100,6 +100,8 @@ class Ledger:
 
     async def start(self) -> None:
         """Start the lane; the database may be away."""
+        if self._db.waits_for == "local":
+            log.warning("durability = local: a lost primary may lose answered writes")
         self._lane = asyncio.create_task(self._run(), name="ledger lane")
         self._watch = asyncio.create_task(self._look_after(), name="ledger watch")
 

@@ -16,6 +16,7 @@ from piggybank.settings import Settings
 from tests.ledger.conftest import new_account
 from tests.standbys import Replicated, replicated, until
 
+ANY_ONE = "ANY 1 (replica_1, replica_2)"
 WAITERS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 CANCEL_WAITERS = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
@@ -63,6 +64,22 @@ async def waits(cluster: Replicated, count: int = 1) -> None:
         return bool(await cluster.value(WAITERS) >= count)
 
     await until(seen)
+
+
+@asynccontextmanager
+async def nobody_is_synchronous(cluster: Replicated) -> AsyncIterator[None]:
+    """They stream, and no commit waits for them."""
+
+    async def seen() -> bool:
+        return not await cluster.value("SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')")
+
+    await cluster.synchronous("")
+    try:
+        await until(seen)
+        yield
+    finally:
+        await cluster.synchronous(ANY_ONE)
+        await cluster.streaming()
 
 
 class Network:

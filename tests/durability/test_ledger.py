@@ -12,7 +12,7 @@ from piggybank import errors
 from piggybank.db import migrate
 from piggybank.ledger import SYSTEM, Ledger, Outcome, Submission, batcher, commands
 from piggybank.settings import Settings
-from tests.durability.conftest import CANCEL_WAITERS, WAITERS, swallowing, waits
+from tests.durability.conftest import CANCEL_WAITERS, WAITERS, nobody_is_synchronous, swallowing, waits
 from tests.ledger.conftest import running_ledger
 from tests.standbys import Replicated, until
 
@@ -56,27 +56,14 @@ async def test_a_commit_is_answered_when_a_standby_has_it(cluster: Replicated, a
 async def test_without_a_synchronous_standby_every_command_of_the_batch_is_refused_and_nothing_written(
     cluster: Replicated, account: UUID, sql: asyncpg.Connection
 ) -> None:
-    await cluster.synchronous("")  # they stream, and nobody waits for them
-    try:
-
-        async def nobody() -> bool:
-            return not await sql.fetchval("SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')")
-
-        await until(nobody)
-        async with running_ledger(cluster.settings) as ledger:
+    keys = "SELECT count(*) FROM idempotency_keys WHERE owner = (SELECT user_id FROM accounts WHERE id = $1)"
+    async with running_ledger(cluster.settings) as ledger:
+        async with nobody_is_synchronous(cluster):
             answers = await ledger.submit_many([deposit(account) for _ in range(5)])
             assert [type(answer) for answer in answers] == [errors.NoSynchronousStandby] * 5
-            assert await sql.fetchval(DEPOSITED, account) == 0
-            assert not await sql.fetchval(
-                "SELECT count(*) FROM idempotency_keys WHERE owner = (SELECT user_id FROM accounts WHERE id = $1)", account
-            )
-            await cluster.synchronous("ANY 1 (replica_1, replica_2)")
-            await cluster.streaming()
-            await ledger.submit(deposit(account))
-        assert await sql.fetchval(DEPOSITED, account) == 5
-    finally:
-        await cluster.synchronous("ANY 1 (replica_1, replica_2)")
-        await cluster.streaming()
+            assert await sql.fetchval(DEPOSITED, account) == await sql.fetchval(keys, account) == 0
+        await ledger.submit(deposit(account))
+    assert await sql.fetchval(DEPOSITED, account) == 5
 
 
 async def test_a_role_that_may_not_see_the_standbys_says_so(cluster: Replicated, account: UUID, sql: asyncpg.Connection) -> None:

@@ -11,7 +11,7 @@ from piggybank import errors, ids
 from piggybank.db import commits
 from piggybank.db.engines import Database
 from piggybank.settings import Settings
-from tests.durability.conftest import CANCEL_WAITERS, WAITERS, waits
+from tests.durability.conftest import CANCEL_WAITERS, WAITERS, nobody_is_synchronous, waits
 from tests.standbys import Replicated
 
 INSERT = text("INSERT INTO users (id, name) VALUES (:id, :name)")
@@ -26,15 +26,11 @@ async def sign_up(db: Database, name: str) -> None:
 async def test_a_session_that_wrote_needs_a_standby_and_one_that_only_looked_does_not(cluster: Replicated, database: Database) -> None:
     name = uuid4().hex
     await sign_up(database, name)
-    await cluster.synchronous("")
-    try:
+    async with nobody_is_synchronous(cluster):
         with pytest.raises(errors.NoSynchronousStandby):
             await sign_up(database, uuid4().hex)
         async with database.write() as write:
             assert await write.scalar(text("SELECT name FROM users WHERE name = :name"), {"name": name}) == name
-    finally:
-        await cluster.synchronous("ANY 1 (replica_1, replica_2)")
-        await cluster.streaming()
     await sign_up(database, uuid4().hex)
 
 

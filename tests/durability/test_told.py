@@ -1,0 +1,57 @@
+"""Whoever looks is told what a commit waits for."""
+
+import subprocess
+import sys
+
+import asyncpg
+import msgspec
+from structlog.testing import capture_logs
+
+from piggybank.appliance import doctor, overview
+from piggybank.db import migrate
+from piggybank.settings import Settings
+from tests.conftest import ROOT, environment
+from tests.durability.conftest import nobody_is_synchronous
+from tests.ledger.conftest import running_ledger
+from tests.standbys import Replicated
+
+
+async def standbys(settings: Settings) -> tuple[str, str]:
+    """What doctor finds, and what it says to do."""
+    [check] = [check for check in await doctor.examine(settings) if check.name == "standbys"]
+    return check.result, check.found + check.do
+
+
+async def test_doctor_tells_who_may_confirm(cluster: Replicated, local: Settings, sql: asyncpg.Connection) -> None:
+    assert await standbys(cluster.settings) == ("ok", "2 may confirm a commit")
+    assert (await standbys(msgspec.structs.replace(cluster.settings, phase=1)))[0] == "ok"
+    result, words = await standbys(local)
+    assert result == "warning"
+    assert "durability = local" in words
+
+    async with nobody_is_synchronous(cluster):
+        assert (await standbys(cluster.settings))[0] == "broken"
+
+    role = migrate.role_of(cluster.settings.database_url)
+    await sql.execute(f"REVOKE {migrate.SEES_STANDBYS} FROM {role}")
+    try:
+        result, words = await standbys(cluster.settings)
+    finally:
+        await sql.execute(f"GRANT {migrate.SEES_STANDBYS} TO {role}")
+    assert result == "broken"
+    assert f"GRANT pg_read_all_stats TO {role}" in words
+
+
+def test_status_shows_local_durability(local: Settings) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "piggybank", "status"], env=environment(local), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "durability: LOCAL" in said.stdout
+
+
+async def test_local_durability_is_in_the_json_and_in_the_log(local: Settings) -> None:
+    assert (await overview.look(local))["durability"] == "local"
+    with capture_logs() as lines:
+        async with running_ledger(local):
+            pass
+    assert [line for line in lines if "durability = local" in line["event"] and line["log_level"] == "warning"]
