@@ -38,6 +38,16 @@ def postgres(copies: Path, user: SystemUser | None) -> Path:
     return copy / POSTGRES_PACKAGE / POSTGRES_TREE / "bin"
 
 
+def psql() -> Path:
+    """`psql` of the wheel, else this machine's; raises `errors.CannotProceed` where there is none."""
+    try:
+        return _package(POSTGRES_PACKAGE, POSTGRES_WHEEL) / POSTGRES_TREE / "bin" / "psql"
+    except errors.CannotProceed:
+        if (found := shutil.which("psql")) is None:
+            raise
+        return Path(found)
+
+
 def valkey(copies: Path, user: SystemUser | None) -> Path:
     """The path of `valkey-server`, runnable by the user."""
     found = sorted((_package(VALKEY_WHEEL, VALKEY_WHEEL) / "_binaries").glob("*/valkey-server"))

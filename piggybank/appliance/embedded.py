@@ -177,7 +177,7 @@ class Embedded:
     def grow(self, wanted: Topology, tell: Tell = quietly) -> None:
         """Make what `wanted` has and we do not; safe to repeat. Raises `errors.StoreFailed`, `errors.CannotProceed`."""
         if wanted.pooled:
-            pooler.program()  # raises where it is not installed, before anything is changed
+            self._check_pooler(wanted)
         self.topology = wanted
         self._confirmed |= wanted.synchronous
         self._list_programs({*self.programs, *self.names})
@@ -195,6 +195,15 @@ class Embedded:
             tell("forming the cache's cluster")
             cache_cluster.form([self._cache_node(name) for name in CACHE_NODES], self.secrets.cache_password)
         store_files.write_addresses(self.data_dir, self.addresses(), self.user)
+
+    def _check_pooler(self, wanted: Topology) -> None:
+        """Before anything is changed."""
+        if pooler.found() is None:
+            raise errors.CannotProceed(what="PgBouncer is not installed", do=f"as root: {pooler.APT_LINE}")
+        if not pooler.allow_files(wanted.pooler_clients, wanted.pooler_connections):
+            raise errors.CannotProceed(
+                what=f"PgBouncer may not open {wanted.pooler_clients} connections", do="raise the hard limit of open files: ulimit -Hn"
+            )
 
     def _grow_database(self, standbys: tuple[str, ...], tell: Tell) -> None:
         primary = self.postgres.primary
@@ -407,13 +416,9 @@ class Embedded:
 
     def _files_of(self, name: str, folder: Path) -> dict[str, str]:
         if name == POOLER:
-            return pooler.files(
-                self.secrets,
-                self.postgres.primary,
-                clients=self.topology.pooler_clients,
-                connections=self.topology.pooler_connections,
-                folder=folder,
-            )
+            direct = self.secrets.database_url(store_files.APPLICATION_ROLE, self.postgres.primary)
+            clients, servers = self.topology.pooler_clients, self.topology.pooler_connections
+            return pooler.files(pooler.Target.of(direct, self.secrets.port_of(name), clients=clients, servers=servers), folder)
         if name == QUEUE:
             return {"valkey.conf": store_files.queue_conf(self.secrets, folder)}
         if name == CACHE:

@@ -9,7 +9,8 @@ from typing import Any
 import asyncpg
 import psutil
 
-from piggybank.appliance import cache_cluster, overview, pooler, processes, web
+from piggybank import errors
+from piggybank.appliance import binaries, cache_cluster, overview, pooler, processes, web
 from piggybank.appliance.processes import Program
 from piggybank.capacity import phases
 from piggybank.settings import Settings
@@ -106,11 +107,14 @@ async def _database(settings: Settings) -> dict[str, Any]:
 
 
 async def _pooler(settings: Settings) -> bool | None:
-    """True when a pooler answers and pools by transaction; False where none is used."""
+    """True when a pooler answers that pools by transaction; False where none is used."""
     if not settings.pooler_url:
         return False
-    seen = await pooler.observed(settings.pooler_url)
-    return None if seen is None else True
+    try:
+        seen = await asyncio.to_thread(pooler.observed, settings.pooler_url, binaries.psql())
+    except errors.Error:
+        return None
+    return seen.mode == "transaction"
 
 
 async def _cache(settings: Settings) -> str | None:
