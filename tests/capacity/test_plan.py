@@ -1,0 +1,150 @@
+"""What a flip will do is said before it is done: changes, waits, costs, what stays, what is refused."""
+
+import itertools
+from typing import Any
+
+import msgspec
+import pytest
+
+from piggybank.capacity import cost, phases, plan
+from piggybank.capacity.standing import Facts
+
+ROOMY = Facts(cores=16, memory_mib=65_536, pgbouncer=True)
+OUTSIDE = Facts(target="external", cores=16, memory_mib=65_536, pgbouncer=True, replicas=2, cache_masters=3)
+SMALL = Facts(cores=2, memory_mib=4_096, pgbouncer=True)
+
+
+def changed(made: plan.Plan) -> dict[str, tuple[str, str]]:
+    return {each.what: (each.before, each.after) for each in made.changes}
+
+
+@pytest.mark.parametrize("facts", [ROOMY, OUTSIDE, SMALL, Facts(target="helm"), Facts(target="compose"), Facts(target="railway")])
+@pytest.mark.parametrize(("current", "target"), list(itertools.permutations(phases.BUILT_PHASES, 2)))
+def test_every_flip_between_built_phases_is_possible(facts: Facts, current: int, target: int) -> None:
+    made = plan.plan(current, target, {}, facts)
+    assert made.possible, made.refused
+    assert made.changes
+    assert made.rows_moved == 0
+    assert made.settings["phase"] == target
+    assert msgspec.json.decode(msgspec.json.encode(made), type=plan.Plan) == made
+    text = "\n".join(plan.lines(made))
+    assert f"phase {current}" in text
+    assert made.cost.line() in text
+
+
+def test_a_flip_to_where_one_is_changes_nothing() -> None:
+    made = plan.plan(2, 2, {}, ROOMY)
+    assert (made.changes, made.write_pause_ms, made.cost.usd_a_month, made.refused) == ([], 0, 0, [])
+
+
+def test_phase_1_adds_processes_with_smaller_pools() -> None:
+    made = plan.plan(0, 1, {}, ROOMY)
+    assert changed(made) == {
+        "web processes": ("1", "6"),
+        "worker processes": ("inside the web process", "2"),
+        "pool": ("10 connections a process", "7 connections a process"),
+        "PostgreSQL": ("8,192 MiB", "16,384 MiB"),
+    }
+    assert made.settings == {"phase": 1, "web_processes": 6, "worker_processes": 2, "pool_connections": 7}
+    assert made.pauses == [plan.POSTGRES_RESTART]
+    assert made.write_pause_ms == 1_200
+
+
+def test_phase_2_adds_replicas_and_a_pooler() -> None:
+    made = plan.plan(1, 2, {}, OUTSIDE)
+    assert changed(made)["replicas"] == ("none", "2, reads go there")
+    assert changed(made)["commit"] == ("on the primary's disk", "waits for 1 replica")
+    assert changed(made)["pooler"] == ("none", "PgBouncer, 1,000 clients over 50 connections, transaction")
+    assert made.pauses == []  # others' PostgreSQL is not started again
+
+
+def test_phase_3_turns_months_on_once() -> None:
+    made = plan.plan(2, 3, {}, OUTSIDE)
+    assert changed(made)["transactions"] == ("one partition", "a partition a month")
+    assert made.pauses == [plan.MONTHS]
+    assert "cluster" not in changed(made)["cache"][0]
+    assert "3 masters and 3 replicas" in changed(made)["cache"][1]
+    again = plan.plan(2, 3, {}, msgspec.structs.replace(OUTSIDE, months_on=True))
+    assert "transactions" not in changed(again)
+    assert again.pauses == []
+
+
+def test_down_from_3_keeps_the_months_and_empties_the_cache() -> None:
+    made = plan.plan(3, 1, {}, msgspec.structs.replace(ROOMY, months_on=True, archived_months=2))
+    assert "transactions" not in changed(made)
+    assert made.rows_moved == 0
+    said = " ".join(made.notes)
+    for words in ("the months stay", "2 archived months stay readable", "the cache begins empty", "one copy again"):
+        assert words in said
+    assert made.cost.usd_a_month == 300 - 2_500
+
+
+@pytest.mark.parametrize(
+    ("target", "overrides", "facts", "said", "do"),
+    [
+        (2, {}, msgspec.structs.replace(ROOMY, pgbouncer=False), "PgBouncer is not installed", "apt-get install pgbouncer"),
+        (2, {}, msgspec.structs.replace(OUTSIDE, replicas=1), "1 replicas are known", "replica_urls"),
+        (2, {}, msgspec.structs.replace(OUTSIDE, pgbouncer=False), "no pooler is known", "pooler_url"),
+        (3, {}, msgspec.structs.replace(OUTSIDE, cache_masters=1), "a cluster of 3", "cache_url"),
+        (1, {"pool_connections": 20}, ROOMY, "PostgreSQL takes 100", "pool_connections to 7 or less"),
+        (1, {}, msgspec.structs.replace(ROOMY, max_connections=60), "PostgreSQL takes 60", "pool_connections to 3 or less"),
+        (2, {"pooler": "none"}, ROOMY, "PostgreSQL takes 100", "pool_connections to 3 or less"),
+        (2, {"phase": 0}, ROOMY, "phase = 0 is set", "take it out"),
+    ],
+)
+def test_what_is_unsafe_is_refused_with_what_to_do(target: int, overrides: dict[str, Any], facts: Facts, said: str, do: str) -> None:
+    made = plan.plan(1 if target > 1 else 0, target, overrides, facts)
+    assert not made.possible
+    assert [each for each in made.refused if said in each.what and do in each.do], made.refused
+    assert any(line.startswith("REFUSED") for line in plan.lines(made))
+
+
+def test_phase_4_is_costed_and_refused_with_what_is_missing() -> None:
+    made = plan.plan(3, 4, {}, OUTSIDE)
+    assert [each.what.split()[1] for each in made.refused] == ["Citus", "a", "users,"]
+    assert made.cost.after.text == "$5,000+"
+    assert len(plan.plan(3, 4, {}, msgspec.structs.replace(OUTSIDE, citus=True)).refused) == 2
+
+
+def test_there_is_no_phase_5() -> None:
+    with pytest.raises(ValueError, match="no phase 5"):
+        plan.plan(0, 5, {}, ROOMY)
+
+
+def test_what_the_operator_set_stays_and_is_listed() -> None:
+    made = plan.plan(0, 2, {"web_processes": 3, "durability": "local", "pooler": "phase", "port": 9000}, ROOMY)
+    assert [(each.setting, each.value, each.phase_wants) for each in made.overrides] == [
+        ("web_processes", "3", "10"),
+        ("durability", "local", "synchronous"),
+        ("PostgreSQL MiB", "10922", "16384"),
+    ]
+    assert "web_processes" not in made.settings
+    assert made.after.web == 3
+    assert "durability = local: losing the primary may lose answered writes" in made.notes
+
+
+def test_what_the_machine_is_too_small_for_is_listed_as_an_override() -> None:
+    made = plan.plan(0, 3, {}, SMALL)
+    assert {(each.setting, each.value) for each in made.overrides} == {
+        ("web_processes", "6"),
+        ("worker_processes", "2"),
+        ("PostgreSQL MiB", "682"),
+        ("cache MiB", "512"),
+    }
+    assert all("2 cores and 4,096 MiB" in each.because for each in made.overrides)
+    tiny = plan.plan(0, 1, {}, msgspec.structs.replace(SMALL, cores=1, memory_mib=900))
+    assert (tiny.after.web, tiny.after.worker) == (2, 1)
+
+
+@pytest.mark.parametrize("phase", phases.table(), ids=lambda phase: f"phase {phase.number}")
+def test_costs_are_the_tables(phase: phases.Phase) -> None:
+    found = cost.of(phase.number)
+    assert found.usd_a_month == phase.cost_usd_a_month
+    assert found.usd_a_user == round(phase.cost_usd_a_month / phase.users, 3)
+    assert (found.managed_usd_least, found.managed_usd_most) == (2 * found.usd_a_month, 3 * found.usd_a_month)
+    assert cost.difference(phase.number, 0).usd_a_month == 110 - found.usd_a_month
+
+
+def test_costs_are_said() -> None:
+    assert cost.difference(0, 3).line() == "$110 -> $2,500 a month (+$2,390); $0.11 -> $0.025 a user at full load"
+    assert cost.difference(4, 1).line() == "$5,000+ -> $300 a month (-$4,700); $0.025 -> $0.03 a user at full load"
