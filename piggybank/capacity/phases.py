@@ -80,7 +80,6 @@ class Goal(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     replica_share: float
     cache_hit_rate: float
     cache_memory_used: float
-    database_used: float
 
 
 class Alert(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -39,7 +39,7 @@ _GRANTS = {
     "SELECT, INSERT": "transactions, effects, audit_log, system_entries, reconciliation_items, booked_transactions",
     "SELECT, INSERT, UPDATE": "users, sessions, api_keys, links, accounts, payments, provider_keys, provider_events, "
     "resolutions, reconciliations",
-    "SELECT, INSERT, DELETE": "idempotency_keys",
+    "SELECT, INSERT, DELETE": "idempotency_keys, usage_minutes",
     "SELECT, UPDATE": "heartbeat",
     "SELECT, INSERT, UPDATE, DELETE": "outbox, failed_sign_ins",
     "INSERT, UPDATE": "reports",
