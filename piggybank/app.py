@@ -23,6 +23,7 @@ from piggybank.api import (
     apikeys,
     auth,
     bodies,
+    capacity,
     currencies,
     guards,
     health,
@@ -66,6 +67,7 @@ ROUTES: list[HTTPRouteHandler] = [
     *payments.routes,
     *reports.routes,
     *ops.routes,
+    *capacity.routes,
     *provider.routes,
     *revio.routes,
 ]

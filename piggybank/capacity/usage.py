@@ -18,6 +18,7 @@ MINUTES_KEPT_DAYS = 7  # then they are hours
 KEPT_DAYS = 400
 SETTLED_AFTER_S = 10  # a commit may come so late for the id that it bears
 CAUGHT_UP_MINUTES = 60  # that nobody recorded
+LOOKUPS_ENOUGH = 1_000  # of a day: a hit rate of fewer says nothing
 MINUTE = timedelta(minutes=1)
 
 
@@ -90,7 +91,8 @@ SELECT CAST(at AT TIME ZONE 'UTC' AS date) AS day, CAST(sum(minutes) AS integer)
        CAST(sum(transactions) AS bigint) AS transactions, CAST(max(busiest_minute) / 60.0 AS double precision) AS tps_peak,
        max(connections) AS connections, max(max_connections) AS max_connections, min(replicas) AS replicas, max(lag_ms) AS lag_ms,
        max(cache_used_bytes) AS cache_used_bytes, max(cache_max_bytes) AS cache_max_bytes,
-       CAST(sum(cache_hits) / nullif(sum(cache_hits) + sum(cache_misses), 0) AS double precision) AS cache_hit_rate,
+       CASE WHEN sum(cache_hits) + sum(cache_misses) >= :enough
+            THEN CAST(sum(cache_hits) / (sum(cache_hits) + sum(cache_misses)) AS double precision) END AS cache_hit_rate,
        max(database_bytes) AS database_bytes, max(transactions_bytes) AS transactions_bytes, max(users) AS users
 FROM usage_minutes
 WHERE at >= :since
@@ -149,7 +151,7 @@ async def roll_up(write: Write, now: datetime) -> int:
 async def days(read: Read, now: datetime, how_many: int) -> list[Day]:
     """The days of which something was recorded, oldest first; today is the last."""
     since = datetime.combine(now.astimezone(UTC).date(), datetime.min.time(), UTC) - timedelta(days=how_many - 1)
-    return [Day(**row) for row in (await read.execute(_DAYS, {"since": since})).mappings()]
+    return [Day(**row) for row in (await read.execute(_DAYS, {"since": since, "enough": LOOKUPS_ENOUGH})).mappings()]
 
 
 def _since(before: tuple[int, int] | None, now: CacheFigures | None) -> tuple[int | None, int | None]:

@@ -27,6 +27,7 @@ COMMANDS = {
     "bench": ("piggybank.cli.bench:bench", "Measure what this machine carries, on a database to throw away."),
     "phase": ("piggybank.cli.phase:phase", "Which phase this runs as, what another would change, and the change."),
     "failover": ("piggybank.cli.phase:failover", "Make a standby the primary."),
+    "capacity": ("piggybank.cli.capacity:capacity", "What is carried, against the phase's limits: which comes first, and when."),
     "users": ("piggybank.cli.people:users", "Create, invite, list and unlock users; one-time links."),
     "apikeys": ("piggybank.cli.people:apikeys", "Create, list and revoke API keys."),
     "currencies": ("piggybank.cli.ledger:currencies", "List, enable and disable currencies."),

@@ -172,8 +172,8 @@ async def test_days_have_sums_and_peaks_and_nothing_where_nothing_is_known(work:
     async with work.db.read() as read:
         assert await usage.days(read, NOW, 30) == []
     await record(work, NOW - timedelta(days=1), None, connections=40)
-    await record(work, NOW, cache(100, 100))
-    await record(work, NOW + usage.MINUTE, cache(190, 110), lag_ms=9.0)
+    await record(work, NOW, cache(1_000, 1_000))
+    await record(work, NOW + usage.MINUTE, cache(1_900, 1_100), lag_ms=9.0)
     async with work.db.read() as read:
         yesterday, today = await usage.days(read, NOW, 30)
         assert await usage.days(read, NOW, 1) == [today]
