@@ -52,7 +52,7 @@ def test_without_data_it_says_so_and_never_0() -> None:
 
 def test_what_one_store_did_not_say_is_no_data_beside_the_rest() -> None:
     nothing = {"cache_used_bytes": None, "cache_max_bytes": None, "cache_hit_rate": None, "lag_ms": None}
-    found = outlook.outlook(2, history(30, **{name: lambda _, value=value: value for name, value in nothing.items()}), NOW)  # type: ignore[misc]
+    found = outlook.outlook(2, history(30, **{name: lambda _, value=value: value for name, value in nothing.items()}), NOW)
     for name in ("cache memory", "cache hit rate", "replication lag"):
         assert (limit(found, name).measured, limit(found, name).says) == (None, "no data")
     assert limit(found, "users").measured == 20
