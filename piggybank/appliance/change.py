@@ -6,18 +6,19 @@ it, so the command is printed that tells the platform, and nothing else is done.
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
+import msgspec
 
 from piggybank import errors
 from piggybank import settings as settings_file
 from piggybank.appliance import data_folder, external, folder, observed, orders, topology
 from piggybank.capacity import phases
-from piggybank.capacity import plan as plans
+from piggybank.capacity.plan import Plan, Refusal
+from piggybank.capacity.plan import plan as planned
+from piggybank.capacity.standing import Facts, Target
 from piggybank.settings import Settings
-
-Target = Literal["native", "external", "compose", "helm", "railway"]
 
 ASK_TIMEOUT_S = 5.0
 COMMANDS: dict[str, str] = {
@@ -26,19 +27,20 @@ COMMANDS: dict[str, str] = {
     "railway": "PIGGYBANK_PHASE={number} railway config plan && PIGGYBANK_PHASE={number} railway config apply",
 }
 
-_ROWS = """
-SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class JOIN pg_partition_tree('transactions') ON relid = oid WHERE isleaf
+_FACTS = """
+SELECT current_setting('max_connections')::int AS max_connections,
+       (SELECT count(*) FROM pg_partition_tree('transactions') WHERE isleaf) > 1 AS months_on,
+       (SELECT count(*) FROM archived_months) AS archived_months,
+       EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') AS citus
 """
-_BYTES = "SELECT pg_database_size(current_database())"
 
 
 class Change(NamedTuple):
     """A plan, and who carries it out; `command`: what to type where that is not us."""
 
-    plan: plans.Plan
+    plan: Plan
     target: Target
     command: str
-    refused: list[str]
 
 
 def target_of(settings: Settings) -> Target:
@@ -50,31 +52,29 @@ def target_of(settings: Settings) -> Target:
 
 def declared(settings: Settings) -> dict[str, Any]:
     """The phase as it is written down, for `phase show`."""
-    phase = phases.of(settings.phase)
+    phase, target = phases.of(settings.phase), target_of(settings)
+    facts = msgspec.structs.replace(topology.facts(), target=target)
+    kept = planned(settings.phase, settings.phase, topology.overrides(settings), facts).overrides
     return {
         "phase": phase.number,
         "name": phase.name,
         "profile": phase.profile,
         "serves": f"{phase.users:,} users, {phase.transactions_a_day:,} transactions a day, {phase.tps_peak:,} a second at the peak",
-        "target": target_of(settings),
+        "target": target,
         "declared": observed.declared(settings),
-        "overrides": topology.overrides(settings),
-        "caps": topology.caps_of(settings.phase) if target_of(settings) == "native" else [],
+        "overrides": msgspec.to_builtins(kept),
     }
 
 
 async def plan(settings: Settings, number: int, target: Target | None = None) -> Change:
-    """What `apply` would do; `refused` says why not."""
+    """What `apply` would do; `refused` in it says why not. Raises `errors.CannotProceed` where the database does not answer."""
     target = target or target_of(settings)
-    made = plans.plan(settings.phase, number, topology.overrides(settings), await _facts(settings))
-    refused = list(made.refused)
-    phase = phases.of(number)
-    if target == "native" and (missing := topology.missing(settings, number)) is not None:
-        refused.append(f"{missing.details['what']}; {missing.details['do']}")
-    if target == "external" and number in phases.BUILT_PHASES:
-        refused += [f"{finding.what}: {finding.do}" for finding in await external.check(settings, number)]
-    command = COMMANDS[target].format(number=number, profile=phase.profile) if target in COMMANDS else ""
-    return Change(made, target, command, refused)
+    made = planned(settings.phase, number, topology.overrides(settings), await _facts(settings, target))
+    if target == "external" and not made.refused:
+        outside = [Refusal(what=finding.what, do=finding.do) for finding in await external.check(settings, number)]
+        made = msgspec.structs.replace(made, refused=outside)
+    command = COMMANDS[target].format(number=number, profile=made.profile) if target in COMMANDS else ""
+    return Change(made, target, command)
 
 
 def apply(settings: Settings, number: int) -> Iterator[str]:
@@ -89,13 +89,22 @@ def apply(settings: Settings, number: int) -> Iterator[str]:
     yield from orders.carry_out(settings.data_dir, "phase", str(number))
 
 
-async def _facts(settings: Settings) -> plans.Facts:
-    """What the plan must know of the database; raises `errors.CannotProceed` where it does not answer."""
+async def _facts(settings: Settings, target: Target) -> Facts:
+    facts = msgspec.structs.replace(topology.facts(), target=target)
     try:
         connection = await asyncpg.connect(settings.database_url, timeout=ASK_TIMEOUT_S)
     except (OSError, TimeoutError, asyncpg.PostgresError) as cause:
         raise errors.CannotProceed(what=f"the database does not answer: {cause}", do="piggybank status") from cause
     try:
-        return plans.Facts(rows=await connection.fetchval(_ROWS), bytes=await connection.fetchval(_BYTES))
+        row = await connection.fetchrow(_FACTS)
+    except asyncpg.PostgresError as cause:
+        raise errors.CannotProceed(what=f"the database cannot be looked at: {cause}", do="piggybank migrate, then again") from cause
     finally:
         await connection.close()
+    facts = msgspec.structs.replace(facts, **dict(row))
+    if target == "native":
+        return facts
+    masters = (await observed.cache(settings) or "1").partition("+")[0]
+    return msgspec.structs.replace(
+        facts, pgbouncer=bool(settings.pooler_url), replicas=len(settings.replica_urls), cache_masters=int(masters)
+    )

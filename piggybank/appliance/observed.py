@@ -44,8 +44,8 @@ def declared(settings: Settings) -> dict[str, Any]:
 
 async def look(settings: Settings) -> dict[str, Any]:
     """Ask all servers at once; what does not answer is None, what cannot be seen from here `unknown`."""
-    database, pooled, cache = await asyncio.gather(_database(settings), _pooler(settings), _cache(settings))
-    return {"web": _web(settings), "worker": _workers(settings), **database, "pooler": pooled, "cache": cache}
+    database, pooled, cached = await asyncio.gather(_database(settings), _pooler(settings), cache(settings))
+    return {"web": _web(settings), "worker": _workers(settings), **database, "pooler": pooled, "cache": cached}
 
 
 def differences(settings: Settings, seen: dict[str, Any]) -> list[str]:
@@ -117,7 +117,8 @@ async def _pooler(settings: Settings) -> bool | None:
     return seen.mode == "transaction"
 
 
-async def _cache(settings: Settings) -> str | None:
+async def cache(settings: Settings) -> str | None:
+    """`1`, or masters and replicas of a cluster that is whole, as in `3+3`; None where it does not answer."""
     if not cache_cluster.is_cluster(settings.cache_url):
         return "1" if (await overview.stores_answer(settings))["cache"] else None
     seen = await asyncio.to_thread(cache_cluster.observed_at, settings.cache_url)

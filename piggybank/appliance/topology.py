@@ -6,7 +6,9 @@ so the same phase can be applied again. What the operator sets in `piggybank.tom
 
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -14,7 +16,8 @@ from piggybank import errors
 from piggybank import settings as settings_file
 from piggybank.appliance import pooler, processes, store_files
 from piggybank.appliance.system_user import SystemUser, ours, shared
-from piggybank.capacity import phases
+from piggybank.capacity import phases, plan
+from piggybank.capacity.standing import Facts, standing
 from piggybank.settings import Settings
 
 NODES = (store_files.FIRST_POSTGRES, "postgres-2", "postgres-3")  # PostgreSQL servers, one of them the primary
@@ -25,7 +28,9 @@ QUEUE = "queue"
 CACHE_NODES = tuple(f"cache-{number}" for number in range(1, 7))  # of the cluster: 3 masters, 3 replicas
 ALL_STORES = (*NODES, POOLER, CACHE, *CACHE_NODES, QUEUE)
 
-WEB_LEAST = 2  # of a phase that has several: one can be replaced while another answers
+NO_OVERRIDES: Mapping[str, Any] = {}
+BUFFERS_LEAST_MIB = 64
+CACHE_LEAST_MIB = 16
 BUFFERS_PART = 4  # PostgreSQL's own cache is a quarter of the memory that a server has
 
 
@@ -48,39 +53,35 @@ class Topology(Struct, frozen=True, kw_only=True):
 
 def wanted(settings: Settings) -> Topology:
     """The stores of these settings' phase."""
-    return of(
-        settings.phase,
-        pooled=settings.pooler != "none",
-        synchronous=settings.durability == "synchronous",
-        embedded=settings_file.embedded_stores(settings.data_dir),
-    )
+    chosen = {"pooler": settings.pooler, "durability": settings.durability}
+    return of(settings.phase, chosen, embedded=settings_file.embedded_stores(settings.data_dir))
 
 
-def of(number: int, *, pooled: bool = True, synchronous: bool = True, embedded: tuple[str, ...] = tuple(settings_file.STORES)) -> Topology:
-    """The stores of a phase on this machine; without a pooler, or with commits that wait for nobody, where that is chosen."""
+def of(number: int, overrides: Mapping[str, Any] = NO_OVERRIDES, *, embedded: tuple[str, ...] = tuple(settings_file.STORES)) -> Topology:
+    """The stores of a phase on this machine, changed by what the operator set (`capacity.plan.OVERRIDES`)."""
     phase = phases.of(number)
-    here = DATABASE in embedded
-    memory = store_files.memory_mib()
-    nodes = 1 + phase.replicas
-    if phase.number == 0:
-        buffers = store_files.between(memory // 8, store_files.SHARED_BUFFERS_MIB)
-    else:  # half of the machine for PostgreSQL, the rest for the processes and the caches
-        share = min(phase.postgres_memory_mib, memory // 2 // nodes)
-        buffers = max(share // BUFFERS_PART, store_files.SHARED_BUFFERS_MIB[0])
+    stands = standing(phase, overrides, facts())
+    here, nodes = DATABASE in embedded, stands.cache_masters + stands.cache_replicas
+    buffers = stands.postgres_memory_mib // BUFFERS_PART
     return Topology(
-        phase=phase.number,
+        phase=number,
         embedded=embedded,
-        replicas=phase.replicas if here else 0,
-        pooled=phase.pooled and pooled and here,
-        clustered=phase.clustered and CACHE in embedded,
-        synchronous=phase.replicas > 0 and synchronous and here,
-        shared_buffers_mib=buffers,
-        effective_cache_mib=max(memory // 2 // nodes, 128),
+        replicas=stands.replicas if here else 0,
+        pooled=stands.pooler != "none" and here,
+        clustered=stands.cache_masters > 1 and CACHE in embedded,
+        synchronous=stands.synchronous and here,
+        shared_buffers_mib=max(buffers, BUFFERS_LEAST_MIB) if number else store_files.between(buffers, store_files.SHARED_BUFFERS_MIB),
+        effective_cache_mib=max(stands.postgres_memory_mib, 128),
         max_connections=phase.max_connections,
-        pooler_clients=phase.pooler_clients,
-        pooler_connections=phase.pooler_connections,
-        cache_mib=_cache_mib(phase, memory),
+        pooler_clients=stands.pooler_clients,
+        pooler_connections=stands.pooler_connections,
+        cache_mib=max(stands.cache_memory_mib // nodes, CACHE_LEAST_MIB),
     )
+
+
+def facts() -> Facts:
+    """What this machine has."""
+    return Facts(cores=os.cpu_count() or 1, memory_mib=store_files.memory_mib(), pgbouncer=pooler.found() is not None)
 
 
 def primary_of(stores_dir: Path) -> str:
@@ -110,46 +111,15 @@ def names(stores_dir: Path, topology: Topology) -> tuple[str, ...]:
     return tuple(name for name in ALL_STORES if name in found)
 
 
-def _cache_mib(phase: phases.Phase, memory: int) -> int:
-    nodes = len(CACHE_NODES) if phase.clustered else 1
-    return max(min(phase.cache_memory_mib, memory // 16) // nodes, store_files.CACHE_MIB[0] // nodes)
+def overrides(settings: Settings) -> dict[str, Any]:
+    """What the operator set although the phase sets it."""
+    chosen = settings_file.operator_values(settings.data_dir)
+    return {name: getattr(settings, name) for name in ("phase", *plan.OVERRIDES) if name in chosen}
 
 
 def values_of(number: int) -> dict[str, int]:
-    """What the phase sets on this machine: web and worker processes, capped by its cores."""
-    phase = phases.of(number)
-    cores = os.cpu_count() or 1
-    return {
-        "phase": number,
-        "web_processes": min(phase.native_web, max(cores, WEB_LEAST)),
-        "worker_processes": min(phase.native_worker, max(cores // 2, 1)),
-    }
-
-
-def caps_of(number: int) -> list[str]:
-    """What this machine has less of than the phase asks for, in words."""
-    phase, values, memory = phases.of(number), values_of(number), store_files.memory_mib()
-    found = [
-        f"{name}: {values[name]} of the phase's {asked}, because this machine has {os.cpu_count()} core(s)"
-        for name, asked in (("web_processes", phase.native_web), ("worker_processes", phase.native_worker))
-        if values[name] < asked
-    ]
-    if number and memory // 2 < phase.postgres_memory_mib * (1 + phase.replicas):
-        found.append(f"PostgreSQL's memory: half of this machine's {memory:,} MiB, shared by {1 + phase.replicas} server(s)")
-    return found
-
-
-def missing(settings: Settings, number: int) -> errors.CannotProceed | None:
-    """What this machine lacks for the phase; None: it can be built."""
-    if phases.of(number).pooled and settings.pooler != "none" and pooler.found() is None:
-        return errors.CannotProceed(what=f"phase {number} needs PgBouncer, which is not installed", do=f"as root: {pooler.APT_LINE}")
-    return None
-
-
-def overrides(settings: Settings) -> dict[str, object]:
-    """What the operator set although the phase sets it."""
-    chosen = settings_file.operator_values(settings.data_dir)
-    return {name: chosen[name] for name in (*values_of(settings.phase), "pooler", "durability") if name in chosen}
+    """What the phase sets on this machine."""
+    return plan.plan(number, number, NO_OVERRIDES, facts()).settings
 
 
 def write_phase(data_dir: Path, number: int, user: SystemUser | None) -> None:

@@ -10,8 +10,9 @@ from piggybank.capacity.phases import Phase
 
 Target = Literal["native", "external", "compose", "helm", "railway"]
 
-WEB_A_CORE = 3  # more share a core without doing more
-WORKERS_A_CORE = 1
+WEB_LEAST = 2  # of a phase that has several: one answers while another is replaced
+# One web process a core: on 2 cores 1, 2, 4 and 6 of them posted 4,050, 3,916, 3,153 and 2,519 deposits a second (tests/bench/RESULTS.md).
+CORES_A_WORKER = 2
 PROCESS_MIB = 160  # a web process takes about 130
 PROCESSES_OF_MEMORY = 2  # web and workers get one of so many parts of it
 POSTGRES_OF_MEMORY = 2
@@ -112,8 +113,8 @@ def standing(phase: Phase, overrides: Mapping[str, Any], facts: Facts) -> Standi
 def capped(phase: Phase, facts: Facts) -> tuple[int, int]:
     """Web and worker processes of a phase that this machine's cores and memory are enough for."""
     by_memory = max(1, facts.memory_mib // PROCESSES_OF_MEMORY // PROCESS_MIB)
-    web = min(phase.native_web, max(1, facts.cores * WEB_A_CORE), by_memory)
-    worker = min(phase.native_worker, max(1, facts.cores * WORKERS_A_CORE), max(1, by_memory - web))
+    web = min(phase.native_web, max(WEB_LEAST, facts.cores), by_memory)
+    worker = min(phase.native_worker, max(1, facts.cores // CORES_A_WORKER), max(1, by_memory - web))
     return web, worker
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
 from piggybank.appliance import data_folder, folder, overview, processes, reboot, supervisor, system_user, topology, web
-from piggybank.capacity import phases
+from piggybank.capacity import phases, plan
 from piggybank.settings import Settings
 
 UP_TIMEOUT_S = 180  # the first start makes a database cluster
@@ -198,8 +198,9 @@ def _settings(ctx: click.Context) -> Settings:
 def _as_phase(settings: Settings, number: int) -> Settings:
     """Write the phase down before anything starts. Raises `errors.CannotProceed` where it cannot be built here, or something else runs."""
     user = data_folder.prepare_folder(settings.data_dir)
-    if (missing := topology.missing(settings, number)) is not None:
-        raise missing
+    refused = plan.plan(number, number, topology.overrides(settings), topology.facts()).refused
+    if refused:
+        raise errors.CannotProceed(what=f"phase {number} cannot run here: {refused[0].what}", do=refused[0].do)
     if folder.read_card(settings.data_dir) is not None:
         if topology.written_phase(settings.data_dir) == number:
             return settings

@@ -15,13 +15,13 @@ from piggybank import errors
 from piggybank import settings as settings_file
 from piggybank.appliance import change, folder, observed, orders
 from piggybank.capacity import phases
+from piggybank.capacity.plan import lines
+from piggybank.capacity.standing import Target
 from piggybank.settings import Settings
 
 PIPED_WIDTH_CHARACTERS = 180  # where no terminal says its width
 
-_target = click.option(
-    "--target", type=click.Choice(get_args(change.Target)), help="Who starts and stops processes here; else it is found out."
-)
+_target = click.option("--target", type=click.Choice(get_args(Target)), help="Who starts and stops processes here; else it is found out.")
 
 
 @click.group()
@@ -67,7 +67,7 @@ def show(ctx: click.Context, look: bool, as_json: bool) -> None:
 @_target
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 @click.pass_context
-def plan(ctx: click.Context, number: int, target: change.Target | None, as_json: bool) -> None:
+def plan(ctx: click.Context, number: int, target: Target | None, as_json: bool) -> None:
     """What `apply NUMBER` would change, move and cost, and how long writes wait. Changes nothing; ends with 1 where it is refused.
 
     \b
@@ -78,22 +78,20 @@ def plan(ctx: click.Context, number: int, target: change.Target | None, as_json:
     settings = _settings(ctx)
     made = asyncio.run(change.plan(settings, number, target))
     if as_json:
-        click.echo(json.dumps({**msgspec.to_builtins(made.plan), "target": made.target, "command": made.command, "refused": made.refused}))
+        click.echo(json.dumps({**msgspec.to_builtins(made.plan), "on": made.target, "command": made.command}))
     else:
-        for line in made.plan.lines():
+        for line in lines(made.plan):
             click.echo(line)
-        for reason in made.refused:
-            click.echo(f"refused: {reason}")
         if made.command:
             click.echo(f"here the platform does it; run:\n  {made.command}")
-    ctx.exit(1 if made.refused else 0)
+    ctx.exit(1 if made.plan.refused else 0)
 
 
 @phase.command()
 @click.argument("number", type=click.IntRange(0, phases.LAST_PHASE))
 @_target
 @click.pass_context
-def apply(ctx: click.Context, number: int, target: change.Target | None) -> None:
+def apply(ctx: click.Context, number: int, target: Target | None) -> None:
     """Change to another phase, up or down, on the running installation. Safe to repeat; where nothing runs, the next `up` does it.
 
     \b
@@ -103,8 +101,9 @@ def apply(ctx: click.Context, number: int, target: change.Target | None) -> None
     """
     settings = _settings(ctx)
     made = asyncio.run(change.plan(settings, number, target))
-    if made.refused:
-        raise errors.CannotProceed(what="; ".join(made.refused), do=f"piggybank phase plan {number} says more; nothing was changed")
+    if made.plan.refused:
+        first = made.plan.refused[0]
+        raise errors.CannotProceed(what=f"phase {number} is refused, and nothing was changed: {first.what}", do=first.do)
     if made.command:
         click.echo(f"Here the platform starts and stops processes, so nothing was changed. Run:\n  {made.command}")
         return
@@ -153,9 +152,7 @@ def _print(said: dict[str, Any]) -> None:
     for name, value in said["declared"].items():
         table.add_row(name.replace("_", " "), str(value), *((str(said["observed"].get(name)),) if "observed" in said else ()))
     console.print(table)
-    for name, value in said["overrides"].items():
-        console.print(f"your setting: {name} = {value}")
-    for line in said["caps"]:
-        console.print(f"capped: {line}")
+    for kept in said["overrides"]:
+        console.print(f"{kept['setting']} is {kept['value']} (the phase: {kept['phase_wants']}): {kept['because']}")
     for line in said.get("differences", []):
         console.print(f"[red]differs:[/] {line}")

@@ -11,7 +11,7 @@ import pytest
 
 from piggybank import cache
 from piggybank.api import openapi
-from piggybank.appliance import store_files
+from piggybank.appliance import store_files, topology
 from piggybank.capacity import phases
 
 SEED = [line.replace("*", "") for line in Path(__file__).with_name("seed.md").read_text(encoding="utf-8").splitlines()]
@@ -156,7 +156,7 @@ def test_the_code_keeps_to_the_table() -> None:
         limits.cache.session_ttl_s,
     ) == (cache.BALANCE_TTL_S, cache.PAGE_TTL_S, cache.SESSION_TTL_S)
     assert limits.cache.count_ttl_s == limits.cache.balance_ttl_s  # the count is kept with the balance
-    assert phases.of(0).max_connections == store_files.MAX_CONNECTIONS
+    assert phases.of(0).max_connections == topology.of(0).max_connections
     assert store_files.CACHE_MIB[1] == phases.of(0).cache_memory_mib
     assert f"lasts {limits.cache.session_ttl_s // 86_400} days" in openapi.DESCRIPTION
 

@@ -23,7 +23,7 @@ from tests.conftest import Stores
 from tests.ledger.conftest import new_account
 from tests.poolers import pooled
 
-SESSIONS = engines.POOL_SIZE  # of a process at once; and a lane
+SESSIONS = engines.POOL_KEPT  # of a process at once; and a lane
 CONNECTING_AT_ONCE = 16
 
 
@@ -31,7 +31,7 @@ class Process:
     """What one process of ours is to the pooler: its sessions and its lane."""
 
     def __init__(self, settings: Settings, cache: Cache) -> None:
-        self.db = Database.of(settings)
+        self.db, self.cache = Database.of(settings), cache
         self.ledger = Ledger(self.db, cache)
 
     async def connect(self, account: UUID) -> None:
@@ -49,7 +49,7 @@ class Process:
         await self.ledger.submit(Submission(commands.Transfer(account_id=source, to_account=target, amount=1), SYSTEM, uuid4().hex))
 
     async def read(self, account: UUID) -> None:
-        found = await balances.read_at(self.db, account, datetime.now(UTC))
+        found = await balances.read_at(self.db, self.cache, account, datetime.now(UTC))
         assert found.balance > 0
 
     async def rename(self, account: UUID) -> None:
