@@ -186,13 +186,10 @@ class Cache:
             return False
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
-                names = [self._keys(kind, key) for key in keys]
-                async with self._redis.pipeline(transaction=False) as pipeline:
-                    for value_key, lease_key in names:
-                        if self._has_replicas:  # a replica may not have yet what was written a moment ago
-                            pipeline.set(value_key, _FENCE, px=COLD_MS)
-                        pipeline.delete(*([lease_key] if self._has_replicas else [value_key, lease_key]))
-                    await pipeline.execute()
+                if self._has_replicas:
+                    await self._fence(kind, keys)
+                else:
+                    await self._redis.delete(*(name for key in keys for name in self._keys(kind, key)))
         except _AWAY:
             self._rest()
             return False
@@ -208,6 +205,15 @@ class Cache:
     async def close(self) -> None:
         """Close every connection."""
         await self._redis.aclose()
+
+    async def _fence(self, kind: str, keys: Sequence[str]) -> None:
+        """A replica may not have yet what was written a moment ago."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for key in keys:
+                value_key, lease_key = self._keys(kind, key)
+                pipeline.delete(lease_key)
+                pipeline.set(value_key, _FENCE, px=COLD_MS)
+            await pipeline.execute()
 
     def _get(self, value_key: str, lease_key: str) -> asyncio.Future[Found]:
         """Reads gather as postings do: while one command is under way the next collects. A GET each cost more than all else of a read."""

@@ -16,12 +16,15 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import asyncpg
+from sqlalchemy import text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from piggybank import telemetry
-from piggybank.db.engines import CONNECTION_LOST, Database, Question, Read, Seen, T, open_engine, said_plainly
+from piggybank.db.engines import Database, Question, Read, Seen, T, open_engine, said_plainly
 
 MAX_LAG_MS = 100
 LOOK_EVERY_S = 0.025  # two looks and some waiting are to be less than MAX_LAG_MS
@@ -32,6 +35,7 @@ INTRODUCE_TIMEOUT_S = 1.0
 HEARTBEAT_MISSING_S = 5.0  # a beat that was the primary's last one until then
 POSITIONS = 64  # looks that are remembered
 BEATS = 16
+CONNECTIONS = 3  # of a process to each replica: a read is one round trip, and a replica serves many processes without a pooler
 ANSWER_TIMEOUT_S = 2.0  # then its connection is cut, and the primary asked
 WAIT_S = 1  # for a free connection
 LONG_AGO = float("-inf")
@@ -47,13 +51,26 @@ FROM (VALUES (1)) AS one
 LEFT JOIN pg_stat_replication AS replica ON true
 """
 
-_INTRODUCE = """
+_INTRODUCE = text("""
 SELECT current_setting('cluster_name') AS name, pg_is_in_recovery() AS follows,
        CAST(pg_last_wal_replay_lsn() - '0/0'::pg_lsn AS bigint) AS replayed,
        (SELECT beat FROM heartbeat) AS beat
-"""
+""")
 
 _log = telemetry.logger("replicas")
+
+
+class Busy(Exception):
+    """All connections to a replica are taken, and none became free in time; it is none the worse for that."""
+
+
+class Introduction(NamedTuple):
+    """What a replica says of itself."""
+
+    name: str
+    follows: bool
+    replayed: int | None
+    beat: object  # a time, and only whether it is the same one matters
 
 
 class Replica:
@@ -64,12 +81,9 @@ class Replica:
         self.cluster_name = ""
         self.there = False  # it answered when it was last asked, and follows a primary
         self.shows_all_before = LONG_AGO  # on the monotonic clock
-        self.replayed = -1  # by its own word, with the beat that it showed
-        self.beat: object = None
         # without a transaction around it a read is one round trip; a dead connection is no error here, so none is pinged first
-        self._engine = open_engine(url, wait_s=WAIT_S, connect_s=INTRODUCE_TIMEOUT_S, pre_ping=False).execution_options(
-            isolation_level="AUTOCOMMIT"
-        )
+        engine = open_engine(url, pool=CONNECTIONS, wait_s=WAIT_S, connect_s=INTRODUCE_TIMEOUT_S, pre_ping=False)
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @property
     def name(self) -> str:
@@ -87,21 +101,36 @@ class Replica:
         """True while it may answer."""
         return self.there and self.lag_ms < MAX_LAG_MS
 
-    async def ask(self, question: Question[T]) -> Seen[T] | None:
-        """What it finds; raises DatabaseUnavailable, also when it takes too long."""
+    async def ask(self, question: Question[T], timeout_s: float = ANSWER_TIMEOUT_S) -> Seen[T] | None:
+        """What it finds; raises DatabaseUnavailable, also when it takes too long, and Busy."""
         with said_plainly():
             async with Read(self._engine, expire_on_commit=False, autoflush=False) as session:
-                raw = await (await session.connection()).get_raw_connection()
+                try:
+                    raw = await (await session.connection()).get_raw_connection()
+                except PoolTimeoutError as cause:
+                    raise Busy from cause
                 assert raw.driver_connection is not None
                 # not cancelled: that would wait for the server's word, and it may have stopped answering
-                cut = asyncio.get_running_loop().call_later(ANSWER_TIMEOUT_S, raw.driver_connection.terminate)
+                cut = asyncio.get_running_loop().call_later(timeout_s, raw.driver_connection.terminate)
                 try:
                     return await question(session)
                 finally:
                     cut.cancel()
 
-    def lost(self) -> None:
+    async def introduce(self) -> Introduction:
+        """Ask who it is, and how far; raises as `ask` does."""
+
+        async def question(read: Read) -> Seen[Introduction]:
+            return Seen(0, Introduction(*(await read.execute(_INTRODUCE)).one()))
+
+        seen = await self.ask(question, INTRODUCE_TIMEOUT_S)
+        assert seen is not None
+        return seen.what
+
+    def lost(self, cause: Exception) -> None:
         """Not asked again before it has introduced itself anew."""
+        if self.there:
+            _log.warning("replica_lost", replica=self.name, because=type(cause.__cause__ or cause).__name__)
         self.there = False
 
     async def close(self) -> None:
@@ -144,7 +173,7 @@ class Watch:
                         self._seen(asked_at, await connection.fetch(_LOOK))
                     failing = False
                     await asyncio.sleep(LOOK_EVERY_S)
-                except (*CONNECTION_LOST, asyncpg.PostgresError) as cause:
+                except Exception as cause:  # whatever it is: nothing is proven meanwhile, and the primary answers
                     if not failing:
                         _log.warning("primary_not_watched", because=type(cause).__name__)
                     failing = True
@@ -161,6 +190,8 @@ class Watch:
             self._timeline = first["timeline"]
             self._looks.clear()
             self._beats.clear()
+            for replica in self._replicas:
+                replica.shows_all_before = LONG_AGO
         self._readable = first["readable"]
         self._looks.append((asked_at, first["written"]))
         if self._beats and self._beats[-1][1] == first["beat"]:
@@ -185,34 +216,24 @@ class Watch:
         replica.shows_all_before = max(replica.shows_all_before, next(passed, LONG_AGO))
 
     async def _keep_introduced(self, replica: Replica) -> None:
-        connection: asyncpg.Connection | None = None
-        try:
-            while True:
-                was_there = replica.there
-                try:
-                    async with asyncio.timeout(INTRODUCE_TIMEOUT_S):
-                        connection = connection or await asyncpg.connect(replica.url, timeout=INTRODUCE_TIMEOUT_S)
-                        self._introduced(replica, await connection.fetchrow(_INTRODUCE))
-                except (*CONNECTION_LOST, asyncpg.PostgresError) as cause:
-                    replica.lost()
-                    _cut(connection)
-                    connection = None
-                    if was_there:
-                        _log.warning("replica_lost", replica=replica.name, because=type(cause).__name__)
-                else:
-                    if replica.there and not was_there:
-                        _log.info("replica_there", replica=replica.name)
-                by_its_word = replica.there and self._asks_the_replica(replica)
-                await asyncio.sleep(LOOK_EVERY_S if by_its_word else INTRODUCE_EVERY_S)
-        finally:
-            _cut(connection)
+        while True:
+            try:
+                self._introduced(replica, await replica.introduce())
+            except Busy:
+                pass
+            except Exception as cause:  # whatever it is: without it nothing is lost but speed
+                replica.lost(cause)
+            by_its_word = replica.there and self._asks_the_replica(replica)
+            await asyncio.sleep(LOOK_EVERY_S if by_its_word else INTRODUCE_EVERY_S)
 
-    def _introduced(self, replica: Replica, row: asyncpg.Record) -> None:
-        if row["name"] != replica.cluster_name:  # another server has come in its place
-            replica.cluster_name, replica.shows_all_before = row["name"], LONG_AGO
-        replica.there = row["follows"]
-        if replica.there and self._asks_the_replica(replica) and _among(self._beats, row["beat"]):
-            self._prove(replica, row["replayed"])
+    def _introduced(self, replica: Replica, said: Introduction) -> None:
+        if said.name != replica.cluster_name:  # another server has come in its place
+            replica.cluster_name, replica.shows_all_before = said.name, LONG_AGO
+        if said.follows and not replica.there:
+            _log.info("replica_there", replica=replica.name)
+        replica.there = said.follows
+        if replica.there and self._asks_the_replica(replica) and said.replayed is not None and _among(self._beats, said.beat):
+            self._prove(replica, said.replayed)
 
 
 def _among(beats: Iterable[tuple[float, object]], beat: object) -> bool:

@@ -19,12 +19,13 @@ from typing import Literal
 from sqlalchemy.exc import DBAPIError
 
 from piggybank import errors
-from piggybank.db.engines import Database, Question, Seen, T
-from piggybank.db.replicas import Replica, Watch
-from piggybank.settings import Pooling, Settings
+from piggybank.db.engines import POOL_MOST, Database, Question, Seen, T
+from piggybank.db.replicas import Busy, Replica, Watch
+from piggybank.settings import Durability, Pooling, Settings
 
-# Why the primary answered. away: no replica answers at all; lag: none is fresh enough; version: it was older than what is known; cold: the
-# cache cannot tell what is known; missing: it did not have it (yet); failed: it could not answer, a conflict with its replay for one.
+# Why the primary answered. away: no replica answers at all; lag: none is fresh enough; version: it was older than what is known;
+# cold: the cache cannot tell what is known; missing: it did not have it (yet); failed: all its connections were taken, or the read was
+# in the way of its replay.
 Why = Literal["away", "lag", "version", "cold", "missing", "failed"]
 
 
@@ -33,8 +34,16 @@ class Routed(Database):
 
     has_replicas = True
 
-    def __init__(self, url: str, replica_urls: Sequence[str], *, pooling: Pooling = "none") -> None:
-        super().__init__(url, pooling=pooling)
+    def __init__(
+        self,
+        url: str,
+        replica_urls: Sequence[str],
+        *,
+        pooling: Pooling = "none",
+        pool: int = POOL_MOST,
+        waits_for: Durability = "disk",
+    ) -> None:
+        super().__init__(url, pooling=pooling, pool=pool, waits_for=waits_for)
         self.replicas = [Replica(replica_url) for replica_url in replica_urls]
         self.by_replica: Counter[str] = Counter()  # reads that each answered
         self.by_primary: Counter[Why] = Counter()  # reads that might have gone to a replica, and why they did not
@@ -64,10 +73,10 @@ class Routed(Database):
         for replica in self._in_turn():
             try:
                 seen = await replica.ask(question)
-            except errors.DatabaseUnavailable:
-                replica.lost()
+            except errors.DatabaseUnavailable as cause:
+                replica.lost(cause)
                 continue  # the next one
-            except DBAPIError:
+            except (Busy, DBAPIError):
                 return "failed"
             if seen is None:
                 return "missing"
@@ -89,4 +98,10 @@ def open_database(settings: Settings) -> Database:
     """Those of an installation, with its replicas where its phase has them."""
     if not settings.read_replicas:
         return Database.of(settings)
-    return Routed(Database.address(settings), settings.read_replicas, pooling=settings.pooling)
+    return Routed(
+        Database.address(settings),
+        settings.read_replicas,
+        pooling=settings.pooling,
+        pool=settings.pool_connections,
+        waits_for=settings.waits_for,
+    )

@@ -6,7 +6,8 @@ import time
 import pytest
 from sqlalchemy import text
 
-from piggybank.db.engines import Read, Seen
+from piggybank.db.engines import Database, Read, Seen
+from piggybank.db.replicas import HEARTBEAT_MISSING_S, Introduction, Replica, Watch
 from tests.replicas.conftest import NOWHERE, ROLE, Place, becomes, watched
 from tests.standbys import Standby
 
@@ -67,6 +68,70 @@ async def test_a_replica_that_has_replayed_all_is_fresh_however_old_that_is(plac
             "SELECT bool_and(replay_lag IS NULL OR replay_lsn >= $1::text::pg_lsn) FROM pg_stat_replication", written
         )
         assert old
+
+
+def look(**changes: object) -> list[dict[str, object]]:
+    """What the primary says of a replica `one` that has replayed all of it; `changes` to that."""
+    said = {
+        "timeline": "1",
+        "written": 100,
+        "readable": True,
+        "beat": "a",
+        "application_name": "one",
+        "state": "streaming",
+        "replayed": 100,
+    }
+    return [said | changes]
+
+
+async def unwatched() -> tuple[Watch, Replica]:
+    replica = Replica("postgresql://nobody@127.0.0.1:1/none")
+    replica.cluster_name, replica.there = "one", True
+    return Watch(Database("postgresql://nobody@127.0.0.1:1/none"), [replica]), replica
+
+
+async def test_a_replica_shows_what_was_written_before_the_last_look_that_it_has_passed() -> None:
+    watch, replica = await unwatched()
+    now = time.monotonic()
+    for at, written, replayed, shows in (
+        (now - 0.3, 100, 100, now - 0.3),
+        (now - 0.2, 120, 110, now - 0.3),
+        (now - 0.1, 130, 120, now - 0.2),
+        (now, 130, 130, now),
+    ):
+        watch._seen(at, look(written=written, replayed=replayed))
+        assert replica.shows_all_before == shows
+    assert replica.fresh
+    for wrong in ({"state": "catchup"}, {"application_name": "other"}, {"state": None, "replayed": None}):
+        watch._seen(now, look(**wrong))
+        assert not replica.fresh
+        watch._seen(now, look())
+        assert replica.fresh
+    watch._seen(now, [*look(), *look(replayed=50)])
+    assert replica.shows_all_before == now, "what was proven stays proven"
+    watch._seen(now + 1, [*look(written=200, replayed=200), *look(replayed=150)])
+    assert replica.shows_all_before == now, "two of one name: the one behind counts"
+    watch._seen(now + 2, look(timeline="2", written=90, replayed=80))
+    assert not replica.fresh, "positions of another history prove nothing"
+
+
+async def test_a_replica_of_another_history_is_not_believed() -> None:
+    watch, replica = await unwatched()
+    now = time.monotonic()
+    introduced = Introduction(name="one", follows=True, replayed=100, beat="a")
+    watch._introduced(replica, introduced)
+    assert not replica.fresh, "nobody has looked at the primary yet"
+    watch._seen(now - HEARTBEAT_MISSING_S - 1, look(readable=False, beat="a"))
+    watch._seen(now, look(readable=False, beat="b"))
+    watch._introduced(replica, introduced)
+    assert not replica.fresh, "the primary has gone on long ago"
+    watch._introduced(replica, introduced._replace(beat="b"))
+    assert replica.fresh
+    watch._seen(now, look(readable=False, beat="c"))
+    watch._introduced(replica, introduced._replace(beat="b"))
+    assert replica.fresh, "a beat late, as it may be"
+    watch._introduced(replica, introduced._replace(follows=False))
+    assert not replica.fresh, "it is a primary itself"
 
 
 async def test_a_replay_that_stands_still_is_noticed_though_the_standby_confirms(place: Place) -> None:
