@@ -21,7 +21,7 @@ ENTRIES = (
     *("bin/piggybank", "bin/piggybank.new", "current", "current.new", "versions"),
     *("run", "logs", "stores", "simulator", f"{settings.STORES_FILE}.new", settings.STORES_FILE),
     *(f"{settings.PHASE_FILE}.new", settings.PHASE_FILE, "archive"),
-    *(f"{settings.OPERATOR_FILE}.new", settings.OPERATOR_FILE, ".install.lock", MARK),
+    *(f"{settings.OPERATOR_FILE}.new", settings.OPERATOR_FILE, "move.toml.new", "move.toml", ".install.lock", MARK),
 )
 
 

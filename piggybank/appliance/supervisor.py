@@ -23,13 +23,13 @@ import psutil
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import folder, logs, orders, processes, system_user, topology, web
+from piggybank.appliance import folder, logs, move, orders, processes, system_user, topology, web
 from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.embedded import Embedded, Tell
 from piggybank.appliance.orders import Order
 from piggybank.appliance.processes import Program, Running
 from piggybank.capacity import phases
-from piggybank.db import installation, migrate, months
+from piggybank.db import installation, migrate, months, writes
 from piggybank.settings import Settings
 
 LOOK_EVERY_S = 0.2
@@ -113,6 +113,8 @@ class Supervisor:
             for name, store in self.stores.running.items():
                 _tell("info", "adopted" if store.adopted else "started", name=name, pid=store.pid)
             self.settings = settings_file.load(self.data_dir)
+        if (left := move.settle(self.data_dir)) is not None:
+            _tell("warning", "move_undone" if left.undone else "move_finished")
         for revision in asyncio.run(bring_schema(self.settings)):
             _tell("info", "migrated", revision=revision)
         self.programs = self._wanted_programs(self.settings)
@@ -311,6 +313,7 @@ async def bring_schema(settings: Settings) -> list[str]:
     """Migrate, and put the application role's timeouts on it; returns the revisions applied. Raises `errors.CannotProceed`."""
     role = migrate.role_of(settings.database_url)
     try:
+        await _check_writes(settings.owner_database_url)
         applied = await migrate.upgrade(settings.owner_database_url, role, settings.provider_mode)
     except (OSError, asyncpg.PostgresError) as cause:
         raise errors.CannotProceed(
@@ -321,6 +324,19 @@ async def bring_schema(settings: Settings) -> list[str]:
     except asyncpg.InsufficientPrivilegeError:
         _tell("warning", "role_not_limited", role=role, do="piggybank doctor prints the ALTER ROLE statements for a superuser")
     return applied
+
+
+async def _check_writes(owner_url: str) -> None:
+    connection = await writes.open_mover(owner_url)
+    try:
+        stopped = await writes.are_stopped(connection)
+    finally:
+        await connection.close()
+    if stopped:
+        raise errors.CannotProceed(
+            what="this database takes no writes: it moved elsewhere, or is moving just now",
+            do=f"look where database_url in {settings_file.OPERATOR_FILE} leads; while `piggybank move` runs, wait for it",
+        )
 
 
 def stop_orphans(settings: Settings) -> list[str]:

@@ -22,6 +22,7 @@ COMMANDS = {
     "worker": ("piggybank.cli.serving:worker", "Run one job worker (what `up` and containers start)."),
     "simulator": ("piggybank.cli.serving:simulator", "Run the simulator of the payment provider (what `up` starts in simulator mode)."),
     "provider": ("piggybank.cli.provider:provider", "The payment provider: mode, keys, webhook, comparing books."),
+    "move": ("piggybank.cli.move:move", "Move the database to another PostgreSQL server."),
     "migrate": ("piggybank.cli.appliance:migrate", "Bring the database's schema to this version."),
     "verify": ("piggybank.cli.ledger:verify", "Re-derive every balance from its rows."),
     "bench": ("piggybank.cli.bench:bench", "Measure what this machine carries, on a database to throw away."),

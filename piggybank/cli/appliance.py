@@ -43,11 +43,11 @@ def up(ctx: click.Context, detach: bool, phase: int | None) -> None:
       piggybank up --detach --data-dir /srv/second-bank
       piggybank up --detach --phase 2
     """
-    settings = _settings(ctx)
+    settings = settings_of(ctx)
     if phase is not None:
         settings = _as_phase(settings, phase)
     if detach:
-        _up_detached(settings)
+        up_detached(settings)
         return
     telemetry.configure(settings.log_level, settings.log_format)
     supervisor.Supervisor(settings).run()
@@ -62,7 +62,7 @@ def down(ctx: click.Context) -> None:
     Example:
       piggybank down
     """
-    settings = _settings(ctx)
+    settings = settings_of(ctx)
     before = [process.name for process in overview.processes_of(settings)]
     card = folder.read_card(settings.data_dir)
     if card is None and not before:
@@ -96,7 +96,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
       piggybank status
       piggybank status --json | jq -r .url
     """
-    found = asyncio.run(overview.look(_settings(ctx)))
+    found = asyncio.run(overview.look(settings_of(ctx)))
     if as_json:
         click.echo(json.dumps(found))
     else:
@@ -119,7 +119,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     """
     from piggybank.appliance import doctor as checks  # its weight only when it is asked for
 
-    settings = _settings(ctx)
+    settings = settings_of(ctx)
     found = asyncio.run(checks.examine(settings))
     worst = checks.worst(found)
     if as_json:
@@ -142,7 +142,7 @@ def migrate(ctx: click.Context) -> None:
     Example:
       piggybank migrate
     """
-    settings = _settings(ctx)
+    settings = settings_of(ctx)
     if not settings.owner_database_url:
         raise errors.CannotProceed(what=f"no database is known in {settings.data_dir}", do="start one: piggybank up")
     telemetry.configure(settings.log_level, "console")
@@ -162,7 +162,7 @@ def uninstall(ctx: click.Context, purge: bool, yes_delete_everything: bool) -> N
       piggybank uninstall
       piggybank uninstall --purge
     """
-    settings = _settings(ctx)
+    settings = settings_of(ctx)
     place = settings.data_dir
     if not place.is_dir():
         raise errors.CannotProceed(what=f"there is no installation in {place}", do="name its folder: --data-dir")
@@ -191,7 +191,8 @@ def uninstall(ctx: click.Context, purge: bool, yes_delete_everything: bool) -> N
         click.echo(f"To delete it: piggybank uninstall --purge --data-dir {place}")
 
 
-def _settings(ctx: click.Context) -> Settings:
+def settings_of(ctx: click.Context) -> Settings:
+    """Those of the folder that the command line names."""
     return settings_file.load((ctx.find_root().obj or {}).get("data_dir"))
 
 
@@ -209,7 +210,7 @@ def _as_phase(settings: Settings, number: int) -> Settings:
     return settings_file.load(settings.data_dir)
 
 
-def _up_detached(settings: Settings) -> None:
+def up_detached(settings: Settings) -> None:
     """Start `up` in a session of its own, unless it runs, and wait until it answers."""
     data_folder.prepare_folder(settings.data_dir)
     log = settings.data_dir / "logs" / "supervisor.log"

@@ -38,6 +38,7 @@ CONNECTION_LOST = (
     asyncpg.InternalClientError,  # an error came unasked, as a pooler sends it when its server connection ends in a transaction
 )
 
+DRIVER = "postgresql+asyncpg://"  # no more than that: asyncpg reads the URL itself, SQLAlchemy would know no sslmode
 
 # PgBouncer below 1.21 knows no named statements: asyncpg's cache and SQLAlchemy's are off, and what SQLAlchemy prepares has no name.
 UNPREPARED = {"statement_cache_size": 0}
@@ -159,7 +160,7 @@ def open_engine(
 ) -> AsyncEngine:
     """A pool of connections to one server, or to its pooler; nothing is connected yet."""
     config = SQLAlchemyAsyncConfig(
-        connection_string="postgresql+asyncpg://" + url.partition("://")[2],
+        connection_string=DRIVER,
         session_config=AsyncSessionConfig(expire_on_commit=False, autoflush=False),
         engine_config=EngineConfig(
             pool_size=min(POOL_KEPT, pool),
@@ -169,7 +170,7 @@ def open_engine(
             hide_parameters=True,  # an error that is logged says which statement, not whose address
             json_serializer=lambda value: msgspec.json.encode(value).decode(),
             json_deserializer=msgspec.json.decode,
-            connect_args={"timeout": connect_s, **(UNPREPARED_SESSIONS if pooling == "transaction" else {})},
+            connect_args={"dsn": url, "timeout": connect_s, **(UNPREPARED_SESSIONS if pooling == "transaction" else {})},
         ),
     )
     return config.get_engine()
@@ -183,6 +184,8 @@ def said_plainly() -> Iterator[None]:
     except (sqlalchemy_errors.TimeoutError, *CONNECTION_LOST) as cause:
         raise errors.DatabaseUnavailable from cause
     except sqlalchemy_errors.DBAPIError as cause:
-        if cause.connection_invalidated or isinstance(getattr(cause.orig, "__cause__", None), CONNECTION_LOST):
+        # a database that takes no writes (it moves, or is no primary any more) is as good as away to who writes
+        away = (*CONNECTION_LOST, asyncpg.ReadOnlySQLTransactionError)
+        if cause.connection_invalidated or isinstance(getattr(cause.orig, "__cause__", None), away):
             raise errors.DatabaseUnavailable from cause
         raise

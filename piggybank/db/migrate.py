@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from alembic import command
 from piggybank import ids, money
+from piggybank.db.engines import DRIVER
 
 _LOCK = 5_077_164_913  # any number that nobody else in this database takes
 
@@ -50,7 +51,7 @@ _GRANTS = {
 
 async def upgrade(owner_url: str, application_role: str, provider_mode: str = "simulator") -> list[str]:
     """Apply what is missing; returns the revisions that were applied (empty: nothing to do). `provider_mode`: of a new database."""
-    engine = create_async_engine("postgresql+asyncpg://" + owner_url.partition("://")[2])
+    engine = create_async_engine(DRIVER, connect_args={"dsn": owner_url})
     try:
         async with engine.connect() as connection:
             await connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
@@ -73,10 +74,10 @@ async def limit_role(admin_url: str, application_role: str) -> None:
     connection = await asyncpg.connect(admin_url)
     try:
         for name, value in ROLE_SETTINGS.items():
-            await connection.execute(f"ALTER ROLE {_quoted(application_role)} SET {name} = '{value}'")
+            await connection.execute(f"ALTER ROLE {quoted(application_role)} SET {name} = '{value}'")
         if not await connection.fetchval("SELECT pg_has_role($1, 'pg_read_all_stats', 'USAGE')", application_role):
             with suppress(asyncpg.InsufficientPrivilegeError):
-                await connection.execute(f"GRANT {SEES_STANDBYS} TO {_quoted(application_role)}")
+                await connection.execute(f"GRANT {SEES_STANDBYS} TO {quoted(application_role)}")
     finally:
         await connection.close()
 
@@ -144,13 +145,14 @@ async def _seed(connection: AsyncConnection, provider_mode: str) -> None:
 
 
 async def _grant(connection: AsyncConnection, role: str) -> None:
-    quoted = _quoted(role)
-    await connection.execute(text(f"GRANT USAGE ON SCHEMA public TO {quoted}"))
-    await connection.execute(text(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {quoted}"))
-    await connection.execute(text(f"GRANT SELECT ON alembic_version TO {quoted}"))
+    name = quoted(role)
+    await connection.execute(text(f"GRANT USAGE ON SCHEMA public TO {name}"))
+    await connection.execute(text(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {name}"))
+    await connection.execute(text(f"GRANT SELECT ON alembic_version TO {name}"))
     for rights, tables in _GRANTS.items():
-        await connection.execute(text(f"GRANT {rights} ON {tables} TO {quoted}"))
+        await connection.execute(text(f"GRANT {rights} ON {tables} TO {name}"))
 
 
-def _quoted(role: str) -> str:
+def quoted(role: str) -> str:
+    """A name as SQL takes it."""
     return '"' + role.replace('"', '""') + '"'
