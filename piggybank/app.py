@@ -91,7 +91,7 @@ class Parts(Struct, frozen=True, kw_only=True):
 
 def open_parts(settings: Settings) -> Parts:
     """The parts, put together; nothing is connected yet."""
-    db, cache = routing.open_database(settings), Cache(settings.cache_url, has_replicas=bool(settings.read_replicas))
+    db, cache = routing.open_database(settings), Cache.of(settings)
     ledger = Ledger(db, cache)
     return Parts(
         settings=settings,

@@ -25,6 +25,7 @@ STORES_FILE = "stores.toml"
 PHASE_FILE = "phase.toml"
 NOT_SETTINGS = frozenset({"PIGGYBANK_REQUIRE"})  # read by the test run only: tools whose absence is a failure
 LIST_FIELDS = frozenset({"trusted_proxies", "replica_urls"})  # commas between the items in the environment
+CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster", "valkey+cluster", "valkeys+cluster")
 STORE_FIELDS = ("database_url", "owner_database_url", "cache_url", "queue_url")
 GIVEN_TOGETHER = (STORE_FIELDS[:2], STORE_FIELDS[2:])  # or not at all
 # what runs in the data folder, unless this address is given
@@ -78,7 +79,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["synchronous", "local"],
         Meta(description="From phase 2, whether a commit waits for a replica; `local`: not, and a lost primary may lose answered writes."),
     ] = "synchronous"
-    cache_url: Annotated[str, Meta(description="Valkey or Redis for the cache (LRU). Empty: the embedded one.")] = ""
+    cache_url: Annotated[
+        str,
+        Meta(description="Valkey or Redis for the cache (LRU); `redis+cluster://:password@host:port,host:port`. Empty: the embedded one."),
+    ] = ""
+    cache_balances: Annotated[bool, Meta(description="Keep balances in the cache, 5 minutes; without them no counts and pages either.")] = (
+        True
+    )
+    cache_counts: Annotated[bool, Meta(description="Take an account's number of transactions from the cache, 5 minutes.")] = True
+    cache_pages: Annotated[bool, Meta(description="Keep first pages of histories in the cache, 1 minute.")] = True
+    cache_sessions: Annotated[bool, Meta(description="Keep sessions, 7 days, and API keys, 5 minutes, in the cache.")] = True
     queue_url: Annotated[str, Meta(description="Valkey or Redis for the jobs (AOF, noeviction). Empty: the embedded one.")] = ""
     sign_up: Annotated[Literal["open", "invite", "closed"], Meta(description="Who may create an account on their own.")] = "invite"
     smtp_url: Annotated[str, Meta(description="`smtp://user:password@host:587` or `smtps://`; empty: no mail is sent.")] = ""
@@ -327,6 +337,8 @@ def _check_together(settings: Settings) -> None:
     for name in STORE_FIELDS:
         if "database" in name:
             _check_url(name, getattr(settings, name), ("postgresql", "postgres"))
+        elif name == "cache_url" and urlsplit(settings.cache_url).scheme in CLUSTER_SCHEMES:
+            _check_cluster_url(name, settings.cache_url)
         else:
             _check_url(name, getattr(settings, name), ("redis", "rediss", "valkey", "valkeys"), needs_port=True)
     _check_url("smtp_url", settings.smtp_url, ("smtp", "smtps"))
@@ -347,6 +359,25 @@ def _check_url(name: str, value: str, schemes: tuple[str, ...], *, needs_port: b
     if not well_formed:
         port = ":port" if needs_port else "[:port]"
         allowed = " or ".join(f"{scheme}://host{port}[/name]" for scheme in schemes)
+        raise errors.BadSetting(setting=PREFIX + name.upper(), value=_without_password(value), allowed=allowed)
+
+
+def cluster_nodes(url: str) -> list[tuple[str, int]]:
+    """The nodes that `redis+cluster://:password@host:port[,host:port..]` names; raises ValueError."""
+    nodes = [urlsplit(f"//{part}") for part in urlsplit(url).netloc.rpartition("@")[2].split(",")]
+    if any(not node.hostname or node.port is None for node in nodes):
+        raise ValueError(url)
+    return [(node.hostname or "", node.port or 0) for node in nodes]
+
+
+def _check_cluster_url(name: str, value: str) -> None:
+    try:
+        cluster_nodes(value)
+        well_formed = urlsplit(value).path in ("", "/", "/0")  # a cluster has one database
+    except ValueError:
+        well_formed = False
+    if not well_formed:
+        allowed = " or ".join(f"{scheme}://host:port,host:port" for scheme in CLUSTER_SCHEMES)
         raise errors.BadSetting(setting=PREFIX + name.upper(), value=_without_password(value), allowed=allowed)
 
 

@@ -45,11 +45,7 @@ def run(settings: Settings) -> None:
 
 
 async def _run(settings: Settings) -> None:
-    db, cache, queue = (
-        Database.of(settings),
-        Cache(settings.cache_url, has_replicas=bool(settings.read_replicas)),
-        queues.open_queue(settings.queue_url),
-    )
+    db, cache, queue = Database.of(settings), Cache.of(settings), queues.open_queue(settings.queue_url)
     ledger, provider = Ledger(db, cache), Provider(settings, db)
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,13 +1,14 @@
 """Currencies: public, and cached by whoever stands between."""
 
-from litestar import Response, get
+from typing import Any
+
+from litestar import Request, Response, get
 from msgspec import Struct
 
+from piggybank.api import caching
 from piggybank.db.engines import Database
 from piggybank.wallet import currencies
 from piggybank.wallet.currencies import Currency
-
-CACHE = "public, max-age=300, s-maxage=3600"
 
 
 class CurrencyList(Struct, frozen=True, kw_only=True):
@@ -18,11 +19,11 @@ class CurrencyList(Struct, frozen=True, kw_only=True):
 
 
 @get("/v1/currencies", summary="Currencies", tags=["accounts"])
-async def list_currencies(db: Database) -> Response[CurrencyList]:
+async def list_currencies(request: Request[Any, Any, Any], db: Database) -> Response[CurrencyList]:
     """Those that accounts can be opened in here."""
     async with db.read() as read:
         found = await currencies.enabled(read)
-    return Response(CurrencyList(items=found), headers={"Cache-Control": CACHE})
+    return caching.revalidated(request, CurrencyList(items=found), caching.METADATA)
 
 
 routes = [list_currencies]

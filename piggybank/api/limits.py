@@ -5,25 +5,34 @@ request costs one look-up (the in-memory store of `limits` walks over every key 
 Valkey for all processes together, and in this process while that is away.
 """
 
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from math import ceil
 from typing import Any, Literal, Protocol
+from urllib.parse import unquote, urlsplit
 
 from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.aio.storage import RedisStorage
+from limits.aio.storage import RedisClusterStorage, RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 from litestar.types import Scope
 from redis.asyncio import ConnectionPool
-from redis.exceptions import RedisError
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisClusterException, RedisError
 
 from piggybank import errors, telemetry
+from piggybank.cache.cluster import is_cluster
+from piggybank.cache.servers import plain_url
 from piggybank.identity.tokens import Principal
 from piggybank.settings import Settings
 
 WINDOW_S = 60
 SHARED_TIMEOUT_S = 0.1
+SHARED_PATIENCE_S = 0.3  # for all that one count asks
 SHARED_REST_S = 1.0  # after a failure, so long Valkey is not asked
+KEY_PREFIX = "piggybank:rate"
 IPV6_CLIENT_BITS = 64  # one customer's network: its addresses are one client
 
 _STRANGERS = {"general": "anonymous", "sign_in": "sign_in"}  # which limit one without a token has
@@ -57,9 +66,7 @@ class SharedWindow:
     """Counts of all processes, in Valkey; this process's own while that is away."""
 
     def __init__(self, url: str) -> None:
-        plain = url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
-        self._pool = ConnectionPool.from_url(plain, socket_timeout=SHARED_TIMEOUT_S, socket_connect_timeout=SHARED_TIMEOUT_S)
-        store = RedisStorage(f"async+{plain}", implementation="redispy", key_prefix="piggybank:rate", connection_pool=self._pool)  # type: ignore[arg-type]
+        store, self._close = _shared_store(url)
         self._limiter = FixedWindowRateLimiter(store)
         self._local = LocalWindow()
         self._resting_until = 0.0
@@ -67,20 +74,43 @@ class SharedWindow:
     async def count(self, kind: str, who: str, limit: int) -> tuple[int, int]:
         if time.monotonic() >= self._resting_until:
             try:
-                return await self._ask(RateLimitItemPerMinute(limit), kind, who)
-            except (RedisError, OSError, TimeoutError) as cause:
+                async with asyncio.timeout(SHARED_PATIENCE_S):
+                    return await self._ask(RateLimitItemPerMinute(limit), kind, who)
+            except (RedisError, RedisClusterException, OSError, TimeoutError) as cause:
                 self._resting_until = time.monotonic() + SHARED_REST_S
                 _log.warning("the shared rate limit is away; counting in this process", cause=type(cause).__name__)
         return await self._local.count(kind, who, limit)
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._pool.aclose()
+        await self._close()
 
     async def _ask(self, item: RateLimitItem, kind: str, who: str) -> tuple[int, int]:
         allowed = await self._limiter.hit(item, kind, who)
         stats = await self._limiter.get_window_stats(item, kind, who)
         return stats.remaining if allowed else -1, max(1, ceil(stats.reset_time - time.time()))
+
+
+def _shared_store(url: str) -> tuple[RedisStorage, Callable[[], Awaitable[None]]]:
+    """In one server or in a cluster, and how it is closed; neither tries again, since this process can count."""
+    options: dict[str, Any] = {"socket_timeout": SHARED_TIMEOUT_S, "socket_connect_timeout": SHARED_TIMEOUT_S}
+    if not is_cluster(url):
+        pool = ConnectionPool.from_url(plain_url(url), **options)
+        store = RedisStorage(f"async+{plain_url(url)}", implementation="redispy", key_prefix=KEY_PREFIX, connection_pool=pool)  # type: ignore[arg-type]
+        return store, pool.aclose
+    scheme, _, rest = plain_url(url).partition("+")
+    if password := urlsplit(url).password:
+        options["password"] = unquote(password)  # the library takes it as it stands in the address
+    store = RedisClusterStorage(
+        f"async+redis+{rest}",
+        implementation="redispy",
+        key_prefix=KEY_PREFIX,
+        ssl=scheme == "rediss",
+        require_full_coverage=False,
+        retry=Retry(NoBackoff(), 0),  # type: ignore[arg-type]
+        **options,
+    )
+    return store, store.bridge.storage.aclose  # type: ignore[attr-defined]
 
 
 class Limiter:

@@ -4,7 +4,6 @@ What every operation may answer is derived, not repeated: from its method, its p
 statuses that only some routes have (409, 422, ..) hang on the method too, so no client meets one that is not described.
 """
 
-import hashlib
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
@@ -21,13 +20,10 @@ from litestar.response import Redirect
 
 import piggybank
 from piggybank import errors
-from piggybank.api import bodies, guards, problems
+from piggybank.api import bodies, caching, guards, problems
 from piggybank.ledger.idempotency import MAX_KEY_LENGTH
 from piggybank.wallet.provider import Provider
 
-YEAR_S = 31_536_000
-SCHEMA_CACHE = "public, max-age=300, s-maxage=3600"
-STATIC_CACHE = f"public, max-age={YEAR_S}, immutable"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -89,12 +85,12 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>piggybank API</title>
 <link rel="icon" href="data:,">
-<link rel="stylesheet" href="schema/static/swagger-ui.css?{version}">
+<link rel="stylesheet" href="schema/static/swagger-ui.css?{css}">
 </head>
 <body>
 {mode}<div id="swagger-ui"></div>
-<script src="schema/static/swagger-ui-bundle.js?{version}"></script>
-<script src="schema/static/start.js?{version}"></script>
+<script src="schema/static/swagger-ui-bundle.js?{bundle}"></script>
+<script src="schema/static/start.js?{start}"></script>
 </body>
 </html>
 """
@@ -112,6 +108,7 @@ _SIMULATOR = (
     "<strong>SIMULATOR</strong> payments are play, no real money moves</p>\n"
 )
 _ASSETS = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript", "start.js": "text/javascript"}
+_LOADED = {"css": "swagger-ui.css", "bundle": "swagger-ui-bundle.js", "start": "start.js"}  # by their place in the page
 
 # The errors that a status is most often, for the examples.
 _EXAMPLES: dict[int, tuple[errors.Error, ...]] = {
@@ -155,12 +152,12 @@ def routes(described: Callable[[], OpenAPI]) -> list[HTTPRouteHandler]:
     """The routes of the description; `described` makes the framework's document, once, when first asked."""
 
     @lru_cache(1)
-    def made() -> tuple[bytes, str]:
-        return _with_tag(msgspec.json.encode(document(described().to_schema())))
+    def made() -> bytes:
+        return msgspec.json.encode(document(described().to_schema()))
 
     @get("/schema/openapi.json", sync_to_thread=True, include_in_schema=False)
     def schema(request: Request[Any, Any, Any]) -> Response[bytes]:
-        return _cached(request, *made(), media_type="application/json", cache_control=SCHEMA_CACHE)
+        return caching.revalidated(request, made(), caching.METADATA)
 
     return [home, schema, page, static]
 
@@ -175,40 +172,29 @@ def home() -> Redirect:
 async def page(request: Request[Any, Any, Any], provider: Provider) -> Response[bytes]:
     """The page for people; in simulator mode it says so."""
     mode = _SIMULATOR if await provider.is_simulator() else ""
-    html = _with_tag(_PAGE.format(version=piggybank.__version__, mode=mode).encode())
-    response = _cached(request, *html, media_type="text/html", cache_control=SCHEMA_CACHE)
+    hashes = {name: caching.hash_of(_asset(file)) for name, file in _LOADED.items()}
+    html = _PAGE.format(mode=mode, **hashes).encode()
+    response = caching.revalidated(request, html, caching.PAGE, media_type="text/html")
     response.headers["Content-Security-Policy"] = PAGE_POLICY
     return response
 
 
 @get("/schema/static/{name:str}", sync_to_thread=True, include_in_schema=False)
 def static(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
-    """What the page loads; its address carries the version, so it may be kept for ever."""
+    """What the page loads; its address carries its hash, so it may be kept for ever."""
     if name not in _ASSETS:
         raise NotFoundException
-    return _cached(request, *_asset(name), media_type=_ASSETS[name], cache_control=STATIC_CACHE)
+    return caching.static(request, _asset(name), _ASSETS[name])
 
 
 @lru_cache
-def _asset(name: str) -> tuple[bytes, str]:
+def _asset(name: str) -> bytes:
     if name == "start.js":
-        return _with_tag(_START.encode())
+        return _START.encode()
     package = find_spec("swagger_ui")  # found, not imported: only its files are wanted
     assert package is not None
     assert package.submodule_search_locations is not None
-    return _with_tag((Path(package.submodule_search_locations[0]) / "static" / name).read_bytes())
-
-
-def _with_tag(body: bytes) -> tuple[bytes, str]:
-    return body, f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
-
-
-def _cached(request: Request[Any, Any, Any], body: bytes, tag: str, *, media_type: str, cache_control: str) -> Response[bytes]:
-    headers = {"ETag": tag, "Cache-Control": cache_control}
-    known = request.headers.get("if-none-match", "")
-    if known.strip() == "*" or tag in (part.strip().removeprefix("W/") for part in known.split(",")):
-        return Response(b"", status_code=304, headers=headers, media_type=media_type)
-    return Response(body, headers=headers, media_type=media_type)
+    return (Path(package.submodule_search_locations[0]) / "static" / name).read_bytes()
 
 
 def document(schema: dict[str, Any]) -> dict[str, Any]:

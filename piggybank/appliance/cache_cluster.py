@@ -9,13 +9,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
 
 from msgspec import Struct
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry
 
 from piggybank import errors
 from piggybank.appliance.store_files import valkey_conf
+from piggybank.cache.servers import plain_url
+from piggybank.settings import cluster_nodes
 
 SLOTS = 16_384
 NODE_TIMEOUT_MS = 1_500  # so long a silent node is waited for; its replica takes over a second later
@@ -80,6 +85,7 @@ def cluster_conf(node: Node, password: str, folder: Path, memory_mib: int) -> st
         "cluster-announce-ip": node.host,
         "cluster-node-timeout": NODE_TIMEOUT_MS,
         "cluster-require-full-coverage": "no",
+        "cluster-allow-replica-migration": "no",  # a replica that left for another master would be missed when its own dies
         "cluster-replica-validity-factor": 0,  # what it lacks is forgotten at once (cache/cluster.py): any replica will do
         "repl-diskless-sync-delay": 0,
     }
@@ -104,8 +110,14 @@ def form(nodes: Sequence[Node], password: str) -> Observed:
 
 def observed(nodes: Sequence[Node], password: str) -> Observed:
     """What the first node that answers says."""
-    for node in nodes:
-        client = _client(node, password)
+    places = ",".join(f"{node.host}:{node.port}" for node in nodes)
+    return observed_at(f"redis+cluster://:{quote(password, safe='')}@{places}")
+
+
+def observed_at(url: str) -> Observed:
+    """The same of a cluster that the setting `cache_url` names."""
+    for host, port in cluster_nodes(url):
+        client = _client_at(node_url(url, host, port))
         try:
             return _observe(client)
         except (OSError, RedisError):
@@ -115,35 +127,49 @@ def observed(nodes: Sequence[Node], password: str) -> Observed:
     return Observed(state="away", slots_covered=0, members=[])
 
 
-def _client(node: Node, password: str) -> "Redis[str]":
-    return Redis(
-        host=node.host,
-        port=node.port,
-        password=password,
+def node_url(url: str, host: str, port: int) -> str:
+    """The address of one node of the cluster that `url` names."""
+    parts = urlsplit(plain_url(url))
+    who = parts.netloc.rpartition("@")[0]
+    return f"{parts.scheme.partition('+')[0]}://{who + '@' if who else ''}{host}:{port}/0"
+
+
+def _client(node: Node, password: str) -> Redis:
+    return _client_at(f"redis://:{quote(password, safe='')}@{node.host}:{node.port}/0")
+
+
+def _client_at(url: str) -> Redis:
+    return Redis.from_url(
+        url,
         decode_responses=True,
         socket_timeout=ANSWER_TIMEOUT_S,
         socket_connect_timeout=ANSWER_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),  # `form` waits by itself
     )
 
 
-def _meet(clients: dict[Node, "Redis[str]"], until: float) -> None:
+def _ask(client: Redis, *words: str | int) -> Any:
+    return client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+def _meet(clients: dict[Node, Redis], until: float) -> None:
     """Every node hears of every other, by its address of now. New nodes first get an epoch each, so none has to be settled."""
     for number, client in enumerate(clients.values(), 1):
-        info = client.execute_command("CLUSTER INFO")
+        info = _ask(client, "CLUSTER INFO")
         if info["cluster_known_nodes"] == "1" and info["cluster_my_epoch"] == "0":
-            client.execute_command("CLUSTER SET-CONFIG-EPOCH", number)
-    ids = {client.execute_command("CLUSTER MYID") for client in clients.values()}
+            _ask(client, "CLUSTER SET-CONFIG-EPOCH", number)
+    ids = {_ask(client, "CLUSTER MYID") for client in clients.values()}
     first, *others = clients
     for other in others:
-        clients[first].execute_command("CLUSTER MEET", other.host, other.port, other.bus_port)
+        _ask(clients[first], "CLUSTER MEET", other.host, other.port, other.bus_port)
     _wait(lambda: all(ids <= _connected(client) for client in clients.values()), until, "the nodes did not find each other")
 
 
-def _connected(client: "Redis[str]") -> set[str]:
+def _connected(client: Redis) -> set[str]:
     return {one.node_id for one in _members(client) if one.up}
 
 
-def _hand_out_slots(clients: dict[Node, "Redis[str]"]) -> None:
+def _hand_out_slots(clients: dict[Node, Redis]) -> None:
     """What nobody holds goes to the masters in equal runs: all of it the first time, nothing later."""
     nodes = list(clients)
     members = {(one.host, one.port): one for one in _members(clients[nodes[0]])}
@@ -153,12 +179,12 @@ def _hand_out_slots(clients: dict[Node, "Redis[str]"]) -> None:
     for number, node in enumerate(masters):
         mine = free[len(free) * number // len(masters) : len(free) * (number + 1) // len(masters)]
         if mine:
-            clients[node].execute_command("CLUSTER ADDSLOTSRANGE", *_ranges(mine))
+            _ask(clients[node], "CLUSTER ADDSLOTSRANGE", *_ranges(mine))
 
 
-def _held(client: "Redis[str]") -> set[int]:
+def _held(client: Redis) -> set[int]:
     """The slots of a node, as it says itself."""
-    rows = client.execute_command("CLUSTER NODES").values()
+    rows = _ask(client, "CLUSTER NODES").values()
     return {slot for row in rows if "myself" in row["flags"] for low, high in map(_bounds, row["slots"]) for slot in range(low, high + 1)}
 
 
@@ -169,7 +195,7 @@ def _ranges(slots: Sequence[int]) -> list[int]:
     return [bound for pair in zip(starts, ends, strict=True) for bound in pair]
 
 
-def _replicate(clients: dict[Node, "Redis[str]"]) -> bool:
+def _replicate(clients: dict[Node, Redis]) -> bool:
     """A master that holds nothing follows the one with the fewest replicas; True when there is none left."""
     members = _members(next(iter(clients.values())))
     masters = [one for one in members if one.master_id is None and one.slots]
@@ -180,27 +206,27 @@ def _replicate(clients: dict[Node, "Redis[str]"]) -> bool:
         if one.master_id is None and not one.slots and client is not None and followers:
             chosen = min(followers, key=lambda node_id: followers[node_id])
             try:
-                client.execute_command("CLUSTER REPLICATE", chosen)
+                _ask(client, "CLUSTER REPLICATE", chosen)
             except ResponseError:  # it has not heard of that master yet
                 return False
             followers[chosen] += 1
     return all(one.master_id is not None or one.slots for one in _members(next(iter(clients.values()))))
 
 
-def _is_formed(client: "Redis[str]", count: int) -> bool:
+def _is_formed(client: Redis, count: int) -> bool:
     """Also that it has its master's data: a replica still copying cannot take over."""
     seen = _observe(client)
     copied = client.info("replication").get("master_link_status", "up") == "up"
     return copied and seen.is_whole and len(seen.members) == count
 
 
-def _observe(client: "Redis[str]") -> Observed:
-    info: dict[str, str] = client.execute_command("CLUSTER INFO")
+def _observe(client: Redis) -> Observed:
+    info: dict[str, str] = _ask(client, "CLUSTER INFO")
     return Observed(state=info["cluster_state"], slots_covered=int(info["cluster_slots_ok"]), members=_members(client))
 
 
-def _members(client: "Redis[str]") -> list[Member]:
-    return [_member(address, row) for address, row in client.execute_command("CLUSTER NODES").items()]
+def _members(client: Redis) -> list[Member]:
+    return [_member(address, row) for address, row in _ask(client, "CLUSTER NODES").items()]
 
 
 def _member(address: str, row: dict[str, Any]) -> Member:
@@ -231,12 +257,3 @@ def _wait(done: Callable[[], bool], until: float, says: str) -> None:
         if time.monotonic() > until:
             raise errors.StoreFailed(store="cache cluster", says=says)
         time.sleep(POLL_S)
-
-
-def is_cluster(url):
-    return "+cluster" in url
-
-
-def observed_at(url):
-    password, _, hosts = url.partition("://:")[2].partition("@")
-    return observed([Node(h.split(":")[0], int(h.split(":")[1]), 0) for h in hosts.split(",")], password)

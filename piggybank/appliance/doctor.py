@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,7 +16,9 @@ from redis.exceptions import RedisError
 
 from piggybank import errors, ids
 from piggybank import settings as settings_file
-from piggybank.appliance import folder, logs, overview, store_files, web
+from piggybank.appliance import cache_cluster, folder, logs, overview, store_files, web
+from piggybank.cache.cluster import is_cluster
+from piggybank.cache.servers import plain_url
 from piggybank.capacity import connections, phases
 from piggybank.capacity.connections import Processes
 from piggybank.db import commits, installation, migrate
@@ -340,29 +342,40 @@ async def _reconciliation(databases: _Databases) -> Check:
     return Check("reconciliation", "ok", f"compared until {row['until']:%Y-%m-%d}" if row["until"] else "nothing to compare yet")
 
 
+_CACHE = {"maxmemory-policy": ("allkeys-lru", "allkeys-lfu"), "save": ("",), "appendonly": ("no",)}
+# a file that it loads after a crash is older than the crash
+_CACHE_WHY = "the cache must forget the least used, and all when it ends: old balances and ended sessions would come back"
+_QUEUE = {"maxmemory-policy": ("noeviction",), "appendonly": ("yes",)}
+
+
 async def _valkeys(settings: Settings) -> list[Check]:
-    return list(
-        await asyncio.gather(
-            _valkey(
-                "cache",
-                settings.cache_url,
-                {"maxmemory-policy": ("allkeys-lru", "allkeys-lfu"), "save": ("",), "appendonly": ("no",)},
-                # a file that it loads after a crash is older than the crash
-                "the cache must forget the least used, and all when it ends: old balances and ended sessions would come back",
-            ),
-            _valkey(
-                "queue", settings.queue_url, {"maxmemory-policy": ("noeviction",), "appendonly": ("yes",)}, "the queue must keep its jobs"
-            ),
-        )
-    )
+    queue = _valkey("queue", settings.queue_url, _QUEUE, "the queue must keep its jobs")
+    return list(await asyncio.gather(_cache(settings.cache_url), queue))
 
 
-async def _valkey(name: str, url: str, wanted: dict[str, tuple[str, ...]], why: str) -> Check:
+async def _cache(url: str) -> Check:
+    """One server, or each node of a cluster."""
+    if not is_cluster(url):
+        return await _valkey("cache", url, _CACHE, _CACHE_WHY)
+    seen = await asyncio.to_thread(cache_cluster.observed_at, url)
+    found = f"{seen.state}: {len(seen.masters)} masters, {len(seen.replicas)} replicas, {seen.slots_covered:,} slots"
+    if not seen.masters:
+        return Check("cache", "broken", found, "piggybank status; money is right without it, only slower")
+    nodes = [cache_cluster.node_url(url, one.host, one.port) for one in seen.members if one.up]
+    checks = await asyncio.gather(*(_valkey("cache", node, _CACHE, _CACHE_WHY) for node in nodes))
+    if wrong := next((check for check in checks if check.result != "ok"), None):
+        return wrong
+    if not seen.is_whole:
+        return Check("cache", "warning", found, "start the nodes that are away; until then a part of the reads goes to the database")
+    return Check("cache", "ok", found)
+
+
+async def _valkey(name: str, url: str, wanted: Mapping[str, tuple[str, ...]], why: str) -> Check:
     if not url:
         return Check(name, "broken", "no address", "start the embedded stores: piggybank up --detach")
     try:
         async with Redis.from_url(
-            overview.redis_url(url), decode_responses=True, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S
+            plain_url(url), decode_responses=True, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S
         ) as client:
             await client.ping()
             try:

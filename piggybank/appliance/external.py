@@ -16,11 +16,13 @@ from msgspec import Struct
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from piggybank.appliance import overview
+from piggybank.appliance import cache_cluster
+from piggybank.cache.cluster import is_cluster
+from piggybank.cache.servers import plain_url
 from piggybank.capacity import phases
 from piggybank.capacity.phases import Phase
 from piggybank.db.engines import UNPREPARED
-from piggybank.settings import Settings
+from piggybank.settings import Settings, cluster_nodes
 
 CONNECT_TIMEOUT_S = 5.0
 SHOWN_WITHIN_S = 10.0  # a replica that works shows a change within 100 ms
@@ -213,9 +215,12 @@ def _cluster(cache: Mapping[str, Any], phase: Phase) -> list[Finding]:
 
 async def _info(url: str) -> dict[str, Any] | str:
     """What the server says of itself and of its cluster; or why it says nothing."""
+    if is_cluster(url):
+        host, port = cluster_nodes(url)[0]
+        url = cache_cluster.node_url(url, host, port)
     try:
         async with Redis.from_url(
-            overview.redis_url(url), decode_responses=True, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S
+            plain_url(url), decode_responses=True, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S
         ) as client:
             info: dict[str, Any] = await client.info()
             if info.get("cluster_enabled"):

@@ -12,6 +12,7 @@ import psutil
 from piggybank import errors
 from piggybank.appliance import binaries, cache_cluster, overview, pooler, processes, web
 from piggybank.appliance.processes import Program
+from piggybank.cache.cluster import is_cluster
 from piggybank.capacity import phases
 from piggybank.settings import Settings
 
@@ -119,7 +120,7 @@ async def _pooler(settings: Settings) -> bool | None:
 
 async def cache(settings: Settings) -> str | None:
     """`1`, or masters and replicas of a cluster that is whole, as in `3+3`; None where it does not answer."""
-    if not cache_cluster.is_cluster(settings.cache_url):
+    if not is_cluster(settings.cache_url):
         return "1" if (await overview.stores_answer(settings))["cache"] else None
     seen = await asyncio.to_thread(cache_cluster.observed_at, settings.cache_url)
     return f"{len(seen.masters)}+{len(seen.replicas)}" if seen.is_whole else None

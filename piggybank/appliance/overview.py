@@ -14,6 +14,9 @@ import piggybank
 from piggybank import settings as settings_file
 from piggybank.appliance import folder, processes, topology, web
 from piggybank.appliance.processes import Program
+from piggybank.cache import Cache
+from piggybank.cache.cluster import is_cluster
+from piggybank.cache.servers import plain_url
 from piggybank.db import installation, migrate
 from piggybank.settings import Settings
 
@@ -70,7 +73,6 @@ async def look(settings: Settings) -> dict[str, Any]:
         "data_dir": str(settings.data_dir),
         "embedded": bool(embedded),
         "phase": settings.phase,
-        "durability": settings.waits_for,
         "schema": schema,
         "stores": answers,
         "durability": settings.waits_for,
@@ -93,7 +95,7 @@ def is_ready(settings: Settings) -> bool:
 async def stores_answer(settings: Settings) -> dict[str, bool]:
     """Whether each store answers now."""
     database, cache, queue = await asyncio.gather(
-        _database_answers(settings.database_url), _valkey_answers(settings.cache_url), _valkey_answers(settings.queue_url)
+        _database_answers(settings.database_url), _cache_answers(settings.cache_url), _valkey_answers(settings.queue_url)
     )
     return {"database": database, "cache": cache, "queue": queue}
 
@@ -109,19 +111,25 @@ async def _database_answers(url: str) -> bool:
     return True
 
 
+async def _cache_answers(url: str) -> bool:
+    """One server, or a master of a cluster."""
+    if not is_cluster(url):
+        return await _valkey_answers(url)
+    cache = Cache(url)
+    try:
+        return await cache.ping()
+    finally:
+        await cache.close()
+
+
 async def _valkey_answers(url: str) -> bool:
     if not url:
         return False
     try:
-        async with Redis.from_url(redis_url(url), socket_timeout=ANSWER_TIMEOUT_S, socket_connect_timeout=ANSWER_TIMEOUT_S) as client:
+        async with Redis.from_url(plain_url(url), socket_timeout=ANSWER_TIMEOUT_S, socket_connect_timeout=ANSWER_TIMEOUT_S) as client:
             return bool(await client.ping())
     except (OSError, RedisError):
         return False
-
-
-def redis_url(url: str) -> str:
-    """redis-py knows the scheme `redis` only."""
-    return url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
 
 
 async def _revision(settings: Settings) -> str | None:

@@ -101,7 +101,10 @@ def _stores(settings: Settings) -> dict[str, int]:
     except psutil.AccessDenied:  # macOS asks for root
         return {}
     listeners = {one.laddr.port: one.pid for one in sockets if one.status == psutil.CONN_LISTEN and one.laddr and one.pid}
-    places = {"postgres": urlsplit(settings.database_url), "valkey": urlsplit(settings.cache_url)}
+    places = {
+        "postgres": urlsplit(settings.database_url),
+        "valkey": urlsplit(settings.cache_url.partition(",")[0]),
+    }  # of a cluster the first
     return {name: listeners[place.port] for name, place in places.items() if place.hostname in LOOPBACK and place.port in listeners}
 
 

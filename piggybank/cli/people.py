@@ -278,7 +278,7 @@ def _run(ctx: click.Context, command: Callable[[Here], Awaitable[_T]]) -> _T:
         raise errors.CannotProceed(what=f"no database is known in {chosen.data_dir}", do="start one: piggybank up")
 
     async def with_stores() -> _T:
-        db, cache = Database.of(chosen), Cache(chosen.cache_url)
+        db, cache = Database.of(chosen), Cache.of(chosen)
         try:
             async with db.read() as read:
                 if await read.scalar(text("SELECT to_regclass('public.installation')")) is None:

@@ -265,7 +265,7 @@ def reconcile(context: click.Context, *, day: datetime | None, as_json: bool) ->
 @asynccontextmanager
 async def _ledger(at: Provider) -> AsyncIterator[Ledger]:
     """A lane of our own: what the statement has and we do not is posted."""
-    cache = Cache(at.settings.cache_url)
+    cache = Cache.of(at.settings)
     async with at.db.read() as read:
         cache.epoch = await installation.epoch(read)
     ledger = Ledger(at.db, cache)

@@ -34,7 +34,7 @@ class Row(Struct, frozen=True):
 _DUE = text("""
 SELECT id, topic, attempts, CAST(payload AS text) AS payload
 FROM outbox
-WHERE id < :before AND topic = :topic AND (due_at IS NULL OR due_at <= :now)
+WHERE id > :after AND id < :before AND topic = :topic AND (due_at IS NULL OR due_at <= :now)
 ORDER BY id
 LIMIT :limit
 """)
@@ -84,10 +84,10 @@ UPDATE outbox SET attempts = attempts + 1, due_at = :until WHERE bucket = :bucke
 """)
 
 
-async def due(read: Current, topic: str, *, older_than_s: float, limit: int) -> list[Row]:
-    """Rows of `topic` that wait for longer than `older_than_s`, oldest first."""
+async def due(read: Current, topic: str, *, older_than_s: float, limit: int, after: UUID) -> list[Row]:
+    """Rows of `topic` behind `after` that wait for longer than `older_than_s`, oldest first."""
     now = datetime.now(UTC)
-    given = {"before": _before(now, older_than_s), "topic": topic, "now": now, "limit": limit}
+    given = {"after": after, "before": _before(now, older_than_s), "topic": topic, "now": now, "limit": limit}
     return [Row(*row) for row in await read.execute(_DUE, given)]
 
 

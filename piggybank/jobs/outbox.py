@@ -32,6 +32,7 @@ KEYS_AT_ONCE = 512  # keys in one call of the cache
 FAILED_PAUSE_S = 5.0  # doubled with every attempt
 FAILED_PAUSE_LONGEST_S = 3_600.0
 
+FIRST_ID = UUID(int=0)
 DROP_MARGIN_S = 300  # after a value's time to live: a fill may be a lease and a slow commit late
 MAIL_LEASE_S = 120.0  # longer than sending a slice of mails takes
 MAILS = 10  # a slice
@@ -127,21 +128,24 @@ async def _drop_outlived(work: Work, topic: str) -> int:
 
 
 async def _mend(work: Work, topic: str) -> int:
-    """Mend what the topic's rows name; stops where the cache does."""
+    """Mend what the topic's rows name; stops where the cache does, passes those of a part of it that is away."""
     mended = 0
+    after = FIRST_ID
     for _ in range(SLICES_MAX):
         async with work.db.write() as write:  # on the primary: a replica may not have them yet
-            rows = await outbox.due(write, topic, older_than_s=OLDER_THAN_S, limit=SLICE_ROWS)
+            rows = await outbox.due(write, topic, older_than_s=OLDER_THAN_S, limit=SLICE_ROWS, after=after)
         if not rows:
             break
+        after = rows[-1].id
         keys, failed = _readable(rows, CACHE_TOPICS[topic])
-        if not await _mended(work, CACHE_TOPICS[topic], keys):
+        if await _mended(work, CACHE_TOPICS[topic], keys):
+            async with work.db.write() as write:
+                await outbox.delete(write, [row.id for row in rows if row not in failed])
+                for row in failed:
+                    await outbox.put_off(write, row, pause_s=pause_s(row.attempts))
+            mended += len(rows) - len(failed)
+        elif not await work.cache.ping():
             break
-        async with work.db.write() as write:
-            await outbox.delete(write, [row.id for row in rows if row not in failed])
-            for row in failed:
-                await outbox.put_off(write, row, pause_s=pause_s(row.attempts))
-        mended += len(rows) - len(failed)
         if len(rows) < SLICE_ROWS:
             break
     return mended
@@ -161,10 +165,9 @@ def _readable(rows: Sequence[Row], topic: CacheTopic) -> tuple[list[str], list[R
 
 
 async def _mended(work: Work, topic: CacheTopic, keys: Sequence[str]) -> bool:
-    for first in range(0, len(keys), KEYS_AT_ONCE):
-        if not await topic.mend(work.cache, topic.kind, keys[first : first + KEYS_AT_ONCE]):
-            return False
-    return True
+    """All of them are tried: of a cluster a part may be away."""
+    parts = [keys[first : first + KEYS_AT_ONCE] for first in range(0, len(keys), KEYS_AT_ONCE)]
+    return all([await topic.mend(work.cache, topic.kind, part) for part in parts])
 
 
 async def _send(work: Work, topic: str) -> int:

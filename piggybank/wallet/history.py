@@ -2,7 +2,8 @@
 
 Pages go by id, newest first, never by OFFSET: per account, id order is posting order, and an id carries its time, so the index
 (account_id, id DESC) serves pages and dates alike. The rows, the count and the version are read in one statement, so they
-belong together. Only the first page of the default size is cached, under its account's version: it is never out of date.
+belong together. Only the first page of the default size is cached, under its account's version: it is never out of date. Its `total`
+comes from the account's cached entry of the same version, or with that switched off from the database.
 """
 
 import time
@@ -22,6 +23,7 @@ from piggybank.ledger import balances
 from piggybank.wallet import pages
 
 PAGE_KIND = "page"
+COUNT_KIND = "count"
 
 
 class Transaction(Struct, frozen=True, kw_only=True):
@@ -80,6 +82,8 @@ LEFT JOIN LATERAL (
 WHERE a.bucket = :bucket AND a.id = :account_id AND (CAST(:only_user AS uuid) IS NULL OR a.user_id = :only_user)
 ORDER BY t.id DESC
 """)
+
+_COUNT = text("SELECT transactions_count, version FROM accounts WHERE bucket = :bucket AND id = :id")
 
 _ONE = text("""
 SELECT a.version, t.id AS transaction_id, t.account_id, a.currency, t.kind, t.amount, t.balance_after, t.sequence, t.transfer_id,
@@ -145,11 +149,14 @@ async def _first_page(db: Database, store: Cache, account_id: UUID, only_user: U
     found: Found | None = None
     key = f"{account_id}:{known.version}"
     if known.payload is not None and known.version >= min_version:
-        if only_user not in (None, msgspec.json.decode(known.payload, type=balances.Cached).user_id):
+        account = msgspec.json.decode(known.payload, type=balances.Cached)
+        if only_user not in (None, account.user_id):
             raise errors.NotFound(account_id=str(account_id))
         found = await store.read(PAGE_KIND, key)
         if found.payload is not None:
-            return msgspec.json.decode(found.payload, type=TransactionPage)
+            total = account.transactions_count if store.keeps(COUNT_KIND) else await _count(db, account_id, known.version)
+            if total is not None:
+                return msgspec.structs.replace(msgspec.json.decode(found.payload, type=TransactionPage), total=total)
     now_ns = time.time_ns()
     question = _question(account_id, NO_FILTER, only_user, None, pages.LIMIT_DEFAULT)
     rows = await db.ask(question, None if known.floor is None else max(known.floor, min_version))
@@ -158,8 +165,16 @@ async def _first_page(db: Database, store: Cache, account_id: UUID, only_user: U
     answer = _page(rows, account_id, NO_FILTER, pages.LIMIT_DEFAULT)
     await store.fill(balances.KIND, known, balances.stored(rows[0], now_ns).entry, cache.BALANCE_TTL_S)
     if found is not None and rows[0].version == known.version:
-        await store.fill(PAGE_KIND, found, Entry(key, known.version, msgspec.json.encode(answer)), cache.PAGE_TTL_S)
+        await store.fill(
+            PAGE_KIND, found, Entry(key, known.version, msgspec.json.encode(msgspec.structs.replace(answer, total=None))), cache.PAGE_TTL_S
+        )
     return answer
+
+
+async def _count(db: Database, account_id: UUID, version: int) -> int | None:
+    """How many rows the account has; None when it is of another version by now, as then the page is."""
+    rows = await db.ask(balances.rows_of(_COUNT, {"bucket": ids.bucket_of(account_id), "id": account_id}), version)
+    return rows[0].transactions_count if rows and rows[0].version == version else None
 
 
 def _question(account_id: UUID, wanted: Filter, only_user: UUID | None, cursor: str | None, limit: int) -> Question[Sequence[Row[Any]]]:

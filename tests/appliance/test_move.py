@@ -21,7 +21,7 @@ from piggybank.appliance import move, store_files
 from piggybank.appliance.embedded import Embedded
 from piggybank.db import copies, migrate, writes
 from piggybank.settings import Settings
-from tests.appliance.test_up import Bank
+from tests.appliance.bank import Bank
 from tests.conftest import ROOT, Server, Stores, environment, run_apart, start_server
 from tests.ledger.conftest import new_account
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
+from redis.asyncio import Redis
 
 from piggybank.appliance import store_files
 from piggybank.cache import BALANCE_TTL_S, Cache, Entry
@@ -27,7 +28,8 @@ def _with_cache(work: Work, url: str) -> Work:
 
 async def cached_version(work: Work, account_id: UUID) -> int | None:
     """None: it would be read from the database. Takes no lease, unlike a reader."""
-    stored: bytes | None = await work.cache._redis.get(work.cache._keys("balance", str(account_id))[0])  # type: ignore[assignment]
+    async with Redis.from_url(work.settings.cache_url) as redis:
+        stored: Any = await redis.get(work.cache._name("balance", str(account_id)))
     return None if stored is None else int(stored.split(b":")[0])
 
 
@@ -52,7 +54,8 @@ async def test_a_sweep_puts_no_old_balance_into_a_cache_that_was_flushed(work: W
     account_id = uuid4()
     await put(sql, "ledger.posted", [str(account_id)])  # of version 1; version 2 was written through, and its row is gone
     await in_cache(work, account_id, 2)
-    await work.cache._redis.flushdb()
+    async with Redis.from_url(work.settings.cache_url) as redis:
+        await redis.flushdb()
     assert await outbox.sweep(work) == 1
     assert await cached_version(work, account_id) is None
 

@@ -4,17 +4,16 @@ The token is in the fragment (`/welcome#invite=..`), which a browser keeps to it
 loaded from elsewhere, and addresses are relative, so the page also works below a path of a proxy.
 """
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from litestar import Response, get
+from litestar import Request, Response, get
 from litestar.exceptions import NotFoundException
 
+from piggybank.api import caching
 from piggybank.wallet.provider import Provider
 
-PAGE_CACHE = "public, max-age=300"
-ASSET_CACHE = "public, max-age=31536000, immutable"  # their address has their hash
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -25,21 +24,22 @@ _ASSETS = {"welcome.css": "text/css", "welcome.js": "text/javascript"}
 
 
 @get("/welcome", include_in_schema=False)
-async def page(provider: Provider) -> Response[bytes]:
+async def page(request: Request[Any, Any, Any], provider: Provider) -> Response[bytes]:
     """The page, with the assets of this version; in simulator mode it says so."""
-    headers = {"Cache-Control": PAGE_CACHE, "Content-Security-Policy": POLICY}
     html = _page()
     if not await provider.is_simulator():
         html = html.replace(_SIMULATOR, b"")
-    return Response(html, media_type="text/html", headers=headers)
+    response = caching.revalidated(request, html, caching.PAGE, media_type="text/html")
+    response.headers["Content-Security-Policy"] = POLICY
+    return response
 
 
 @get("/welcome/{name:str}", sync_to_thread=False, include_in_schema=False)
-def asset(name: str) -> Response[bytes]:
+def asset(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
     """What the page loads."""
     if name not in _ASSETS:
         raise NotFoundException
-    return Response(_content(name), media_type=_ASSETS[name], headers={"Cache-Control": ASSET_CACHE})
+    return caching.static(request, _content(name), _ASSETS[name])
 
 
 routes = [page, asset]
@@ -54,5 +54,5 @@ def _content(name: str) -> bytes:
 def _page() -> bytes:
     html = _content("welcome.html")
     for name in _ASSETS:
-        html = html.replace(name.encode(), f"{name}?{hashlib.blake2b(_content(name), digest_size=6).hexdigest()}".encode())
+        html = html.replace(name.encode(), f"{name}?{caching.hash_of(_content(name))}".encode())
     return html

@@ -1,0 +1,92 @@
+"""The cache: reads that gather, values by version, nothing that fails when it is away."""
+
+import asyncio
+from uuid import uuid4
+
+import msgspec
+import pytest
+
+from piggybank import cache as module
+from piggybank.cache import Cache, Entry, servers
+from piggybank.cache.servers import Command
+from piggybank.settings import Settings
+
+from .conftest import until
+
+TTL_S = 60
+# `until`: a busy machine may take longer than an answer waits for its write
+
+
+def entries(count: int) -> list[Entry]:
+    return [Entry(uuid4().hex, number + 1, b"%d" % number) for number in range(count)]
+
+
+async def test_many_reads_at_once_each_get_their_own(cache: Cache) -> None:
+    known = entries(3 * module.MAX_GATHERED)
+    await until(lambda: cache.write("test", known, TTL_S))
+    strangers = [uuid4().hex for _ in known]
+    found = await asyncio.gather(
+        *(cache.read("test", key) for pair in zip((one.key for one in known), strangers, strict=True) for key in pair)
+    )
+    assert [(one.payload, one.version) for one in found[::2]] == [(one.payload, one.version) for one in known]
+    assert all(one.payload is None and one.lease for one in found[1::2])
+
+
+async def test_who_hangs_up_takes_nobody_along(cache: Cache) -> None:
+    known = entries(2)
+    await until(lambda: cache.write("test", known, TTL_S))
+    gone, stays = (asyncio.create_task(cache.read("test", one.key)) for one in known)
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert (await stays).payload == known[1].payload
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    assert (await cache.read("test", known[0].key)).payload == known[0].payload
+
+
+async def test_a_value_that_is_not_ours_is_a_miss_and_spoils_nobody_elses(cache: Cache) -> None:
+    (known,) = entries(1)
+    await until(lambda: cache.write("test", [known], TTL_S))
+    (put,) = await cache._servers.send([Command(servers.tag_of("strange"), ("SET", cache._name("test", "strange"), b"no version"))], TTL_S)
+    assert not isinstance(put, Exception)
+    strange, ours = await asyncio.gather(cache.read("test", "strange"), cache.read("test", known.key))
+    assert (strange.payload, ours.payload) == (None, known.payload)
+
+
+async def test_an_older_value_replaces_nothing(cache: Cache) -> None:
+    new = entries(200)
+    await until(lambda: cache.write("test", new, TTL_S))
+    await until(lambda: cache.write("test", [Entry(one.key, one.version - 1, b"old") for one in new], TTL_S))
+    found = await asyncio.gather(*(cache.read("test", one.key) for one in new))
+    assert [one.payload for one in found] == [one.payload for one in new]
+
+
+async def test_a_slow_reader_fills_nothing_after_a_write_or_a_forgetting(cache: Cache) -> None:
+    written, forgotten, quiet = (uuid4().hex for _ in range(3))
+    found = {key: await cache.read("test", key) for key in (written, forgotten, quiet)}
+    assert all(one.lease for one in found.values())
+    assert (await cache.read("test", quiet)).lease == ""  # somebody fills it
+    await until(lambda: cache.write("test", [Entry(written, 2, b"new")], TTL_S))
+    await until(lambda: cache.forget("test", [forgotten]))
+    for key, one in found.items():
+        await cache.fill("test", one, Entry(key, 1, b"old"), TTL_S)
+    assert [(await cache.read("test", key)).payload for key in found] == [b"new", None, b"old"]
+
+
+async def test_a_tombstone_stays(cache: Cache) -> None:
+    (known,) = entries(1)
+    await cache.write("test", [known], TTL_S)
+    await until(lambda: cache.bury("test", [known.key], TTL_S))
+    await cache.write("test", [known], TTL_S)
+    assert (await cache.read("test", known.key)).is_tombstone
+
+
+async def test_while_it_is_away_every_read_is_a_miss(settings: Settings) -> None:
+    away = Cache(msgspec.structs.replace(settings, cache_url="redis://127.0.0.1:1/0").cache_url)
+    away.epoch = "test"
+    try:
+        found = await asyncio.gather(*(away.read("test", str(number)) for number in range(3 * module.MAX_GATHERED)))
+        assert all((one.payload, one.lease) == (None, "") for one in found)
+        assert away.misses["test"] == 3 * module.MAX_GATHERED
+    finally:
+        await away.close()
