@@ -8,6 +8,7 @@ Valkey for all processes together, and in this process while that is away.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from math import ceil
 from typing import Any, Literal, Protocol
@@ -23,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError
 
 from piggybank import errors, telemetry
-from piggybank.cache.cluster import is_cluster
+from piggybank.cache import cluster
 from piggybank.cache.servers import plain_url
 from piggybank.identity.tokens import Principal
 from piggybank.settings import Settings
@@ -94,7 +95,7 @@ class SharedWindow:
 def _shared_store(url: str) -> tuple[RedisStorage, Callable[[], Awaitable[None]]]:
     """In one server or in a cluster, and how it is closed; neither tries again, since this process can count."""
     options: dict[str, Any] = {"socket_timeout": SHARED_TIMEOUT_S, "socket_connect_timeout": SHARED_TIMEOUT_S}
-    if not is_cluster(url):
+    if not cluster.is_cluster(url):
         pool = ConnectionPool.from_url(plain_url(url), **options)
         store = RedisStorage(f"async+{plain_url(url)}", implementation="redispy", key_prefix=KEY_PREFIX, connection_pool=pool)  # type: ignore[arg-type]
         return store, pool.aclose
@@ -110,7 +111,7 @@ def _shared_store(url: str) -> tuple[RedisStorage, Callable[[], Awaitable[None]]
         retry=Retry(NoBackoff(), 0),  # type: ignore[arg-type]
         **options,
     )
-    return store, store.bridge.storage.aclose  # type: ignore[attr-defined]
+    return store, partial(cluster.close, store.bridge.storage)  # type: ignore[attr-defined]
 
 
 class Limiter:

@@ -100,8 +100,7 @@ def form(nodes: Sequence[Node], password: str) -> Observed:
         _wait(lambda: all(client.ping() for client in clients.values()), until, "not all nodes answer")
         _meet(clients, until)
         _hand_out_slots(clients)
-        _wait(lambda: _replicate(clients), until, "the replicas did not find their masters")
-        _wait(lambda: all(_is_formed(client, len(nodes)) for client in clients.values()), until, "it did not become whole")
+        _wait(lambda: _replicate(clients) and all(_is_formed(each, len(nodes)) for each in clients.values()), until, "it is not whole")
         return _observe(clients[nodes[0]])
     finally:
         for client in clients.values():
@@ -196,28 +195,28 @@ def _ranges(slots: Sequence[int]) -> list[int]:
 
 
 def _replicate(clients: dict[Node, Redis]) -> bool:
-    """A master that holds nothing follows the one with the fewest replicas; True when there is none left."""
+    """Who holds nothing, and who is one too many with its master, follows a master that nobody follows; True when all is so."""
     members = _members(next(iter(clients.values())))
-    masters = [one for one in members if one.master_id is None and one.slots]
-    followers = {one.node_id: sum(other.master_id == one.node_id for other in members) for one in masters}
+    followers = {one.node_id: [other for other in members if other.master_id == one.node_id] for one in members if one.slots}
+    idle = [one for one in members if one.master_id is None and not one.slots]
+    lonely = [node_id for node_id, theirs in followers.items() if not theirs]
+    spare = idle + [one for theirs in followers.values() for one in theirs[1:] if lonely]
     by_address = {(node.host, node.port): client for node, client in clients.items()}
-    for one in members:
-        client = by_address.get((one.host, one.port))
-        if one.master_id is None and not one.slots and client is not None and followers:
-            chosen = min(followers, key=lambda node_id: followers[node_id])
-            try:
-                _ask(client, "CLUSTER REPLICATE", chosen)
-            except ResponseError:  # it has not heard of that master yet
-                return False
-            followers[chosen] += 1
-    return all(one.master_id is not None or one.slots for one in _members(next(iter(clients.values()))))
+    for one in spare:
+        chosen = min(followers, key=lambda node_id: len(followers[node_id]))
+        try:
+            _ask(by_address[one.host, one.port], "CLUSTER REPLICATE", chosen)
+        except (ResponseError, KeyError):  # it has not heard of that master yet, or is no node of ours
+            return False
+        followers[chosen].append(one)
+    return not spare
 
 
 def _is_formed(client: Redis, count: int) -> bool:
     """Also that it has its master's data: a replica still copying cannot take over."""
     seen = _observe(client)
     copied = client.info("replication").get("master_link_status", "up") == "up"
-    return copied and seen.is_whole and len(seen.members) == count
+    return copied and seen.is_whole and len(seen.masters) + len(seen.replicas) == count
 
 
 def _observe(client: Redis) -> Observed:

@@ -34,7 +34,7 @@ from piggybank.settings import CLUSTER_SCHEMES, cluster_nodes
 
 LOOK_EVERY_S = 1.0
 LOOK_AGAIN_S = 0.1  # after a failure, at the soonest
-LOOK_TIMEOUT_S = 1.0
+FIRST_LOOK_S = 1.0  # so long `ping` waits for it
 TRUSTED_S = 2.0  # a master that was not confirmed for so long is not believed
 
 _AWAY = (*servers.AWAY, RedisClusterException)
@@ -44,6 +44,13 @@ _SLOTS = [key_slot(str(tag).encode()) for tag in range(servers.TAGS)]
 def is_cluster(url: str) -> bool:
     """True where `url` names nodes of a cluster."""
     return urlsplit(url).scheme in CLUSTER_SCHEMES
+
+
+async def close(client: RedisCluster) -> None:
+    """Close every connection: redis-py's own `aclose` leaves them open while it means to look up the nodes again."""
+    await client.aclose()
+    await client.nodes_manager.aclose()
+    await client.nodes_manager.aclose("startup_nodes")
 
 
 def is_moving(result: object) -> bool:
@@ -64,6 +71,7 @@ class Cluster:
         self._places: list[ClusterNode | None] = [None] * servers.TAGS  # by tag: who is to be asked, where anybody is
         self._trusted_until = 0.0
         self._outdated = False  # the client's view of who holds what; a new client has none
+        self._asking: set[asyncio.Task[list[Any]]] = set()
         self._watching: asyncio.Task[None] | None = None
         self._looked = asyncio.Event()
         self._look_now = asyncio.Event()
@@ -87,29 +95,37 @@ class Cluster:
         return results
 
     async def ping(self) -> bool:
-        await self._found(LOOK_TIMEOUT_S)
+        await self._found(FIRST_LOOK_S)
         return time.monotonic() < self._trusted_until and any(self._places)
 
     async def close(self) -> None:
         if self._watching is not None:
             self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
-        await self._client.aclose()
+            await asyncio.gather(self._watching, *self._asking, return_exceptions=True)
+        await close(self._client)
 
     async def _ask(self, node: ClusterNode, commands: list[Command], within_s: float) -> list[Any]:
         """One node's share; what a slot on the move has taken along is asked for where it went."""
-        try:
-            async with asyncio.timeout(within_s):
-                results = await servers.run(lambda words: self._pipelined(node, words), commands)
-                for at, result in enumerate(results):
-                    if is_moving(result) and isinstance(result, AskError):
-                        results[at] = await self._follow(result, commands[at])
-        except _AWAY as cause:
-            results = [cause] * len(commands)
+        asking = asyncio.create_task(self._answers(node, commands), name="cache node")
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
+        # who waits too long leaves, and lets it end: redis-py loses a connection that is cancelled at the wrong moment
+        await asyncio.wait([asking], timeout=within_s)
+        results = asking.result() if asking.done() else [TimeoutError()] * len(commands)
         failed = {command.tag for command, result in zip(commands, results, strict=True) if _is_failure(result)}
-        if any(isinstance(result, RedisConnectionError | OSError | TimeoutError) for result in results):
+        if any(_is_failure(result) and isinstance(result, RedisConnectionError | OSError | TimeoutError) for result in results):
             failed = {tag for tag, place in enumerate(self._places) if place == node}
         self._distrust(failed)
+        return results
+
+    async def _answers(self, node: ClusterNode, commands: list[Command]) -> list[Any]:
+        try:
+            results = await servers.run(lambda words: self._pipelined(node, words), commands)
+            for at, result in enumerate(results):
+                if is_moving(result) and isinstance(result, AskError):
+                    results[at] = await self._follow(result, commands[at])
+        except Exception as cause:  # also what a closed client says: for who asks the node is away
+            return [cause] * len(commands)
         return results
 
     async def _pipelined(self, node: ClusterNode, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -147,10 +163,9 @@ class Cluster:
             self._look_now.clear()
             began = time.monotonic()
             try:
-                async with asyncio.timeout(LOOK_TIMEOUT_S):
-                    self._places = await self._look()
+                self._places = await self._look()
                 self._trusted_until = began + TRUSTED_S
-            except _AWAY:
+            except Exception:  # whatever it is: the cache is away, and the next look begins anew
                 await self._start_over()
             self._looked.set()
             await asyncio.sleep(LOOK_AGAIN_S)
@@ -162,7 +177,7 @@ class Cluster:
         """Who holds the slot of each tag, as far as it may be believed."""
         await self._client.initialize()
         if self._outdated:  # it opens every connection anew, so not each time
-            await self._client.nodes_manager.initialize(additional_startup_nodes_info=cluster_nodes(self._url))
+            await self._client.nodes_manager.initialize()
         held: dict[ClusterNode, list[int]] = defaultdict(list)
         for tag, slot in enumerate(_SLOTS):
             with suppress(RedisClusterException):  # nobody holds it
@@ -179,15 +194,14 @@ class Cluster:
         """A master in a working cluster that bears its own mark; another's mark, and what came with it, is cleared away."""
         key = f"{{{tag}}}:master"
         try:
-            async with asyncio.timeout(servers.CONNECT_TIMEOUT_S):
-                name, info, found = await self._pipelined(node, [("CLUSTER MYID",), ("CLUSTER INFO",), ("GET", key)])
-                if any(isinstance(answer, Exception) for answer in (name, info, found)) or info["cluster_state"] != "ok":
-                    return False
-                mark = b"%b %b" % (name if isinstance(name, bytes) else name.encode(), info["cluster_my_epoch"].encode())
-                if found == mark:
-                    return True
-                answers = await self._pipelined(node, [("FLUSHALL", "ASYNC"), ("SET", key, mark)])
-                return not any(isinstance(answer, Exception) for answer in answers)
+            name, info, found = await self._pipelined(node, [("CLUSTER MYID",), ("CLUSTER INFO",), ("GET", key)])
+            if any(isinstance(answer, Exception) for answer in (name, info, found)) or info["cluster_state"] != "ok":
+                return False
+            mark = b"%b %b" % (name if isinstance(name, bytes) else name.encode(), info["cluster_my_epoch"].encode())
+            if found == mark:
+                return True
+            answers = await self._pipelined(node, [("FLUSHALL", "ASYNC"), ("SET", key, mark)])
+            return not any(isinstance(answer, Exception) for answer in answers)
         except _AWAY:
             return False
 
@@ -196,7 +210,8 @@ class Cluster:
         self._places = [None] * servers.TAGS
         self._outdated = False
         client, self._client = self._client, self._new_client()
-        await client.aclose()
+        with suppress(*_AWAY):
+            await close(client)
 
     def _new_client(self) -> RedisCluster:
         parts = urlsplit(self._url)

@@ -1,0 +1,76 @@
+"""How PostgreSQL reads what is asked often, where there are enough rows to choose: by an index made for it, never by the table."""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import TextClause
+from sqlalchemy.dialects.postgresql import asyncpg as dialect
+
+from piggybank import ids
+from piggybank.ledger import balances
+from piggybank.wallet import history, orders, pages, payments
+
+from .conftest import Past
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+_DIALECT = dialect.dialect()  # type: ignore[no-untyped-call]
+SWEEP: dict[str, Any] = {"provider": "simulator", "now": NOW, "until": NOW, "limit": 50}
+
+# Ended payments, and one in fifty that is under way; their account's 300 rows among 60,000.
+_PAYMENTS = """
+INSERT INTO payments (id, bucket, account_id, kind, method, provider, status, amount, updated_at)
+SELECT gen_random_uuid(), $2, $1, CASE WHEN n % 100 = 0 THEN 'withdrawal' ELSE 'deposit' END, 'revio', 'simulator',
+       CASE WHEN n % 50 = 0 THEN 'pending' ELSE 'completed' END, 1, '2026-01-01Z'
+FROM generate_series(1, 20000) n
+"""
+_TRANSACTIONS = """
+INSERT INTO transactions (id, account_id, amount, balance_after, sequence, bucket, kind, system_account)
+SELECT uuidv7(n * interval '1 second'),
+       CASE WHEN n % 200 = 0 THEN $1 ELSE md5((n % 200)::text)::uuid END, 1, n, n, $2, 'deposit', 'clearing'
+FROM generate_series(1, 60000) n
+"""
+
+
+async def plan(past: Past, owner: UUID, statement: TextClause, **given: Any) -> str:
+    """What it would do in a database with those rows; nothing of them stays."""
+    bound = statement.bindparams(**{name: value for name, value in given.items() if name in statement._bindparams})
+    sql = str(bound.compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True}))
+    filling = past.sql.transaction()
+    await filling.start()
+    try:
+        for fill, table in ((_PAYMENTS, "payments"), (_TRANSACTIONS, "transactions")):
+            await past.sql.execute(fill, owner, ids.bucket_of(owner))
+            await past.sql.execute(f"ANALYZE {table}")
+        return "\n".join(row[0] for row in await past.sql.fetch(f"EXPLAIN {sql}"))
+    finally:
+        await filling.rollback()
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (orders.TO_SEND, "payments_to_send"),
+        (orders.QUIET, "payments_under_way"),
+        (payments._LISTED["open"], "payments_under_way"),
+        (payments._LISTED["unknown"], "payments_"),
+        (payments._LISTED["differing"], "payments_differing"),
+    ],
+    ids=["to send", "quiet", "open", "unknown", "differing"],
+)
+async def test_sweeps_read_partial_indexes(past: Past, statement: TextClause, index: str) -> None:
+    found = await plan(past, await past.account(), statement, **SWEEP, older=pages.LAST_ID, quiet_since=NOW, below=pages.LAST_ID)
+    assert "Seq Scan on payments" not in found, found
+    assert f"using {index}" in found or f"Bitmap Index Scan on {index}" in found, found
+
+
+async def test_a_page_and_a_balance_then_read_the_history_index(past: Past) -> None:
+    account_id = await past.account()
+    given = {"bucket": ids.bucket_of(account_id), "account_id": account_id, "id": account_id, "only_user": None, "kind": None}
+    given |= {"reference": None, "lowest": pages.FIRST_ID, "below": pages.LAST_ID, "limit": pages.LIMIT_DEFAULT + 1}
+    for statement in (history._PAGE, balances._SELECT_AT):
+        found = await plan(past, account_id, statement, **given)
+        assert "Seq Scan on transactions" not in found, found
+        assert "Sort" not in found.split("Limit")[-1], found  # in the order of the index: it stops after a page
+        assert "transactions_all_account_id_id_idx" in found, found
