@@ -11,8 +11,8 @@ timeouts do not reach the wait: statement_timeout is disarmed before a transacti
 idle_in_transaction_session_timeout count other things, and client_connection_check_interval is looked at when the wait has ended.
 
 Without a standby nothing is written and the answer is 503: a transaction looks for one before it writes (a batch, in the statement that
-locks) or before it commits (a session that wrote). A commit that wrote nothing waits for nobody; a batch always has written, since a row
-lock is written to the log, so a replay has waited, too.
+locks) or before it commits (a session that wrote). A commit that wrote nothing waits for nobody, while what is answered again may have
+been found on the primary alone: a batch always has written, since a row lock is written to the log, and a session can (`replays`).
 """
 
 import asyncio
@@ -39,6 +39,7 @@ END
 
 # Of a session: 1, when it wrote nothing, since then nobody waits.
 _STANDBYS_OF_SESSION = text(f"SELECT CASE WHEN pg_current_xact_id_if_assigned() IS NULL THEN 1 ELSE ({STANDBYS}) END")
+_WRITE_NOTHING = text("SELECT pg_logical_emit_message(true, 'piggybank', '')")  # a record in the log, and no row
 _LOCAL = text("SET LOCAL synchronous_commit = local")
 
 COMMIT: dict[Durability, str] = {
@@ -73,9 +74,11 @@ async def commit(connection: asyncpg.Connection, waits_for: Durability) -> None:
         raise Unconfirmed
 
 
-async def commit_session(session: AsyncSession, waits_for: Durability) -> None:
-    """Commit a session; raises `errors.OutcomeUnknown` when the connection is lost meanwhile or no standby confirms in SESSION_WAIT_S,
-    NoSynchronousStandby and StandbysNotVisible before anything is committed.
+async def commit_session(session: AsyncSession, waits_for: Durability, *, replays: bool = False) -> None:
+    """Commit a session; with `replays` it waits for a standby even when it wrote nothing.
+
+    Raises `errors.NoSynchronousStandby` and `errors.StandbysNotVisible` before anything is committed; `errors.OutcomeUnknown` when the
+    connection is lost during COMMIT, or no standby confirms within SESSION_WAIT_S.
     """
     if waits_for == "disk":
         return await _commit(session)
@@ -85,6 +88,8 @@ async def commit_session(session: AsyncSession, waits_for: Durability) -> None:
     if waits_for == "local":
         await session.execute(_LOCAL)
         return await _commit(session)
+    if replays:
+        await session.execute(_WRITE_NOTHING)
     check_standbys(await session.scalar(_STANDBYS_OF_SESSION))
     pooled = await (await session.connection()).get_raw_connection()
     connection = pooled.driver_connection

@@ -133,16 +133,17 @@ class Database:
                 yield session
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[Write]:
+    async def write(self, *, replays: bool = False) -> AsyncIterator[Write]:
         """A session that commits at the end of the block and rolls back on an exception.
 
+        `replays`: it may write nothing and answer that all was done before, which then must be as sure as a commit.
         Raises `errors.DatabaseUnavailable`; where commits wait for a standby NoSynchronousStandby, too; when nobody can tell whether it
         was committed OutcomeUnknown.
         """
         with said_plainly():
             async with Write(self.engine, expire_on_commit=False) as session:
                 yield session
-                await commits.commit_session(session, self.waits_for)
+                await commits.commit_session(session, self.waits_for, replays=replays)
 
     async def close(self) -> None:
         """Close every pooled connection."""

@@ -138,7 +138,7 @@ async def receive(db: Database, mode: ProviderMode, body: bytes, *, signed: bool
         "due_at": now if signed else None,
         "now": now,
     }
-    async with db.write() as write:
+    async with db.write(replays=True) as write:
         return await write.scalar(_STORE, given) is not None
 
 

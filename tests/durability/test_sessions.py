@@ -11,6 +11,7 @@ from piggybank import errors, ids
 from piggybank.db import commits
 from piggybank.db.engines import Database
 from piggybank.settings import Settings
+from piggybank.wallet import inbox
 from tests.durability.conftest import CANCEL_WAITERS, WAITERS, nobody_is_synchronous, waits
 from tests.standbys import Replicated
 
@@ -63,6 +64,23 @@ async def test_a_session_whose_commit_is_not_confirmed_has_an_unknown_outcome(
     await sign_up(database, uuid4().hex)  # its pool is well
     for name in (late, cut_off, cancelled):
         assert await sql.fetchval(NAMED, name) == 1
+
+
+async def test_an_event_that_comes_again_is_taken_when_a_standby_has_it(
+    cluster: Replicated, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "SESSION_WAIT_S", 1)
+    body = b'{"id": "%s"}' % uuid4().hex.encode()
+    assert await inbox.receive(database, "simulator", body, signed=False)
+    for standby in cluster.standbys:
+        standby.pause()
+    try:
+        with pytest.raises(errors.OutcomeUnknown):
+            await inbox.receive(database, "simulator", body, signed=False)
+    finally:
+        for standby in cluster.standbys:
+            standby.resume()
+    assert not await inbox.receive(database, "simulator", body, signed=False)
 
 
 async def test_local_durability_signs_up_while_no_standby_confirms(cluster: Replicated, local: Settings) -> None:
