@@ -75,7 +75,7 @@ def _reads_in(log: Path) -> int:
 @pytest.fixture(scope="package")
 def place(open_folder: Path) -> Iterator[Place]:
     with ExitStack() as stack:
-        cluster = stack.enter_context(replicated(open_folder / "replicas", synchronous=False))
+        cluster = stack.enter_context(replicated(open_folder / "replicas"))
         run_apart(lambda: cluster.value(f"ALTER ROLE {ROLE} SET log_statement = 'all'"))
         run_apart(lambda: cluster.value(f"GRANT pg_read_all_stats TO {ROLE}"))
         with ThreadPoolExecutor(2) as pool:
