@@ -73,6 +73,10 @@ class NotFound(Error):
     """There is no such thing, or it is not yours."""
 
 
+class Archived(Error):
+    """This was archived: it is no longer in the database, but in a file that the operator keeps."""
+
+
 class MethodNotAllowed(Error):
     """This path does not take that method."""
 

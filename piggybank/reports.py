@@ -16,6 +16,7 @@ from msgspec import Struct
 from sqlalchemy import Row, text
 
 from piggybank import errors, ids
+from piggybank.db import archived
 from piggybank.db.engines import Read, Seen, Write
 
 By = Literal["day", "week", "month"]
@@ -118,6 +119,15 @@ GROUP BY period, currency, kind
 ORDER BY period, currency, kind
 """)
 
+# Asked after the sums: what was archived before them is written down by then.
+_ARCHIVED = text("""
+SELECT min(CAST(c.first_id AS text)) AS first, max(CAST(c.last_id AS text)) AS last
+FROM accounts a
+JOIN account_checkpoints c ON c.bucket = a.bucket AND c.account_id = a.id
+WHERE (CAST(:only_user AS uuid) IS NULL OR a.user_id = :only_user)
+  AND (CAST(:account_id AS uuid) IS NULL OR (a.bucket = :bucket AND a.id = :account_id))
+""")
+
 
 async def build_next_day(write: Write, now: datetime) -> bool:
     """Write the reports of the next day that has transactions and is over; False when there is none, or another process does it."""
@@ -146,7 +156,8 @@ async def summary(
     """Every period between `since` and `until`, in each currency, of one account or of all of `only_user`.
 
     At least at the version that comes with it, which is one account's; None: there is no such account. Raises InvalidRequest for a
-    range that is empty or too long.
+    range that is empty or too long, and Archived where a period begins or ends inside a UTC day of archived rows: the sums of whole
+    days are kept.
     """
     given = {"only_user": only_user, "account_id": account_id, "bucket": account_id and ids.bucket_of(account_id)}
     known = (await read.execute(_OF_WHAT, given)).one()
@@ -166,6 +177,7 @@ async def summary(
             "after": [after for _, _, after in days],
         },
     )
+    await _check_stretches(read, given, [(ids.first_id_at(start), ids.first_id_at(end)) for _, start, end in stretches])
     sums = defaultdict(list)
     for row in rows:
         sums[row.period, row.currency].append(row)
@@ -175,6 +187,19 @@ async def summary(
         for currency in known.currencies or ()
     ]
     return Seen(known.version or 0, found)
+
+
+async def _check_stretches(read: Read, given: dict[str, Any], stretches: list[tuple[UUID, UUID]]) -> None:
+    """Raises Archived when the transactions of one were, or may have been, archived."""
+    if not stretches:
+        return
+    span = (await read.execute(_ARCHIVED, given)).one()
+    if span.first is None:
+        return
+    first, last = UUID(span.first), UUID(span.last)
+    for lowest, below in stretches:
+        if lowest <= last and first < below:
+            await archived.check(read, last, below=below)
 
 
 def periods(since: datetime, until: datetime, by: By, zone: ZoneInfo) -> list[tuple[datetime, datetime]]:

@@ -124,6 +124,7 @@ _EXAMPLES: dict[int, tuple[errors.Error, ...]] = {
         errors.PaymentUnderWay(),
         errors.IdempotencyKeyInUse(),
     ),
+    410: (errors.Archived(month="2026-01", file="transactions-2026-01.parquet"),),
     413: (errors.PayloadTooLarge(),),
     415: (errors.UnsupportedMediaType(),),
     422: (errors.IdempotencyKeyReused(),),
@@ -138,6 +139,7 @@ _MEANING = {
     404: "Not there, or not yours",
     405: "Another method",
     409: "Refused by a rule, or in conflict",
+    410: "Archived: no longer in the database",
     413: f"More than {bodies.BODY_MAX_BYTES} bytes",
     415: "Not JSON",
     422: "The Idempotency-Key was used with another body",
@@ -145,6 +147,15 @@ _MEANING = {
     500: "A fault of ours",
     503: "Not now; send it again",
 }
+# What is read from posted rows, which may be archived.
+_ARCHIVABLE = (
+    "GET /v1/accounts/{account_id}/transactions",
+    "GET /v1/accounts/{account_id}/balance",
+    "GET /v1/transactions/{transaction_id}",
+    "GET /v1/transfers/{transfer_id}",
+    "GET /v1/reports/summary",
+    "POST /v1/transactions/{transaction_id}/reversal",
+)
 _METHODS = ("get", "post", "patch", "put", "delete")
 
 
@@ -298,6 +309,8 @@ def _statuses(name: str, operation: dict[str, Any], access: guards.Access) -> se
         statuses |= {404}
     if method in ("POST", "PATCH", "DELETE"):
         statuses |= {409}
+    if name in _ARCHIVABLE:
+        statuses |= {410}
     if path == "/v1/sessions":
         statuses |= {401}  # wrong credentials
     if method == "POST":

@@ -46,6 +46,7 @@ STATUS: dict[type[errors.Error], int] = {
     errors.Refusal: 409,
     errors.ProviderNotConfigured: 409,
     errors.ProviderRefused: 409,
+    errors.Archived: 410,
     errors.PayloadTooLarge: 413,
     errors.UnsupportedMediaType: 415,
     errors.IdempotencyKeyReused: 422,

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from piggybank.cache.cluster import is_cluster
 from piggybank.cache.servers import plain_url
 from piggybank.capacity import connections, phases
 from piggybank.capacity.connections import Processes
-from piggybank.db import commits, installation, migrate
+from piggybank.db import commits, installation, migrate, partitions
 from piggybank.settings import ProviderMode, Settings
 
 Result = Literal["ok", "warning", "broken"]
@@ -169,6 +170,7 @@ async def _database(settings: Settings) -> list[Check]:
             ("timeouts", _timeouts),
             ("clock", _clock),
             ("connections", _connections),
+            ("partitions", _partitions),
             ("provider", _provider),
             ("provider events", _provider_events),
             ("payments", _payments),
@@ -249,6 +251,19 @@ async def _timeouts(databases: _Databases) -> Check:
         do = "; ".join(f"ALTER ROLE {role} SET {name} = '{value}'" for name, value in missing.items())
         return Check("timeouts", "warning", f"not set on the role {role}: {', '.join(missing)}", f"as a superuser: {do}")
     return Check("timeouts", "ok", f"lock, statement and idle timeouts are on the role {role}")
+
+
+async def _partitions(databases: _Databases) -> Check:
+    known = await partitions.known(databases.application)
+    if missing := await partitions.missing(databases.application, datetime.now(UTC)):
+        names = ", ".join(f"{month:%Y-%m}" for month in missing)
+        do = "piggybank partitions ensure; the worker does it each hour where it has owner_database_url"
+        return Check("partitions", "broken", f"none takes rows of {names}: they would be refused", do)
+    if stuck := [partition.name for partition in known if partition.state == "detaching"]:
+        return Check("partitions", "warning", f"{', '.join(stuck)} is half detached", "run again: piggybank partitions archive MONTH")
+    if not partitions.are_on(known):
+        return Check("partitions", "ok", "months are off: one partition takes everything")
+    return Check("partitions", "ok", f"months are made up to {max(one.month for one in known if one.month):%Y-%m}")
 
 
 async def _clock(databases: _Databases) -> Check:

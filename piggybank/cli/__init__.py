@@ -25,6 +25,7 @@ COMMANDS = {
     "move": ("piggybank.cli.move:move", "Move the database to another PostgreSQL server."),
     "migrate": ("piggybank.cli.appliance:migrate", "Bring the database's schema to this version."),
     "verify": ("piggybank.cli.ledger:verify", "Re-derive every balance from its rows."),
+    "partitions": ("piggybank.cli.partitions:partitions", "Months of transactions: turn on, make ahead, list, archive."),
     "bench": ("piggybank.cli.bench:bench", "Measure what this machine carries, on a database to throw away."),
     "phase": ("piggybank.cli.phase:phase", "Which phase this runs as, what another would change, and the change."),
     "failover": ("piggybank.cli.phase:failover", "Make a standby the primary."),

@@ -17,14 +17,16 @@ from piggybank import errors
 
 LOCK_WAIT_MS = 50  # the most that a try holds up those who write
 CHANGE_TIMEOUT_MS = 2_000  # of what is done under the lock: it changes the catalog only, in a few milliseconds
-LOOK_EVERY_S = 0.25  # who holds the table at two looks holds it for long
+LOOK_EVERY_S = 0.25  # who holds the table at two looks may hold it for long
 PAUSE_S = 0.5  # after a try that failed
-TRY_ANYWAY_EVERY_S = 5.0  # there may always be somebody at two looks, and a gap between
+TRY_ANYWAY_EVERY_S = 5.0  # where there is always somebody at two looks, but never the same one for so long
 TELL_EVERY_S = 3.0
 WAIT_LONGEST_S = 6 * 3_600
 QUERY_SHOWN_CHARACTERS = 60
+WAITS = " waits for "  # in what is told
 
 Tell = Callable[[str], None]
+_Key = tuple[int | None, str]  # pid, transaction
 
 
 class Holder(Struct, frozen=True, kw_only=True):
@@ -68,21 +70,16 @@ async def exclusively(connection: asyncpg.Connection, tables: Sequence[str], sta
     `tables`: all that are locked by it. Raises CannotProceed after WAIT_LONGEST_S.
     """
     give_up = time.monotonic() + WAIT_LONGEST_S
-    try_anyway = time.monotonic() + TRY_ANYWAY_EVERY_S
-    teller = _Teller(tell)
-    before = await _holders(connection, tables)
+    watch, teller = _Watch(connection, tables), _Teller(tell)
+    await watch.is_free()  # the second look tells
     while time.monotonic() < give_up:
         await asyncio.sleep(LOOK_EVERY_S)
-        now = await _holders(connection, tables)
-        steady = [holder for key, holder in now.items() if key in before]
-        before = now
-        if not steady or time.monotonic() > try_anyway:
+        if await watch.is_free():
             if await _attempt(connection, tables[0], statements):
                 return
-            try_anyway = time.monotonic() + TRY_ANYWAY_EVERY_S
             await asyncio.sleep(PAUSE_S)
-        teller.waiting(tables[0], steady)
-    what = f"{tables[0]} could not be had for a moment in {WAIT_LONGEST_S // 3_600} h: {'; '.join(map(str, before.values()))}"
+        teller.waiting(tables[0], watch.steady)
+    what = f"{tables[0]} could not be had for a moment in {WAIT_LONGEST_S // 3_600} h: {'; '.join(map(str, watch.steady))}"
     raise errors.CannotProceed(what=what, do="end what holds it, then run this again: what was done stays done")
 
 
@@ -101,6 +98,32 @@ async def accompanied(connection: asyncpg.Connection, watcher: asyncpg.Connectio
         running.cancel()
 
 
+class _Watch:
+    """Who holds some tables, look after look. `steady`: who was there at the last two."""
+
+    def __init__(self, connection: asyncpg.Connection, tables: Sequence[str]) -> None:
+        self.steady: list[Holder] = []
+        self._connection = connection
+        self._tables = list(tables)
+        self._last: dict[_Key, Holder] = {}
+        self._lasting: set[_Key] | None = None  # who was there at every look since the last time of trying anyway
+        self._try_anyway = time.monotonic() + TRY_ANYWAY_EVERY_S
+
+    async def is_free(self) -> bool:
+        """Look; whether a try is worth it: nobody is steady, or all are only a while, one after the other."""
+        rows = await self._connection.fetch(_HOLDERS, self._tables, QUERY_SHOWN_CHARACTERS)
+        now = {(row["pid"], row["transaction"]): _holder(row) for row in rows}
+        self.steady = [holder for key, holder in now.items() if key in self._last]
+        self._lasting = set(now) if self._lasting is None else self._lasting & now.keys()
+        self._last = now
+        if not self.steady:
+            return True
+        if time.monotonic() < self._try_anyway:
+            return False
+        free, self._lasting, self._try_anyway = not self._lasting, set(now), time.monotonic() + TRY_ANYWAY_EVERY_S
+        return free
+
+
 class _Teller:
     """Says whom something waits for: not before it has waited a while, and not all the time."""
 
@@ -110,7 +133,7 @@ class _Teller:
 
     def waiting(self, what: str, holders: Sequence[Holder]) -> None:
         if holders and time.monotonic() > self._next:
-            self._tell(f"{what} waits for {'; '.join(map(str, holders))}")
+            self._tell(f"{what}{WAITS}{'; '.join(map(str, holders))}")
             self._next = time.monotonic() + TELL_EVERY_S
 
 
@@ -126,11 +149,6 @@ async def _attempt(connection: asyncpg.Connection, table: str, statements: Seque
     except (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
         return False
     return True
-
-
-async def _holders(connection: asyncpg.Connection, tables: Sequence[str]) -> dict[tuple[int | None, str], Holder]:
-    rows = await connection.fetch(_HOLDERS, list(tables), QUERY_SHOWN_CHARACTERS)
-    return {(row["pid"], row["transaction"]): _holder(row) for row in rows}
 
 
 def _holder(row: asyncpg.Record) -> Holder:

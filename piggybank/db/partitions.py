@@ -26,6 +26,8 @@ MONTHS_AHEAD = 3  # made by the job, after the present one
 ALERT_MONTHS_AHEAD = 1  # so many must be there, or somebody has to look
 APPLICATION_NAME = "piggybank partitions"
 BEFORE = "transactions_all_before"  # the CHECK that proves where the catch-all may end, while months are being turned on
+# The server notices soon when a command that waits was killed.
+_CONNECTION = {"application_name": APPLICATION_NAME, "client_connection_check_interval": "2s"}
 _ALONE = 5_077_164_914  # advisory lock: one command at a time
 _ANY_MONTH = re.compile(r"transactions_(\d{4})_(\d{2})")
 _BOUND = re.compile(r"FROM \((?P<lowest>[^)]*)\) TO \((?P<below>[^)]*)\)")
@@ -67,20 +69,22 @@ _CATCH_ALL_IS_THERE = "SELECT to_regclass('transactions_all') IS NOT NULL"
 
 
 @asynccontextmanager
-async def alone(owner_url: str) -> AsyncIterator[tuple[asyncpg.Connection, asyncpg.Connection]]:
-    """The owner's connection, and one to watch it with, while no other command changes partitions. Raises CannotProceed."""
-    settings = {"application_name": APPLICATION_NAME}
-    connection = await asyncpg.connect(owner_url, server_settings=settings)
+async def looking(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to read the catalog with; either role will do."""
+    connection = await asyncpg.connect(url, server_settings=_CONNECTION)
     try:
-        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _ALONE):
-            raise errors.CannotProceed(what="another command changes the partitions", do="wait until it has ended")
-        watcher = await asyncpg.connect(owner_url, server_settings=settings)
-        try:
-            yield connection, watcher
-        finally:
-            await watcher.close()
+        yield connection
     finally:
         await connection.close()
+
+
+@asynccontextmanager
+async def alone(owner_url: str) -> AsyncIterator[tuple[asyncpg.Connection, asyncpg.Connection]]:
+    """The owner's connection, and one to watch it with, while no other command changes partitions. Raises CannotProceed."""
+    async with looking(owner_url) as connection, looking(owner_url) as watcher:
+        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _ALONE):
+            raise errors.CannotProceed(what="another command changes the partitions", do="wait until it has ended")
+        yield connection, watcher
 
 
 async def known(connection: asyncpg.Connection) -> list[Partition]:

@@ -7,7 +7,7 @@ slices, and each slice is idempotent. The queue only says when.
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from piggybank.jobs import capacity, heartbeat, keys, outbox, people, reports, revio
+from piggybank.jobs import capacity, heartbeat, keys, outbox, partitions, people, reports, revio
 from piggybank.jobs.work import Work
 
 
@@ -31,6 +31,7 @@ JOBS: dict[str, Job] = {
     "reconcile_yesterday": Job(revio.reconcile_yesterday, "30 2 * * *", timeout_s=3_600, retries=3),
     "record_usage": Job(capacity.record, "* * * * * 15", timeout_s=30, retries=1),  # 15 s after the minute: its commits are in
     "roll_up_usage": Job(capacity.roll_up, "7 * * * *", timeout_s=60, retries=2),
+    "ensure_partitions": Job(partitions.ensure, "43 * * * *", timeout_s=600, retries=2),
     "prune_people": Job(people.prune, "37 * * * *", timeout_s=120, retries=2),
 }
 

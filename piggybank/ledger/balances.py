@@ -15,6 +15,7 @@ from sqlalchemy import Row, TextClause, text
 
 from piggybank import cache, errors, ids, money
 from piggybank.cache import Cache, Entry
+from piggybank.db import archived
 from piggybank.db.engines import Database, Question, Read, Seen, T
 
 KIND = "balance"
@@ -134,8 +135,10 @@ WHERE bucket = :bucket AND id = :id
 
 # Ids are in posting order and carry their time: one step down the history index.
 _SELECT_AT = text("""
-SELECT a.user_id, a.currency, a.version, t.balance_after, t.sequence
+SELECT a.user_id, a.currency, a.version, t.balance_after, t.sequence,
+       c.first_id, c.last_id, c.balance AS carried_balance, c.sequence AS carried_sequence
 FROM accounts a
+LEFT JOIN account_checkpoints c ON c.bucket = a.bucket AND c.account_id = a.id
 LEFT JOIN LATERAL (
     SELECT balance_after, sequence FROM transactions WHERE account_id = a.id AND id < :below ORDER BY id DESC LIMIT 1
 ) t ON true
@@ -155,10 +158,15 @@ def rows_of(statement: TextClause, given: Mapping[str, Any]) -> Question[Sequenc
 
 async def newest(db: Database, store: Cache, account_id: UUID, question: Question[T], *, min_version: int = 0) -> T | None:
     """What `question` finds about an account, at least as new as `min_version` and as what anybody was answered of it."""
+    return await db.ask(question, await floor(db, store, account_id, min_version))
+
+
+async def floor(db: Database, store: Cache, account_id: UUID, min_version: int = 0) -> int | None:
+    """The version of the account that a replica must show at least, as in `Database.ask`; nobody is asked where there are none."""
     if not db.has_replicas:
-        return await db.ask(question)
-    floor = await store.floor(KIND, str(account_id))
-    return await db.ask(question, None if floor is None else max(floor, min_version))
+        return min_version
+    known = await store.floor(KIND, str(account_id))
+    return None if known is None else max(known, min_version)
 
 
 async def read(db: Database, store: Cache, account_id: UUID, *, only_user: UUID | None = None, min_version: int = 0) -> Cached:
@@ -182,17 +190,23 @@ async def read(db: Database, store: Cache, account_id: UUID, *, only_user: UUID 
 
 
 async def read_at(db: Database, store: Cache, account_id: UUID, at: datetime, *, only_user: UUID | None = None) -> BalanceAt:
-    """The posted balance just before `at`; 0 before the first row. Raises NotFound."""
-    values = {"bucket": ids.bucket_of(account_id), "id": account_id, "below": ids.first_id_at(at)}
+    """The posted balance just before `at`; 0 before the first row. Raises NotFound, and Archived for a time between archived rows."""
+    below = ids.first_id_at(at)
+    values = {"bucket": ids.bucket_of(account_id), "id": account_id, "below": below}
     rows = await newest(db, store, account_id, rows_of(_SELECT_AT, values))
     if not rows or only_user not in (None, rows[0].user_id):
         raise errors.NotFound(account_id=str(account_id))
     row = rows[0]
+    balance, sequence = row.balance_after, row.sequence
+    if balance is None and row.last_id is not None and row.first_id < below:
+        if below <= row.last_id:
+            await archived.ask(db, row.last_id, below=below)
+        balance, sequence = row.carried_balance, row.carried_sequence
     return BalanceAt(
         account_id=account_id,
         currency=row.currency,
         minor_unit=money.MINOR_UNITS[row.currency],
-        balance=row.balance_after or 0,
-        sequence=row.sequence or 0,
+        balance=balance or 0,
+        sequence=sequence or 0,
         at=at,
     )

@@ -4,6 +4,8 @@ Pages go by id, newest first, never by OFFSET: per account, id order is posting 
 (account_id, id DESC) serves pages and dates alike. The rows, the count and the version are read in one statement, so they
 belong together. Only the first page of the default size is cached, under its account's version: it is never out of date. Its `total`
 comes from the account's cached entry of the same version, or with that switched off from the database.
+
+Where the rest of a list is archived the list does not end: its last page has a cursor, and what is behind it is `Archived`.
 """
 
 import time
@@ -18,12 +20,14 @@ from sqlalchemy import Row, text
 
 from piggybank import cache, errors, ids
 from piggybank.cache import Cache, Entry, Found
-from piggybank.db.engines import Database, Question
+from piggybank.db import archived
+from piggybank.db.engines import Database
 from piggybank.ledger import balances
 from piggybank.wallet import pages
 
 PAGE_KIND = "page"
 COUNT_KIND = "count"
+LEGS = 2  # of a transfer
 
 
 class Transaction(Struct, frozen=True, kw_only=True):
@@ -68,8 +72,9 @@ NO_FILTER = Filter()
 _PAGE = text("""
 SELECT a.id, a.user_id, a.currency, a.balance, a.held, a.owed, a.version, a.transactions_count,
        t.id AS transaction_id, t.account_id, t.kind, t.amount, t.balance_after, t.sequence, t.transfer_id, t.payment_id, t.reverses,
-       t.reference, t.description, CAST(t.metadata AS text) AS metadata
+       t.reference, t.description, CAST(t.metadata AS text) AS metadata, c.first_id AS archived_from, c.last_id AS archived_to
 FROM accounts a
+LEFT JOIN account_checkpoints c ON c.bucket = a.bucket AND c.account_id = a.id
 LEFT JOIN LATERAL (
     SELECT *
     FROM transactions
@@ -116,29 +121,31 @@ async def page(
 ) -> TransactionPage:
     """A page of an account's transactions, at least as new as `min_version`; `only_user`: whose it must be.
 
-    Raises NotFound, and InvalidRequest for a cursor that is not of this list.
+    Raises NotFound, InvalidRequest for a cursor that is not of this list, Archived where only archived rows are left.
     """
     if wanted == NO_FILTER and cursor is None and limit == pages.LIMIT_DEFAULT:
         return await _first_page(db, store, account_id, only_user, min_version)
-    question = _question(account_id, wanted, only_user, cursor, limit)
-    rows = await balances.newest(db, store, account_id, question, min_version=min_version)
-    if not rows:
-        raise errors.NotFound(account_id=str(account_id))
-    return _page(rows, account_id, wanted, limit)
+    floor = await balances.floor(db, store, account_id, min_version)
+    rows, goes_on = await _rows(db, account_id, wanted, only_user, cursor, limit, floor)
+    return _page(rows, account_id, wanted, limit, goes_on=goes_on)
 
 
 async def one(db: Database, transaction_id: UUID, *, only_user: UUID | None = None) -> Transaction:
-    """One posted transaction; raises NotFound."""
+    """One posted transaction; raises NotFound, or Archived."""
     given = {"bucket": ids.bucket_of(transaction_id), "id": transaction_id, "only_user": only_user}
     rows = await db.ask(balances.rows_of(_ONE, given))
     if not rows:
+        if only_user is None or ids.bucket_of(only_user) == ids.bucket_of(transaction_id):  # it may have been theirs
+            await archived.ask(db, transaction_id)
         raise errors.NotFound(transaction_id=str(transaction_id))
     return _transaction(rows[0])
 
 
 async def legs(db: Database, transfer_id: UUID, *, only_user: UUID | None = None) -> list[Transaction]:
-    """Both rows of a transfer, the one that took first; of another's account none is seen. Raises NotFound."""
-    rows = await db.ask(balances.rows_of(_LEGS, {"id": transfer_id, "only_user": only_user}))
+    """Both rows of a transfer, the one that took first; of another's account none is seen. Raises NotFound, or Archived."""
+    rows = await db.ask(balances.rows_of(_LEGS, {"id": transfer_id, "only_user": only_user})) or ()
+    if not rows or (only_user is None and len(rows) < LEGS):
+        await archived.ask(db, transfer_id)
     if not rows:
         raise errors.NotFound(transfer_id=str(transfer_id))
     return [_transaction(row) for row in rows]
@@ -158,11 +165,9 @@ async def _first_page(db: Database, store: Cache, account_id: UUID, only_user: U
             if total is not None:
                 return msgspec.structs.replace(msgspec.json.decode(found.payload, type=TransactionPage), total=total)
     now_ns = time.time_ns()
-    question = _question(account_id, NO_FILTER, only_user, None, pages.LIMIT_DEFAULT)
-    rows = await db.ask(question, None if known.floor is None else max(known.floor, min_version))
-    if not rows:
-        raise errors.NotFound(account_id=str(account_id))
-    answer = _page(rows, account_id, NO_FILTER, pages.LIMIT_DEFAULT)
+    floor = None if known.floor is None else max(known.floor, min_version)
+    rows, goes_on = await _rows(db, account_id, NO_FILTER, only_user, None, pages.LIMIT_DEFAULT, floor)
+    answer = _page(rows, account_id, NO_FILTER, pages.LIMIT_DEFAULT, goes_on=goes_on)
     await store.fill(balances.KIND, known, balances.stored(rows[0], now_ns).entry, cache.BALANCE_TTL_S)
     if found is not None and rows[0].version == known.version:
         await store.fill(
@@ -177,27 +182,38 @@ async def _count(db: Database, account_id: UUID, version: int) -> int | None:
     return rows[0].transactions_count if rows and rows[0].version == version else None
 
 
-def _question(account_id: UUID, wanted: Filter, only_user: UUID | None, cursor: str | None, limit: int) -> Question[Sequence[Row[Any]]]:
-    """The account with each row of the page, and one more; an account without rows is a row without a transaction."""
-    below = pages.id_at(wanted.until, pages.LAST_ID)
+async def _rows(
+    db: Database, account_id: UUID, wanted: Filter, only_user: UUID | None, cursor: str | None, limit: int, floor: int | None
+) -> tuple[Sequence[Row[Any]], bool]:
+    """The account with each row of the page, and one more; an account without rows is a row without a transaction.
+
+    And whether the list goes on in an archive. `floor`: the version that a replica must show, as in `Database.ask`.
+    """
+    lowest, below = pages.id_at(wanted.since, pages.FIRST_ID), pages.id_at(wanted.until, pages.LAST_ID)
     if cursor is not None:
         below = min(below, pages.last_id(cursor, "transactions", account_id, wanted))
     given = {
         "bucket": ids.bucket_of(account_id),
         "account_id": account_id,
         "only_user": only_user,
-        "lowest": pages.id_at(wanted.since, pages.FIRST_ID),
+        "lowest": lowest,
         "below": below,
         "kind": wanted.kind,
         "reference": wanted.reference,
         "limit": limit + 1,
     }
-    return balances.rows_of(_PAGE, given)
+    rows = await db.ask(balances.rows_of(_PAGE, given), floor)
+    if not rows:
+        raise errors.NotFound(account_id=str(account_id))
+    goes_on = rows[0].archived_to is not None and lowest <= rows[0].archived_to and rows[0].archived_from < below
+    if goes_on and rows[0].transaction_id is None:
+        await archived.ask(db, rows[0].archived_to, below=below)
+    return rows, goes_on
 
 
-def _page(rows: Sequence[Row[Any]], account_id: UUID, wanted: Filter, limit: int) -> TransactionPage:
+def _page(rows: Sequence[Row[Any]], account_id: UUID, wanted: Filter, limit: int, *, goes_on: bool) -> TransactionPage:
     items = [_transaction(row) for row in rows[:limit] if row.transaction_id is not None]
-    more = len(rows) > limit
+    more = len(rows) > limit or (goes_on and bool(items))
     return TransactionPage(
         items=items,
         next_cursor=pages.cursor_after(items[-1].id, "transactions", account_id, wanted) if more else None,

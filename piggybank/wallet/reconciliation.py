@@ -13,6 +13,7 @@ from msgspec import Struct
 from sqlalchemy import Row, text
 
 from piggybank import errors, ids
+from piggybank.db import archived
 from piggybank.db.engines import Database, Read, Write
 from piggybank.ledger import Ledger
 from piggybank.revio import Refused, Unclear, Unsent
@@ -92,7 +93,12 @@ ORDER BY number
 async def reconcile(
     db: Database, ledger: Ledger, provider: Provider, since: datetime, until: datetime, tell: Callable[[str], None] = lambda _: None
 ) -> Reconciliation:
-    """Compare [since, until); `tell` hears of progress. Raises ProviderNotConfigured, ProviderUnavailable (written down as failed)."""
+    """Compare [since, until); `tell` hears of progress.
+
+    Raises ProviderNotConfigured, ProviderUnavailable (written down as failed), and Archived where our side of that time is in an archive.
+    """
+    async with db.read() as read:
+        await archived.check(read, ids.first_id_at(since))
     client, mode = await provider.client(), await provider.mode()
     run_id = ids.new_id(0)
     async with db.write() as write:

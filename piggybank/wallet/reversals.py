@@ -5,8 +5,11 @@ from uuid import UUID
 from sqlalchemy import text
 
 from piggybank import errors, ids
+from piggybank.db import archived
 from piggybank.db.engines import Read
 from piggybank.ledger.commands import Leg, Reverse
+
+LEGS = 2
 
 _NAMED = text("""
 SELECT t.id, t.account_id, t.kind, t.system_account, t.amount, t.transfer_id, coalesce(p.method, 'direct') AS method
@@ -27,14 +30,17 @@ ORDER BY amount
 async def reversal_of(
     read: Read, transaction_id: UUID, *, reference: str | None, description: str | None, metadata: dict[str, str] | None
 ) -> Reverse:
-    """The command that reverses a transaction, with the other leg when it is of a transfer. Raises NotFound."""
+    """The command that reverses a transaction, with the other leg when it is of a transfer. Raises NotFound, or Archived."""
     named = (await read.execute(_NAMED, {"id": transaction_id, "bucket": ids.bucket_of(transaction_id)})).one_or_none()
     if named is None:
+        await archived.check(read, transaction_id)
         raise errors.NotFound(transaction_id=str(transaction_id))
     rows = [named]
     if named.transfer_id is not None:
         rows = list(await read.execute(_LEGS, {"transfer_id": named.transfer_id}))
-        assert len(rows) == 2, "a transfer has two legs"
+        if len(rows) < LEGS:
+            await archived.check(read, named.transfer_id)
+        assert len(rows) == LEGS, "a transfer has two legs"
     return Reverse(
         account_id=named.account_id,
         transaction_id=transaction_id,

@@ -126,8 +126,8 @@ def test_what_the_operator_set_stays_and_is_listed() -> None:
 def test_what_the_machine_is_too_small_for_is_listed_as_an_override() -> None:
     made = plan.plan(0, 3, {}, SMALL)
     assert {(each.setting, each.value) for each in made.overrides} == {
-        ("web_processes", "6"),
-        ("worker_processes", "2"),
+        ("web_processes", "2"),
+        ("worker_processes", "1"),
         ("PostgreSQL MiB", "682"),
         ("cache MiB", "512"),
     }

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "piggybank"
 FLOORS = {
     "assembly": {"app", "worker", "cli", "bench", "__main__"},
     "entrances": {"api", "jobs", "appliance"},
-    "work": {"identity", "wallet", "capacity", "reports", "checks"},
+    "work": {"identity", "wallet", "capacity", "reports", "checks", "archive"},
     "core": {"ledger", "revio", "simulator"},
     "storage": {"db", "cache", "queues"},
     "ground": {"settings", "money", "ids", "telemetry", "errors"},

@@ -79,9 +79,8 @@ class Load:
         db, cache = Database(self.settings.database_url), Cache("redis://127.0.0.1:1/0")  # each time from the database
         while not self._stopping:
             page = await history.page(db, cache, accounts[self.read % ACCOUNTS])
-            async with db.read() as read:
-                for row in page.items[:1]:
-                    assert (await history.one(read, row.id)).id == row.id
+            for row in page.items[:1]:
+                assert (await history.one(db, row.id)).id == row.id
             self.read += 1
         await cache.close()
         await db.close()
@@ -106,7 +105,7 @@ async def test_a_dump_and_a_long_read_are_waited_for(fresh_settings: Settings, s
     said: list[str] = []
     reader = await asyncpg.connect(fresh_settings.owner_database_url, server_settings={"application_name": "a long report"})
     pg_dump = binaries.postgres(tmp_path, None) / "pg_dump"
-    with subprocess.Popen([pg_dump, fresh_settings.owner_database_url], stdout=subprocess.PIPE) as dump:  # nobody reads what it writes
+    with subprocess.Popen([pg_dump, fresh_settings.owner_database_url], stdout=subprocess.PIPE) as dump:  # noqa: ASYNC220 - nobody reads it
         await _until_it_holds(sql, "pg_dump")
         reading = reader.transaction()
         await reading.start()
@@ -131,7 +130,7 @@ async def test_a_dump_and_a_long_read_are_waited_for(fresh_settings: Settings, s
 async def _until_it_holds(sql: asyncpg.Connection, application: str) -> None:
     held = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE relation = 'transactions_all'::regclass AND granted"
     async with asyncio.timeout(60):
-        while not await sql.fetchval(f"{held} AND application_name = $1", application):
+        while not await sql.fetchval(f"{held} AND application_name = $1", application):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.05)
 
 

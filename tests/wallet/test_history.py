@@ -182,7 +182,7 @@ async def test_the_index_serves_page_and_dates(db: Database, past: Past) -> None
         explained = history._PAGE.text
         plan = "\n".join((await read.scalars(type(history._PAGE)("EXPLAIN (ANALYZE) " + explained), given)).all())
     assert "transactions_all_account_id_id_idx" in plan
-    condition = next(line for line in plan.splitlines() if "Index Cond: ((account_id" in line)
+    condition = next(line for line in plan.splitlines() if "Index Cond: ((account_id" in line and "bucket" not in line)
     assert "id >=" in condition
     assert "id <" in condition
     assert "Seq Scan on transactions" not in plan
