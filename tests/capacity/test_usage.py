@@ -192,7 +192,7 @@ async def test_a_minute_is_counted_by_one_stretch_of_the_index(work: Work, sql: 
     await past.post(account_id, [(at_ms(MINUTE) - 3_600_000 + 1_000 * number, 1) for number in range(5_000)])
     await sql.execute("ANALYZE transactions")
     explain = "EXPLAIN " + usage._COUNT.text.replace(":lowest", "$1").replace(":below", "$2")
-    bounds = [ids.first_id_at(MINUTE)], [ids.first_id_at(MINUTE + usage.MINUTE)]
+    bounds = ids.first_id_at(MINUTE), ids.first_id_at(MINUTE + usage.MINUTE)
     plan = "\n".join(row[0] for row in await sql.fetch(explain, *bounds))
     assert "transactions_all_pkey" in plan
     assert "Seq Scan" not in plan
