@@ -64,24 +64,37 @@ async def database(read: Read) -> DatabaseFigures:
 
 async def cache(url: str) -> CacheFigures | None:
     """Ask the cache, each master of a cluster; None when it is away."""
-    url = url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
-    try:
-        async with Redis.from_url(url, socket_timeout=ANSWER_TIMEOUT_S, socket_connect_timeout=ANSWER_TIMEOUT_S) as client:
-            info: dict[str, Any] = await client.info()
-        nodes = await _masters(url) if info.get("cluster_enabled") else [info]
-    except (RedisError, OSError, TimeoutError):
-        return None
-    bounds = [int(node["maxmemory"]) for node in nodes]
-    return CacheFigures(
-        used_bytes=sum(int(node["used_memory"]) for node in nodes),
-        max_bytes=sum(bounds) if all(bounds) else None,
-        hits_total=sum(int(node["keyspace_hits"]) for node in nodes),
-        misses_total=sum(int(node["keyspace_misses"]) for node in nodes),
-    )
+    for address in _addresses(url):
+        try:
+            nodes = await _nodes(address)
+        except (RedisError, OSError, TimeoutError):
+            continue
+        bounds = [int(node["maxmemory"]) for node in nodes]
+        return CacheFigures(
+            used_bytes=sum(int(node["used_memory"]) for node in nodes),
+            max_bytes=sum(bounds) if all(bounds) else None,
+            hits_total=sum(int(node["keyspace_hits"]) for node in nodes),
+            misses_total=sum(int(node["keyspace_misses"]) for node in nodes),
+        )
+    return None
 
 
-async def _masters(url: str) -> list[dict[str, Any]]:
-    cluster = RedisCluster.from_url(url, socket_timeout=ANSWER_TIMEOUT_S, socket_connect_timeout=ANSWER_TIMEOUT_S)
+def _addresses(url: str) -> list[str]:
+    """`redis+cluster://:password@one:1,two:2` names several nodes; whichever answers knows the others."""
+    scheme, _, rest = url.partition("://")
+    credentials, at, hosts = rest.rpartition("@")
+    hosts, slash, path = hosts.partition("/")
+    scheme = scheme.removesuffix("+cluster").replace("valkey", "redis", 1)  # redis-py knows no other
+    return [f"{scheme}://{credentials}{at}{host}{slash}{path}" for host in hosts.split(",")]
+
+
+async def _nodes(address: str) -> list[dict[str, Any]]:
+    """What the server says of itself, or each master of its cluster."""
+    async with Redis.from_url(address, socket_timeout=ANSWER_TIMEOUT_S, socket_connect_timeout=ANSWER_TIMEOUT_S) as client:
+        info: dict[str, Any] = await client.info()
+    if not info.get("cluster_enabled"):
+        return [info]
+    cluster = RedisCluster.from_url(address, socket_timeout=ANSWER_TIMEOUT_S, socket_connect_timeout=ANSWER_TIMEOUT_S)
     async with cluster:
         found: dict[str, dict[str, Any]] = await cluster.info(target_nodes=RedisCluster.PRIMARIES)
     return list(found.values())
