@@ -2,9 +2,7 @@
 
 import asyncio
 import hashlib
-import os
-import signal
-import subprocess
+import random
 import sys
 from contextlib import suppress
 from datetime import timedelta
@@ -46,10 +44,25 @@ async def test_month_after_month_everything_still_adds_up(fresh_settings: Settin
     assert kept.keys().isdisjoint(left)
     assert {row_id: tuple(row.values()) for row_id, row in kept.items()} | left == before
     assert min(left) >= ids.first_id_at(at(7))
+    await _check_manifest(fresh_settings, sql)
     # and life goes on
     for account in random_books.accounts:
         await random_books.move(account, 5, at(7, 20))
     assert await findings(fresh_settings) == []
+
+
+async def _check_manifest(settings: Settings, sql: asyncpg.Connection) -> None:
+    file, manifest_file = (folder(settings) / name for name in FIRST)
+    manifest = msgspec.json.decode(manifest_file.read_bytes(), type=Manifest)
+    rows = _read(file)
+    assert (manifest.rows, manifest.amount) == (len(rows), sum(int(str(row["amount"])) for row in rows))
+    assert (manifest.first_id, manifest.last_id) == (rows[0]["id"], rows[-1]["id"])
+    assert sum(kind.rows for kind in manifest.kinds) == manifest.rows
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == manifest.sha256
+    assert file.stat().st_size == manifest.bytes
+    assert folder(settings).stat().st_mode & 0o077 == 0
+    recorded = await sql.fetchrow("SELECT * FROM archived_months ORDER BY month LIMIT 1")
+    assert (recorded["rows"], recorded["sha256"], recorded["file"]) == (manifest.rows, manifest.sha256, file.name)
 
 
 async def _rows(sql: asyncpg.Connection) -> dict[UUID, tuple[object, ...]]:
@@ -61,21 +74,6 @@ async def _rows(sql: asyncpg.Connection) -> dict[UUID, tuple[object, ...]]:
 def _read(path: Path) -> list[dict[str, object]]:
     found: list[dict[str, object]] = pq.read_table(path).to_pylist()
     return found
-
-
-async def test_the_manifest_says_what_is_in_the_file(fresh_settings: Settings, random_books: Books) -> None:
-    await random_books.archive(1)
-    file, manifest_file = (folder(fresh_settings) / name for name in FIRST)
-    manifest = msgspec.json.decode(manifest_file.read_bytes(), type=Manifest)
-    rows = _read(file)
-    assert (manifest.rows, manifest.amount) == (len(rows), sum(int(str(row["amount"])) for row in rows))
-    assert (manifest.first_id, manifest.last_id) == (rows[0]["id"], rows[-1]["id"])
-    assert sum(kind.rows for kind in manifest.kinds) == manifest.rows
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == manifest.sha256
-    assert file.stat().st_size == manifest.bytes
-    assert folder(fresh_settings).stat().st_mode & 0o077 == 0
-    recorded = await random_books.sql.fetchrow("SELECT * FROM archived_months")
-    assert (recorded["rows"], recorded["sha256"], recorded["file"]) == (manifest.rows, manifest.sha256, file.name)
 
 
 TAMPERED = {
@@ -208,28 +206,22 @@ async def test_rows_that_came_late_are_never_dropped(random_books: Books) -> Non
     assert (await random_books.archive(1)).state == "archived"
 
 
-async def test_killed_while_it_waits_and_run_again(fresh_settings: Settings, random_books: Books) -> None:
-    """kill -9 of the command when the month is marked and a long read keeps the partition."""
-    sql = random_books.sql
-    reader = await asyncpg.connect(fresh_settings.owner_database_url)
+async def test_ended_while_it_waits_and_run_again(fresh_settings: Settings, random_books: Books) -> None:
+    """Interrupted when the month is marked and a long read keeps the partition."""
+    sql, said = random_books.sql, list[str]()
+    reader = await asyncpg.connect(fresh_settings.owner_database_url, server_settings={"application_name": "a long report"})
     reading = reader.transaction(isolation="repeatable_read")
     await reading.start()
     await reader.fetch("SELECT count(*) FROM transactions")
-    running = subprocess.Popen(  # noqa: ASYNC220 - it is killed
-        [sys.executable, "-m", "piggybank", "partitions", "archive", "2026-01"], env=environment(fresh_settings), cwd=ROOT
-    )
-    while (await states(sql))["transactions_all"] != "detaching":
-        assert running.poll() is None
-        await asyncio.sleep(0.05)
+    task = asyncio.create_task(random_books.archive(1, tell=said.append))
+    await until(lambda: any("a long report" in line for line in said))
+    assert (await states(sql))["transactions_all"] == "detaching"
     assert await findings(fresh_settings) == []  # half-way: the month counts by its checkpoints
     assert await reader.fetchval("SELECT count(*) FROM transactions WHERE id < $1", ids.first_id_at(at(2))) > 0
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
-    while await sql.fetchval("SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", partitions.APPLICATION_NAME):  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
-    assert (await states(sql))["transactions_all"] == "detaching"
+    await _cancelled(task)
     await reading.rollback()
     await reader.close()
+    assert (await states(sql))["transactions_all"] == "detaching"
     assert (await random_books.archive(1)).state == "archived"
     assert await findings(fresh_settings) == []
 
@@ -250,3 +242,33 @@ async def test_people_pay_meanwhile(fresh_settings: Settings, random_books: Book
             await random_books.archive(number)
             await load.more()
     assert await findings(fresh_settings) == []
+
+
+@pytest.mark.deep
+async def test_killed_again_and_again(fresh_settings: Settings, random_books: Books) -> None:
+    """kill -9 at any moment of the command; what is run again in the end finishes, and nothing is lost."""
+    chance, before = random.Random(4), await _rows(random_books.sql)
+    words = [sys.executable, "-m", "piggybank", "partitions", "archive"]
+    for number in range(1, 7):
+        for _ in range(4):
+            running = await asyncio.create_subprocess_exec(*words, f"2026-0{number}", env=environment(fresh_settings), cwd=ROOT)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(running.wait(), chance.uniform(0.8, 2.5))
+            with suppress(ProcessLookupError):
+                running.kill()
+            await running.wait()
+            assert await findings(fresh_settings) == []
+        async with asyncio.timeout(60):
+            while await _state_after(random_books, number) != "archived":  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.1)  # the server has not noticed yet that the last one was killed
+    files = [folder(fresh_settings) / f"transactions-2026-0{number}.parquet" for number in range(1, 7)]
+    kept = {row["id"]: tuple(row.values()) for path in files for row in _read(path)}
+    assert kept | await _rows(random_books.sql) == before
+    assert await findings(fresh_settings) == []
+
+
+async def _state_after(books: Books, number: int) -> str:
+    try:
+        return (await books.archive(number)).state
+    except errors.CannotProceed:
+        return "another command has it"

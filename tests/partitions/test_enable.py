@@ -183,10 +183,10 @@ async def test_rows_of_the_future_are_told(fresh_settings: Settings, sql: asyncp
     assert await partitions.begun(sql) is None
 
 
-async def test_one_command_at_a_time(fresh_settings: Settings) -> None:
-    async with partitions.alone(fresh_settings.owner_database_url):
+async def test_one_command_at_a_time(settings_of_module: Settings) -> None:
+    async with partitions.alone(settings_of_module.owner_database_url):
         with pytest.raises(errors.CannotProceed, match="another command"):
-            await months.enable(fresh_settings.owner_database_url)
+            await months.enable(settings_of_module.owner_database_url)
 
 
 async def test_months_are_made_ahead_without_a_gap(fresh_settings: Settings, sql: asyncpg.Connection, past: Past) -> None:
