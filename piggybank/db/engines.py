@@ -35,7 +35,7 @@ CONNECTION_LOST = (
     asyncpg.InterfaceError,
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
-    asyncpg.InternalClientError,  # an error came unasked, as a pooler sends it when its server connection ends in a transaction
+    asyncpg.InternalClientError,  # asyncpg's word when an error came unasked: a pooler's, or the server's last, between two statements
 )
 
 DRIVER = "postgresql+asyncpg://"  # no more than that: asyncpg reads the URL itself, SQLAlchemy would know no sslmode

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from uuid import UUID
 
+import asyncpg
 import structlog
 from msgspec import Struct
 
@@ -218,7 +219,9 @@ class Ledger:
                 maybe_committed |= isinstance(cause, posting.OutcomeLost)
                 read_keys = True
                 self._disconnect()
-                if time.monotonic() >= until:
+                # a database that moved away takes no writes ever again, and whoever asks again finds the next process
+                moved = self.draining and isinstance(cause, asyncpg.ReadOnlySQLTransactionError)
+                if moved or time.monotonic() >= until:
                     log.warning("the database is away", error=repr(cause), commands=len(batch))
                     _fail(batch, errors.OutcomeUnknown() if maybe_committed else errors.DatabaseUnavailable())
                     return

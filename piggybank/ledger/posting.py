@@ -387,6 +387,7 @@ def is_passing(cause: BaseException) -> bool:
         | asyncpg.ReadOnlySQLTransactionError
         | asyncpg.PostgresConnectionError
         | asyncpg.InterfaceError
+        | asyncpg.InternalClientError  # a session that was ended between two statements
         | asyncpg.TooManyConnectionsError
         | OutcomeLost
         | errors.DatabaseUnavailable,

@@ -27,6 +27,7 @@ from tests.ledger.conftest import new_account
 
 WAIT_S = 60
 CLIENTS = 6
+ROUNDS = 30
 PAUSE_S = 0.05
 
 
@@ -185,8 +186,11 @@ class Depositors:
             except httpx.TransportError:
                 await asyncio.sleep(PAUSE_S)
                 continue
-            assert response.status_code == 200, response.text
-            self.reads += 1
+            if response.status_code == 503:  # its session was ended under it
+                assert "retry-after" in response.headers
+            else:
+                assert response.status_code == 200, response.text
+                self.reads += 1
             await asyncio.sleep(PAUSE_S)
 
 
@@ -284,6 +288,31 @@ async def test_while_writes_are_stopped_reads_go_on_and_every_write_waits_or_is_
             await connection.close()
         assert (await waiting).status_code == 201
         assert (await client.post("/v1/users", json={"external_id": uuid4().hex})).status_code == 201
+
+
+@pytest.mark.deep
+async def test_sessions_that_are_ended_again_and_again_cost_a_retry_and_no_more(here: Settings) -> None:
+    account = str(await fill(here.owner_database_url, 10))
+    role = migrate.role_of(here.database_url)
+    server = await asyncio.to_thread(start_server, here)
+    connection = await writes.open_mover(here.owner_database_url)
+    try:
+        load = Depositors(server.url, server.token, account)
+        running = asyncio.create_task(load.run())
+        for _ in range(ROUNDS):
+            await writes.stop(connection)
+            await writes.end_sessions(connection, role)
+            await writes.allow(connection)
+            await writes.end_sessions(connection, role)
+            await load.goes_on(running)
+        load.stopping = True
+        await running
+    finally:
+        await connection.close()
+        await asyncio.to_thread(server.stop)
+    assert load.statuses <= {201, 503}
+    assert await _value(here.owner_database_url, f"SELECT balance FROM accounts WHERE id = '{account}'") == 10 + load.answered
+    assert await differences(here.owner_database_url) == []
 
 
 @pytest.mark.deep

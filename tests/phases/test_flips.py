@@ -21,7 +21,7 @@ pytestmark = pytest.mark.xdist_group("phases")
 CLIENTS = 6
 PAUSE_S = 0.02  # the other test workers want the machine, too
 STEADY_S = 1.0  # of load between two flips
-FLIPS = (1, 2)
+FLIPS = (1, 2, 3, 2)
 
 
 @pytest.fixture(scope="module")
