@@ -22,7 +22,7 @@ from piggybank.cache.cluster import is_cluster
 from piggybank.cache.servers import plain_url
 from piggybank.capacity import connections, phases
 from piggybank.capacity.connections import Processes
-from piggybank.db import commits, installation, migrate, partitions
+from piggybank.db import commits, installation, migrate, partitions, writes
 from piggybank.settings import ProviderMode, Settings
 
 Result = Literal["ok", "warning", "broken"]
@@ -167,6 +167,7 @@ async def _database(settings: Settings) -> list[Check]:
             ("standbys", _standbys),
             ("schema", _schema),
             ("rights", _rights),
+            ("writes", _writes),
             ("timeouts", _timeouts),
             ("clock", _clock),
             ("connections", _connections),
@@ -264,6 +265,13 @@ async def _partitions(databases: _Databases) -> Check:
     if not partitions.are_on(known):
         return Check("partitions", "ok", "months are off: one partition takes everything")
     return Check("partitions", "ok", f"months are made up to {max(one.month for one in known if one.month):%Y-%m}")
+
+
+async def _writes(databases: _Databases) -> Check:
+    if await writes.are_stopped(databases.application):
+        do = "piggybank move --undo; unless a move runs just now, or the database moved: then look where database_url leads"
+        return Check("writes", "broken", "this database takes no writes: it moved elsewhere, or a move is unfinished", do)
+    return Check("writes", "ok", "the database takes writes")
 
 
 async def _clock(databases: _Databases) -> Check:

@@ -97,7 +97,7 @@ def may_run_as(user: SystemUser | None, data_dir: Path) -> SystemUser | None:
     """The system user if it can read this Python and this package, else None: then we stay who we are, and say so."""
     if user is None:
         return None
-    probe = (sys.executable, "-P", "-c", "import piggybank.settings, asyncpg, granian")
+    probe = (sys.executable, "-P", "-c", "import piggybank.settings, asyncpg, granian, redis.asyncio")
     done = system_user.run(user, *probe, check=False, environment=environment(data_dir)) if _can_execute(user) else None
     return user if done is not None and done.returncode == 0 else None
 

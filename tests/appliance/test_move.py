@@ -17,7 +17,7 @@ import pytest
 
 from piggybank import checks, errors, ids
 from piggybank import settings as settings_file
-from piggybank.appliance import move, store_files
+from piggybank.appliance import doctor, move, store_files
 from piggybank.appliance.embedded import Embedded
 from piggybank.db import copies, migrate, writes
 from piggybank.settings import Settings
@@ -451,6 +451,8 @@ async def test_killed_before_the_switch_it_is_undone_and_may_be_repeated(here: S
         await mover.wait()
     await blocker.close()
     assert (await takes_writes(here.owner_database_url), await takes_writes(elsewhere)) == (False, False)
+    [said] = [check for check in await doctor.examine(here) if check.name == "writes"]
+    assert (said.result, "move --undo" in said.do) == ("broken", True)
     left = await asyncio.to_thread(move.settle, here.data_dir)
     assert left is not None
     assert left.undone
