@@ -73,6 +73,7 @@ class Cluster:
         self._outdated = False  # the client's view of who holds what; a new client has none
         self._asking: set[asyncio.Task[list[Any]]] = set()
         self._watching: asyncio.Task[None] | None = None
+        self._closing = False
         self._looked = asyncio.Event()
         self._look_now = asyncio.Event()
 
@@ -99,6 +100,7 @@ class Cluster:
         return time.monotonic() < self._trusted_until and any(self._places)
 
     async def close(self) -> None:
+        self._closing = True  # redis-py may swallow the cancellation
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, *self._asking, return_exceptions=True)
@@ -159,7 +161,7 @@ class Cluster:
                     await self._looked.wait()
 
     async def _watch(self) -> None:
-        while True:
+        while not self._closing:
             self._look_now.clear()
             began = time.monotonic()
             try:
