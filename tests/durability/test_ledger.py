@@ -2,6 +2,7 @@
 
 import asyncio
 from functools import partial
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -14,6 +15,7 @@ from piggybank.ledger import SYSTEM, Ledger, Outcome, Submission, batcher, comma
 from piggybank.settings import Settings
 from tests.durability.conftest import CANCEL_WAITERS, WAITERS, nobody_is_synchronous, swallowing, waits
 from tests.ledger.conftest import running_ledger
+from tests.poolers import pooled
 from tests.standbys import Replicated, until
 
 DEPOSITED = "SELECT balance FROM accounts WHERE id = $1"
@@ -178,6 +180,27 @@ async def test_a_commit_that_the_primary_has_lost_is_left(cluster: Replicated, a
                 await waiting
             await until(partial(is_replayed, ledger, deposit(account, "lost")))
     assert await cluster.value(DEPOSITED, account) == 5
+
+
+async def test_through_the_pooler_a_commit_waits_just_so(
+    cluster: Replicated, account: UUID, open_path: Path, sql: asyncpg.Connection
+) -> None:
+    with pooled(cluster.settings, open_path / "pooler", clients=20, servers=5) as settings:
+        async with running_ledger(settings) as ledger:
+            await ledger.submit(deposit(account, "before"))
+            for standby in cluster.standbys:
+                standby.pause()
+            try:
+                answer = asyncio.ensure_future(ledger.submit(deposit(account, "pooled")))
+                await waits(cluster)
+                await sql.fetchval(CANCEL_WAITERS)
+                await waits(cluster)  # tried again by its key: the warning came through
+                assert await unanswered(answer)
+            finally:
+                for standby in cluster.standbys:
+                    standby.resume()
+            assert (await answer).replayed
+    assert await sql.fetchval(DEPOSITED, account) == 10
 
 
 async def test_local_durability_posts_while_no_standby_confirms(cluster: Replicated, account: UUID, local: Settings) -> None:
