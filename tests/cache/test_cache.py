@@ -90,3 +90,26 @@ async def test_while_it_is_away_every_read_is_a_miss(settings: Settings) -> None
         assert away.misses["test"] == 3 * module.MAX_GATHERED
     finally:
         await away.close()
+
+
+async def test_it_knows_how_new_a_replica_must_be(settings: Settings, cache: Cache) -> None:
+    told = Cache(settings.cache_url, has_replicas=True)
+    told.epoch = uuid4().hex  # a past of its own, and a cold one
+    try:
+        (known,), missing = entries(1), uuid4().hex
+        assert await told.write("test", [known], TTL_S)
+        assert (await told.floor("test", known.key), await told.floor("test", missing)) == (known.version, None)
+        async with Redis.from_url(settings.cache_url) as redis:
+            assert 0 < await redis.pttl(f"{told.epoch}:cold:{{warm}}") <= module.COLD_MS
+            await redis.delete(f"{told.epoch}:cold:{{warm}}")
+        assert await told.floor("test", missing) == 0
+        assert (await told.read("test", missing)).floor == 0
+        assert await told.forget("test", [known.key])
+        found = await told.read("test", known.key)
+        assert (found.payload, found.lease, found.floor) == (None, "", None), "a replica may not have it yet"
+        newer = known._replace(version=known.version + 1)
+        assert await told.write("test", [newer], TTL_S)
+        assert await told.floor("test", known.key) == newer.version
+        assert await cache.floor("test", missing) is None, "without replicas nobody keeps the marks"
+    finally:
+        await told.close()

@@ -15,8 +15,8 @@ from tests.standbys import until
 pytestmark = [pytest.mark.xdist_group("replicas"), pytest.mark.usefixtures("warm")]
 
 SHARE_MIN = 0.8
-ACCOUNTS = 300
-REQUESTS = 900
+ACCOUNTS = 250
+REQUESTS = 600
 READS_IN_10 = 6
 CLIENTS = 8
 ROUNDS = 6  # of each client that writes and looks
