@@ -40,15 +40,16 @@ ANSWER_TIMEOUT_S = 2.0  # then its connection is cut, and the primary asked
 WAIT_S = 1  # for a free connection
 LONG_AGO = float("-inf")
 
-# The timeline: a position means something within one only, and behind a pooler another server may answer the next look.
+# The timeline: a position means something within one only, and behind a pooler another server may answer the next look. The view
+# pg_stat_replication, without its join to all sessions: 75 us of the primary instead of 120, forty times a second and process.
 _LOOK = """
 SELECT left(pg_walfile_name(pg_current_wal_flush_lsn()), 8) AS timeline,
        CAST(pg_current_wal_flush_lsn() - '0/0'::pg_lsn AS bigint) AS written,
        pg_has_role('pg_read_all_stats', 'USAGE') AS readable,
        (SELECT beat FROM heartbeat) AS beat,
-       replica.application_name, replica.state, CAST(replica.replay_lsn - '0/0'::pg_lsn AS bigint) AS replayed
+       session.application_name, sender.state, CAST(sender.replay_lsn - '0/0'::pg_lsn AS bigint) AS replayed
 FROM (VALUES (1)) AS one
-LEFT JOIN pg_stat_replication AS replica ON true
+LEFT JOIN (pg_stat_get_wal_senders() AS sender JOIN LATERAL pg_stat_get_activity(sender.pid) AS session ON true) ON true
 """
 
 _INTRODUCE = text("""

@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import msgspec
 import pytest
+from redis.asyncio import Redis
 
 from piggybank import cache as module
 from piggybank.cache import Cache, Entry, servers
@@ -100,8 +101,8 @@ async def test_it_knows_how_new_a_replica_must_be(settings: Settings, cache: Cac
         assert await told.write("test", [known], TTL_S)
         assert (await told.floor("test", known.key), await told.floor("test", missing)) == (known.version, None)
         async with Redis.from_url(settings.cache_url) as redis:
-            assert 0 < await redis.pttl(f"{told.epoch}:cold:{{warm}}") <= module.COLD_MS
-            await redis.delete(f"{told.epoch}:cold:{{warm}}")
+            assert 0 < await redis.pttl(f"{told.epoch}:cold:{{0}}") <= module.COLD_MS
+            await redis.delete(f"{told.epoch}:cold:{{0}}")
         assert await told.floor("test", missing) == 0
         assert (await told.read("test", missing)).floor == 0
         assert await told.forget("test", [known.key])
