@@ -96,7 +96,7 @@ class Embedded:
         if self._has_database:
             self.postgres.make_primary()
         for name in self.names:
-            self._write_configuration(name)
+            self.write_configuration(name)
 
     def ensure(self, name: str) -> Running:
         """The live process of that store: known, adopted or started; a primary of the past is rewound first."""
@@ -184,7 +184,7 @@ class Embedded:
         self._leave_taken_ports()
         standbys = topology.standbys_of(self.dir, wanted.replicas)
         for name in self.names:
-            self._write_configuration(name)
+            self.write_configuration(name)
             if name not in standbys:
                 self.ensure(name)
         if self._has_database:
@@ -208,7 +208,7 @@ class Embedded:
     def _grow_database(self, standbys: tuple[str, ...], tell: Tell) -> None:
         primary = self.postgres.primary
         self.wait_ready(primary)
-        self._take_over(primary)
+        self.take_over(primary)  # no news, unless a failover was interrupted
         self.postgres.reload(primary)
         if self.postgres.must_restart(self.topology):
             self._restart_primary(tell)
@@ -217,15 +217,15 @@ class Embedded:
             self.postgres.make_slot(name)  # a primary of yesterday has none for it
             self.ensure(name)
         for name in standbys:
-            self._add_standby(name, tell)
-        self._write_configuration(primary)
+            self.add_standby(name, tell)
+        self.write_configuration(primary)
         self.postgres.reload(primary)  # from here on commits wait for a standby, where the phase says so
 
     def shrink(self, tell: Tell = quietly) -> None:
         """Take away what the present topology does not have. Copies are deleted; the primary never is."""
         self._confirmed = self.topology.synchronous
         if self._has_database:
-            self._write_configuration(self.postgres.primary)
+            self.write_configuration(self.postgres.primary)
             self.postgres.reload(self.postgres.primary)  # commits stop waiting before those are gone that they wait for
         self._list_programs({*self.programs, *(name for name in topology.ALL_STORES if (self.dir / name).exists())})
         beyond = [name for name in self.programs if name not in self.names]
@@ -256,7 +256,7 @@ class Embedded:
         finally:
             self.busy.discard(name)
 
-    def _add_standby(self, name: str, tell: Tell) -> None:
+    def add_standby(self, name: str, tell: Tell) -> None:
         """Started; copied where it is missing, or where it cannot follow any more."""
         if self.postgres.is_made(name):
             self.ensure(name)
@@ -268,7 +268,7 @@ class Embedded:
         self.busy.add(name)
         try:
             self.postgres.make_standby(name)
-            self._write_configuration(name)
+            self.write_configuration(name)
             self.ensure(name)
             self.wait_ready(name)
         finally:
@@ -288,81 +288,21 @@ class Embedded:
             time.sleep(POLL_S)
         return True
 
-    # Failing over ----------------------------------------------------------------------------------------------------
-
-    def failover(self, to: str = "", tell: Tell = quietly) -> str:
-        """Make a standby the primary; returns its name. The old one is stopped, or killed, first, and becomes a standby.
-
-        Raises `errors.CannotProceed` without a standby that answers. Interrupted anywhere after the choice, the next start ends it.
-        """
-        old = self.postgres.primary
-        new = self._choose(to)
-        tell(f"{new} becomes the primary, in the place of {old}")
-        self.busy.add(old)
-        try:
-            self.postgres.name_primary(new)
-            self.postgres.fence(old, self.running.pop(old, None))
-            tell(f"{old} takes nothing any more")
-            self._take_over(new)
-            tell(f"{new} takes writes")
-            self._follow(old, new, tell)
-        finally:
-            self.busy.discard(old)
-        store_files.write_addresses(self.data_dir, self.addresses(), self.user)
-        return new
-
-    def _take_over(self, name: str) -> None:
+    def take_over(self, name: str) -> None:
         """Promote the primary that is named, unless it is one: what the caches hold may be of a past that is gone."""
         standing = self.postgres.look(name)
         if standing is not None and standing.in_recovery:
             self.postgres.promote(name)
-            self.forget_cache()
+            self._forget_cache()
             self.postgres.raise_epoch()
 
-    def _choose(self, to: str) -> str:
-        """The standby whose WAL goes furthest: with one that confirms, every answered commit is on it."""
-        standings = [self.postgres.look(name) for name in topology.standbys_of(self.dir, self.topology.replicas)]
-        answering = {standing.name: standing for standing in standings if standing is not None and standing.in_recovery}
-        if not answering:
-            raise errors.CannotProceed(what="no standby answers", do="piggybank status; a failover needs phase 2 and a live standby")
-        furthest = max(answering.values(), key=lambda standing: standing.received)
-        if not to:
-            return furthest.name
-        if to not in answering:
-            raise errors.CannotProceed(what=f"{to} is no standby that answers", do=f"choose one of {', '.join(sorted(answering))}")
-        if answering[to].received < furthest.received and self.topology.synchronous:
-            raise errors.CannotProceed(
-                what=f"{to} is {furthest.received - answering[to].received} bytes behind {furthest.name}: answered writes could be missing",
-                do=f"piggybank failover --to {furthest.name}",
-            )
-        return to
-
-    def _follow(self, old: str, new: str, tell: Tell) -> None:
-        """Everybody follows the new primary: the pooler first, then the other standbys, then the old primary."""
-        others = [name for name in topology.standbys_of(self.dir, self.topology.replicas) if name != old]
-        for name in others:
-            self.postgres.make_slot(name)
-            self._write_configuration(name)
-            if self.is_ready(name):
-                self.postgres.reload(name)
-        self._write_configuration(new)
-        self.postgres.reload(new)
-        if self.topology.pooled:
-            self._write_configuration(POOLER)
-            self.ensure(POOLER).signal(signal.SIGHUP)  # it reads where the primary is
-        tell(f"{old}: {self.postgres.make_follow(old, self.topology)}")
-        for name in (old, *others):
-            self._add_standby(name, tell)
-
-    def forget_cache(self) -> None:
-        """Empty the cache: what it holds may be of a past that is gone."""
-        for name in self.names:
-            if name == CACHE or name in CACHE_NODES:
-                try:
-                    with Redis(host="127.0.0.1", port=self.secrets.port_of(name), password=self.secrets.cache_password) as client:
-                        client.flushall()
-                except RedisError:  # a node that is away has nothing when it comes back, and a replica is told by its master
-                    continue
+    def _forget_cache(self) -> None:
+        for name in {CACHE, *CACHE_NODES} & set(self.names):
+            try:
+                with Redis(host="127.0.0.1", port=self.secrets.port_of(name), password=self.secrets.cache_password) as client:
+                    client.flushall()
+            except RedisError:  # a node that is away has nothing when it comes back, and a replica is told by its master
+                continue
 
     # What to run -----------------------------------------------------------------------------------------------------
 
@@ -403,7 +343,8 @@ class Embedded:
         self.secrets = store_files.with_free_ports(self.dir, self.secrets, stopped, self.user)
         self.postgres.secrets = self.secrets
 
-    def _write_configuration(self, name: str) -> None:
+    def write_configuration(self, name: str) -> None:
+        """The files that the store is started with, as of now."""
         if name in topology.NODES:
             if self.postgres.is_made(name):
                 others = [other for other in topology.NODES if other != self.postgres.primary and self.postgres.is_made(other)]

@@ -19,6 +19,7 @@ from piggybank.appliance import folder, processes
 POLL_S = 0.1
 TAKEN_WITHIN_S = 30  # a supervisor that is well looks five times a second
 
+Verb = Literal["phase", "failover"]
 State = Literal["running", "done", "failed"]
 
 
@@ -26,8 +27,9 @@ class Order(Struct, frozen=True, kw_only=True):
     """`phase` with its number, or `failover` with the name of a standby (empty: the best one)."""
 
     id: str
-    verb: Literal["phase", "failover"]
+    verb: Verb
     argument: str = ""
+    accept_loss: bool = False  # of a failover
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -80,14 +82,14 @@ def take(data_dir: Path) -> Order | None:
     return order
 
 
-def carry_out(data_dir: Path, verb: Literal["phase", "failover"], argument: str = "") -> Iterator[str]:
+def carry_out(data_dir: Path, verb: Verb, argument: str = "", *, accept_loss: bool = False) -> Iterator[str]:
     """Give an order to the running supervisor; its lines as they come.
 
     Raises `errors.CannotProceed` where it fails, where another order is under way, and where the supervisor ends meanwhile.
     """
     if (under_way := _read(data_dir)) is not None and under_way.state == "running" and folder.read_card(data_dir) is not None:
         raise errors.CannotProceed(what=f"the supervisor is at work: {_last(under_way)}", do="wait until that is done, then again")
-    order = Order(id=uuid4().hex[:12], verb=verb, argument=argument)
+    order = Order(id=uuid4().hex[:12], verb=verb, argument=argument, accept_loss=accept_loss)
     processes.write_file(_order_path(data_dir), msgspec.json.encode(order).decode() + "\n", 0o640)
     told, given = 0, time.monotonic()
     while True:

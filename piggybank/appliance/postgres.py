@@ -27,6 +27,7 @@ COPY_TIMEOUT_S = 12 * 3_600  # of a whole database to a standby
 REWIND_TIMEOUT_S = 3_600
 PROMOTE_TIMEOUT_S = 60
 GONE_TIMEOUT_S = 15  # until the last process of a server that was killed is gone
+CONNECT_TIMEOUT_S = "5"  # of a server that hangs
 POLL_S = 0.05
 
 _STREAMING = "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'"
@@ -299,6 +300,6 @@ class Postgres:
         return making
 
     def _run(self, program: str, *words: str, text: str = "", password: str = "", timeout_s: float = system_user.COMMAND_TIMEOUT_S) -> str:
-        environment = {"PGPASSWORD": password} if password else {}
+        environment = {"PGPASSWORD": password, "PGCONNECT_TIMEOUT": CONNECT_TIMEOUT_S}
         done = system_user.run(self.user, str(self.bin / program), *words, text=text, environment=environment, timeout_s=timeout_s)
         return done.stdout

@@ -23,7 +23,7 @@ import psutil
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import folder, logs, move, orders, processes, system_user, topology, web
+from piggybank.appliance import failover, folder, logs, move, orders, processes, system_user, topology, web
 from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.embedded import Embedded, Tell
 from piggybank.appliance.orders import Order
@@ -218,7 +218,7 @@ class Supervisor:
             if order.verb == "phase":
                 self._apply_phase(int(order.argument), tell)
             else:
-                self._fail_over(order.argument, tell)
+                self._fail_over(order, tell)
         except errors.Error as error:
             _tell("error", "order_failed", verb=order.verb, error=str(error))
             details = error.details
@@ -245,12 +245,12 @@ class Supervisor:
         if phases.of(number).partitions:
             asyncio.run(months.enable(self.settings.owner_database_url, tell=tell))
 
-    def _fail_over(self, to: str, tell: Tell) -> None:
-        if self.stores is None:
+    def _fail_over(self, order: Order, tell: Tell) -> None:
+        if self.stores is None or topology.DATABASE not in self.stores.topology.embedded:
             raise errors.CannotProceed(
-                what="the database is yours, elsewhere: its own tool fails it over", do="then: piggybank failover --raise-epoch"
+                what="the database is yours, elsewhere", do="fail it over with its own tool; the pooler or the address must follow it"
             )
-        self.stores.failover(to, tell)
+        failover.fail_over(self.stores, order.argument, tell, accept_loss=order.accept_loss)
         self._roll(tell)
 
     def _roll(self, tell: Tell) -> None:

@@ -122,11 +122,13 @@ def apply(ctx: click.Context, number: int, target: Target | None) -> None:
 
 @click.command()
 @click.option("--to", default="", help="Name of the standby that takes over; else the one whose log goes furthest.")
+@click.option("--accept-loss", is_flag=True, help="Also where an answered write may be on a server that does not answer.")
 @click.pass_context
-def failover(ctx: click.Context, to: str) -> None:
+def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
     """Make a standby the primary. The old one is stopped or killed first, and comes back as a standby only.
 
-    Writes wait meanwhile, or answer 503 with Retry-After. With a standby that confirms (the default) no answered write is lost.
+    Writes wait meanwhile, or answer 503 with Retry-After. With a standby that confirms (the default) no answered write is lost: the old
+    primary or every standby must answer, else it is refused.
 
     \b
     Examples:
@@ -137,7 +139,7 @@ def failover(ctx: click.Context, to: str) -> None:
     if folder.read_card(settings.data_dir) is None:
         raise errors.CannotProceed(what=f"nothing supervises {settings.data_dir}", do="start it first: piggybank up --detach")
     started = time.monotonic()
-    for line in orders.carry_out(settings.data_dir, "failover", to):
+    for line in orders.carry_out(settings.data_dir, "failover", to, accept_loss=accept_loss):
         click.echo(f"{time.monotonic() - started:7.1f} s  {line}")
 
 

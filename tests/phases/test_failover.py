@@ -1,5 +1,6 @@
 """A standby takes over; a primary of the past never takes a row again."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from piggybank import errors
 from piggybank.appliance import topology
 from piggybank.appliance.embedded import Embedded
+from piggybank.appliance.failover import fail_over
+from tests.appliance.bank import wait_until
 from tests.conftest import require
 
 pytestmark = pytest.mark.xdist_group("phases")
@@ -23,6 +26,8 @@ def stores(open_path: Path) -> Iterator[Embedded]:
     try:
         made.start()
         made.psql("CREATE TABLE kept (id int); INSERT INTO kept VALUES (1);")
+        wait_until(lambda: all(made.postgres.psql("SELECT to_regclass('kept')", name).strip() for name in made.postgres.streaming()))
+        wait_until(lambda: all(rows(made, name) == [1] for name in ("postgres-2", "postgres-3")))
         yield made
     finally:
         made.stop()
@@ -56,23 +61,41 @@ def test_an_old_primary_comes_back_as_a_standby_without_what_it_alone_had(stores
 
 
 def test_the_standby_that_goes_furthest_takes_over(stores: Embedded) -> None:
-    """With one paused, what was confirmed is on the other; naming the one that lacks it is refused."""
-    stores.running["postgres-2"].stop()
+    """One was away while the other confirmed: until both answer nobody takes over, and then not the one that lacks it."""
+    stores.running["postgres-3"].stop()
     stores.psql("SET synchronous_commit = on; INSERT INTO kept VALUES (2);")
-    stores.running["postgres"].signal(9)
-    stores.ensure("postgres-2")
-    stores.wait_ready("postgres-2")
-    with pytest.raises(errors.CannotProceed, match="bytes behind postgres-3"):
-        stores.failover("postgres-2")
-    assert stores.failover() == "postgres-3"
+    stores.running["postgres"].signal(signal.SIGKILL)
+    with pytest.raises(errors.CannotProceed, match="postgres-3 does not answer"):
+        fail_over(stores)
+    assert stores.postgres.primary == "postgres"
+    stores.ensure("postgres-3")
+    stores.wait_ready("postgres-3")
+    with pytest.raises(errors.CannotProceed, match="bytes behind postgres-2"):
+        fail_over(stores, "postgres-3")
+    assert fail_over(stores) == "postgres-2"
     assert rows(stores) == [1, 2]
-    assert stores.postgres.streaming() == {"postgres", "postgres-2"}
+    assert stores.postgres.streaming() == {"postgres", "postgres-3"}
+
+
+@pytest.mark.deep
+def test_a_loss_that_is_accepted(stores: Embedded) -> None:
+    """The primary and the one that confirmed are gone: the other takes over when the operator says so."""
+    stores.running["postgres-3"].stop()
+    stores.psql("SET synchronous_commit = on; INSERT INTO kept VALUES (2);")
+    for name in ("postgres", "postgres-2"):
+        stores.running[name].signal(signal.SIGKILL)
+    stores.ensure("postgres-3")
+    stores.wait_ready("postgres-3")
+    with pytest.raises(errors.CannotProceed, match="--accept-loss"):
+        fail_over(stores)
+    assert fail_over(stores, accept_loss=True) == "postgres-3"
+    assert rows(stores) == [1]
 
 
 def test_without_a_standby_there_is_no_failover(stores: Embedded) -> None:
     for name in ("postgres-2", "postgres-3"):
         stores.running.pop(name).stop()
     with pytest.raises(errors.CannotProceed, match="no standby answers"):
-        stores.failover()
+        fail_over(stores)
     assert stores.postgres.primary == "postgres"
     assert rows(stores) == [1]

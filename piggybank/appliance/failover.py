@@ -1,0 +1,87 @@
+"""A standby becomes the primary.
+
+With `ANY 1` of two standbys an answered commit is on one of them, and nobody knows on which. So the one that takes over must be known to
+have it: either the old primary still answers, and sends what it has before it stops, or every standby answers, and the one whose log
+goes furthest is taken. Otherwise the operator has to say that loss is accepted.
+
+Who the primary is is written down before anything is promoted. From then on the old one is never started but through pg_rewind, as a
+standby; interrupted anywhere after that, the next start ends what was begun.
+"""
+
+import signal
+
+from piggybank import errors
+from piggybank.appliance import store_files, topology
+from piggybank.appliance.embedded import Embedded, Tell, quietly
+from piggybank.appliance.postgres import Postgres, Standing
+from piggybank.appliance.topology import POOLER
+
+
+def fail_over(stores: Embedded, to: str = "", tell: Tell = quietly, *, accept_loss: bool = False) -> str:
+    """Make a standby the primary; returns its name. The old one is stopped, or killed, first, and becomes a standby.
+
+    Raises `errors.CannotProceed`, with nothing changed, where no standby is sure to have every answered commit.
+    """
+    old = stores.postgres.primary
+    new = _choose(stores, to, accept_loss=accept_loss)
+    tell(f"{new} becomes the primary, in the place of {old}")
+    stores.busy.add(old)
+    try:
+        stores.postgres.name_primary(new)
+        stores.postgres.fence(old, stores.running.pop(old, None))
+        tell(f"{old} takes nothing any more")
+        stores.take_over(new)
+        tell(f"{new} takes writes")
+        _follow(stores, old, new, tell)
+    finally:
+        stores.busy.discard(old)
+    store_files.write_addresses(stores.data_dir, stores.addresses(), stores.user)
+    return new
+
+
+def _choose(stores: Embedded, to: str, *, accept_loss: bool) -> str:
+    postgres, standbys = stores.postgres, topology.standbys_of(stores.dir, stores.topology.replicas)
+    answering = {standing.name: standing for standing in map(postgres.look, standbys) if standing is not None and standing.in_recovery}
+    if not answering:
+        raise errors.CannotProceed(what="no standby answers", do="piggybank status; a failover needs phase 2 and a live standby")
+    if to and to not in answering:
+        raise errors.CannotProceed(what=f"{to} is no standby that answers", do=f"choose one of {', '.join(sorted(answering))}")
+    furthest = max(answering.values(), key=lambda standing: standing.received)
+    chosen = answering[to] if to else furthest
+    if not accept_loss and stores.topology.synchronous:
+        _check(postgres, chosen, furthest, [name for name in standbys if name not in answering])
+    return chosen.name
+
+
+def _check(postgres: Postgres, chosen: Standing, furthest: Standing, silent: list[str]) -> None:
+    if postgres.is_ready(postgres.primary) and chosen.name in postgres.streaming():
+        return  # it gets all that there is before the old primary stops
+    if silent:
+        raise errors.CannotProceed(
+            what=f"{', '.join(silent)} does not answer, and an answered write may be there alone",
+            do="start it first (piggybank status), or accept that: piggybank failover --accept-loss",
+        )
+    if chosen.received < furthest.received:
+        behind = furthest.received - chosen.received
+        raise errors.CannotProceed(
+            what=f"{chosen.name} is {behind} bytes behind {furthest.name}: answered writes could be missing",
+            do=f"piggybank failover --to {furthest.name}",
+        )
+
+
+def _follow(stores: Embedded, old: str, new: str, tell: Tell) -> None:
+    """Everybody follows the new primary: the pooler, the other standbys, the old primary."""
+    others = [name for name in topology.standbys_of(stores.dir, stores.topology.replicas) if name != old]
+    stores.write_configuration(new)
+    stores.postgres.reload(new)  # its commits wait for a standby before anybody comes
+    if stores.topology.pooled:
+        stores.write_configuration(POOLER)
+        stores.ensure(POOLER).signal(signal.SIGHUP)  # it reads where the primary is
+    for name in others:
+        stores.postgres.make_slot(name)
+        stores.write_configuration(name)
+        if stores.is_ready(name):
+            stores.postgres.reload(name)
+    tell(f"{old}: {stores.postgres.make_follow(old, stores.topology)}")
+    for name in (old, *others):
+        stores.add_standby(name, tell)
