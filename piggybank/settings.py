@@ -353,7 +353,10 @@ def _check_url(name: str, value: str, schemes: tuple[str, ...], *, needs_port: b
         return
     try:
         parts = urlsplit(value)
-        well_formed = parts.scheme in schemes and bool(parts.hostname) and (parts.port is not None or not needs_port)
+        # several hosts, as PostgreSQL's drivers take them: with target_session_attrs=read-write the one that takes writes is found
+        hosts = parts.netloc.rpartition("@")[2].split(",") if "postgresql" in schemes else [parts.netloc]
+        each = [urlsplit(f"//{host}") for host in hosts]
+        well_formed = parts.scheme in schemes and all(host.hostname and (host.port is not None or not needs_port) for host in each)
     except ValueError:
         well_formed = False
     if not well_formed:

@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -60,6 +61,7 @@ class Embedded:
         self.running: dict[str, Running] = {}
         self.busy: set[str] = set()  # stores that a change stops and starts: nobody else starts them meanwhile
         self._confirmed = self.topology.synchronous  # commits wait for a standby
+        self._starting = threading.RLock()  # a change and whoever looks after the dead start one after the other
 
     @property
     def _has_database(self) -> bool:
@@ -100,19 +102,20 @@ class Embedded:
 
     def ensure(self, name: str) -> Running:
         """The live process of that store: known, adopted or started; a primary of the past is rewound first."""
-        known = self.running.get(name)
-        if known is not None and known.alive():
-            return known
-        program = self.programs[name]
-        found = processes.find(program)
-        if found is None:
-            if name in topology.NODES:
-                if self.postgres.must_be_rewound(name):
-                    self.postgres.make_follow(name, self.topology)
-                self.postgres.clear_pid_file(name)
-            found = processes.start(program)
-        self.running[name] = found
-        return found
+        with self._starting:
+            known = self.running.get(name)
+            if known is not None and known.alive():
+                return known
+            program = self.programs[name]
+            found = processes.find(program)
+            if found is None:
+                if name in topology.NODES:
+                    if self.postgres.must_be_rewound(name):
+                        self.postgres.make_follow(name, self.topology)
+                    self.postgres.clear_pid_file(name)
+                found = processes.start(program)
+            self.running[name] = found
+            return found
 
     def is_ready(self, name: str) -> bool:
         """True when it takes connections."""
@@ -263,10 +266,11 @@ class Embedded:
             if self._streams(name):
                 return
             tell(f"{name} cannot follow any more")
-            self.running.pop(name).stop()
         tell(f"copying the primary to {name}")
         self.busy.add(name)
         try:
+            if (old := self.running.pop(name, None)) is not None:
+                old.stop()
             self.postgres.make_standby(name)
             self.write_configuration(name)
             self.ensure(name)
@@ -290,8 +294,7 @@ class Embedded:
 
     def take_over(self, name: str) -> None:
         """Promote the primary that is named, unless it is one: what the caches hold may be of a past that is gone."""
-        standing = self.postgres.look(name)
-        if standing is not None and standing.in_recovery:
+        if self.postgres.look(name).in_recovery:
             self.postgres.promote(name)
             self._forget_cache()
             self.postgres.raise_epoch()

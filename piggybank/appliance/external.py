@@ -232,5 +232,5 @@ async def _info(url: str) -> dict[str, Any] | str:
 
 
 def _shown(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port or 5432}"
+    """Its host and port, or several of them; never its login."""
+    return urlsplit(url).netloc.rpartition("@")[2]

@@ -41,15 +41,23 @@ def fail_over(stores: Embedded, to: str = "", tell: Tell = quietly, *, accept_lo
 
 def _choose(stores: Embedded, to: str, *, accept_loss: bool) -> str:
     postgres, standbys = stores.postgres, topology.standbys_of(stores.dir, stores.topology.replicas)
-    answering = {standing.name: standing for standing in map(postgres.look, standbys) if standing is not None and standing.in_recovery}
+    answering, silent = {}, {}
+    for name in standbys:
+        try:
+            answering[name] = postgres.look(name)
+        except errors.StoreFailed as cause:
+            silent[name] = str(cause.details["says"])
     if not answering:
-        raise errors.CannotProceed(what="no standby answers", do="piggybank status; a failover needs phase 2 and a live standby")
+        because = "; ".join(f"{name}: {says}" for name, says in silent.items()) or "this phase has none"
+        raise errors.CannotProceed(
+            what=f"no standby answers ({because})", do="a failover needs phase 2 and a live standby: piggybank status"
+        )
     if to and to not in answering:
         raise errors.CannotProceed(what=f"{to} is no standby that answers", do=f"choose one of {', '.join(sorted(answering))}")
     furthest = max(answering.values(), key=lambda standing: standing.received)
     chosen = answering[to] if to else furthest
     if not accept_loss and stores.topology.synchronous:
-        _check(postgres, chosen, furthest, [name for name in standbys if name not in answering])
+        _check(postgres, chosen, furthest, sorted(silent))
     return chosen.name
 
 

@@ -218,18 +218,14 @@ class Postgres:
         """What the primary sees of a standby: `catchup`, `streaming`, ..; empty: nothing."""
         return self.psql(f"SELECT state FROM pg_stat_replication WHERE application_name = '{name}';").strip()
 
-    def look(self, name: str) -> Standing | None:
-        """What a server says; None where it does not answer."""
-        try:
-            received = int(self.psql(_RECEIVED, name))
-        except errors.StoreFailed:
-            return None
+    def look(self, name: str) -> Standing:
+        """What a server says; raises `errors.StoreFailed` where it does not answer."""
+        received = int(self.psql(_RECEIVED, name))
         return Standing(name, received >= 0, received)
 
     def promote(self, name: str) -> None:
         """Make a standby take writes; raises `errors.StoreFailed`."""
-        standing = self.look(name)
-        if standing is not None and not standing.in_recovery:
+        if not self.look(name).in_recovery:
             return
         if self.psql(f"SELECT pg_promote(true, {PROMOTE_TIMEOUT_S});", name).strip() != "t":
             raise errors.StoreFailed(store=name, says=f"it did not become the primary within {PROMOTE_TIMEOUT_S} s")

@@ -177,7 +177,8 @@ class Supervisor:
 
     def _look_after(self, name: str, known: Running) -> None:
         """Notice a death once; start again when its pause is over."""
-        if known.alive():
+        present = self.stores.running if self.stores is not None and name in self.stores.running else self.running
+        if known.alive() or present.get(name) is not known:  # or it was stopped, or replaced, since somebody looked
             return
         pause = self._pauses.setdefault(name, Pause())
         if name not in self._down:
@@ -211,6 +212,8 @@ class Supervisor:
         reporting = orders.Reporting(self.data_dir, order)
 
         def tell(line: str) -> None:
+            if self._stop.is_set():
+                raise errors.CannotProceed(what="the supervisor was told to stop", do="start it again: piggybank up; then repeat this")
             _tell("info", order.verb, step=line)
             reporting.tell(line)
 
@@ -262,7 +265,9 @@ class Supervisor:
             self._replace(program, settings, tell)
         for name in [name for name in self.running if name not in {program.name for program in wanted}]:
             tell(f"stopping {name}")
+            self._busy.add(name)
             self.running.pop(name).stop()
+            self._busy.discard(name)
         self.programs, self.settings = wanted, settings
 
     def _replace(self, program: Program, settings: Settings, tell: Tell) -> None:

@@ -25,6 +25,8 @@ from tests.appliance.bank import Bank
 from tests.conftest import ROOT, Server, Stores, environment, run_apart, start_server
 from tests.ledger.conftest import new_account
 
+pytestmark = pytest.mark.xdist_group("move")  # copies of one template are one installation to it: they would share a role
+
 WAIT_S = 60
 CLIENTS = 6
 ROUNDS = 30
@@ -230,7 +232,6 @@ async def test_nothing_is_lost_or_doubled_under_load(here: Settings, elsewhere: 
 
 
 @pytest.mark.deep
-@pytest.mark.xdist_group("appliance")
 async def test_a_running_bank_moves_under_load_and_nothing_is_lost_or_doubled(bank: Bank, elsewhere: str) -> None:
     scopes = "users:write,accounts:write,accounts:read,ledger:write"
     token = bank.ask("apikeys", "create", "--name", "load", "--scopes", scopes, "--token-only").stdout.strip()

@@ -4,7 +4,9 @@ import asyncio
 from pathlib import Path
 
 import asyncpg
+from sqlalchemy import text
 
+from piggybank.db.engines import Database
 from tests.standbys import replicated, until
 
 
@@ -36,6 +38,17 @@ async def test_standbys_stream_pause_and_take_over(open_path: Path) -> None:
         for standby in made.standbys:
             standby.resume()
         await waiting
+
+        # several addresses: sessions and the ledger's connection find the one that takes writes
+        who, _, primary = made.settings.database_url.rpartition("@")
+        hosts = [url.rpartition("@")[2].partition("/")[0] for url in (one.url, other.url)]
+        db = Database(f"{who}@{','.join(hosts)},{primary}?target_session_attrs=read-write")
+        async with db.write() as write:
+            assert await write.scalar(text("SELECT pg_is_in_recovery()")) is False
+        connection = await db.connect()
+        assert await connection.fetchval("SELECT pg_is_in_recovery()") is False
+        await connection.close()
+        await db.close()
 
         await asyncio.to_thread(made.kill_primary)
         best = one if await one.received() >= await other.received() else other

@@ -41,6 +41,12 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_stores(tmp_pat
         ({"PIGGYBANK_REVIO_PAYOUTS": "cash"}, "PIGGYBANK_REVIO_PAYOUTS", "cash", "eft | orchestration"),
         ({"PIGGYBANK_SIMULATOR_TIME_SCALE": "0"}, "PIGGYBANK_SIMULATOR_TIME_SCALE", "0", "number above 0"),
         ({"PIGGYBANK_CACHE_URL": "redis://u:hunter2@cache"}, "PIGGYBANK_CACHE_URL", "redis://(hidden)@cache", "redis://host:port"),
+        (
+            {"PIGGYBANK_DATABASE_URL": "postgresql://u:hunter2@a:1,b:x/p"},
+            "PIGGYBANK_DATABASE_URL",
+            "postgresql://(hidden)@a:1,b:x/p",
+            "postgresql://",
+        ),
         ({"PIGGYBANK_DATABASE_URL": "mysql://u:hunter2@db"}, "PIGGYBANK_DATABASE_URL", "mysql://(hidden)@db", "postgresql://"),
     ],
 )
@@ -58,6 +64,11 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "piggybank.toml").write_text(text)
     with pytest.raises(errors.BadSetting):
         settings.load(tmp_path, {})
+
+
+def test_a_database_may_be_at_one_of_several_addresses(tmp_path: Path) -> None:
+    url = "postgresql://app:secret@a:5432,b:5433/piggybank?target_session_attrs=read-write"
+    assert settings.load(tmp_path, {"PIGGYBANK_DATABASE_URL": url}).database_url == url
 
 
 def test_addresses_of_external_stores_are_given_together(tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ SELECT gen_random_uuid(), $2, $1, CASE WHEN n % 100 = 0 THEN 'withdrawal' ELSE '
        CASE WHEN n % 50 = 0 THEN 'pending' ELSE 'completed' END, 1, '2026-01-01Z'
 FROM generate_series(1, 20000) n
 """
+_ACCOUNTS = """
+INSERT INTO accounts (id, bucket, user_id, currency)
+SELECT gen_random_uuid(), $2, user_id, currency FROM accounts, generate_series(1, 5000) WHERE id = $1
+"""
 _TRANSACTIONS = """
 INSERT INTO transactions (id, account_id, amount, balance_after, sequence, bucket, kind, system_account)
 SELECT uuidv7(n * interval '1 second'),
@@ -45,7 +49,7 @@ async def plan(past: Past, owner: UUID, statement: TextClause, **given: Any) -> 
     filling = past.sql.transaction()
     await filling.start()
     try:
-        for fill, table in ((_PAYMENTS, "payments"), (_TRANSACTIONS, "transactions")):
+        for fill, table in ((_ACCOUNTS, "accounts"), (_PAYMENTS, "payments"), (_TRANSACTIONS, "transactions")):
             await past.sql.execute(fill, owner, ids.bucket_of(owner))
             await past.sql.execute(f"ANALYZE {table}")
         return "\n".join(row[0] for row in await past.sql.fetch(f"EXPLAIN {sql}"))
