@@ -110,9 +110,13 @@ LIMIT 100
 """
 
 _ORPHANS = """
-SELECT account_id, count(*) AS rows
-FROM transactions t
-WHERE NOT EXISTS (SELECT FROM accounts a WHERE a.id = t.account_id AND a.bucket = t.bucket)
+SELECT account_id, sum(rows)::bigint AS rows
+FROM (
+    SELECT account_id, bucket, count(*) AS rows FROM transactions GROUP BY account_id, bucket
+    UNION ALL
+    SELECT account_id, bucket, count FROM account_checkpoints
+) AS posted
+WHERE NOT EXISTS (SELECT FROM accounts a WHERE a.id = posted.account_id AND a.bucket = posted.bucket)
 GROUP BY account_id
 LIMIT 100
 """
@@ -201,7 +205,7 @@ _KEEP_MONTHS = "LOCK TABLE transactions IN ACCESS SHARE MODE"
 
 _EDGE = "SELECT below FROM archived_months ORDER BY month DESC LIMIT 1"
 
-# What accounts carry forward is what was archived, and of accounts that there are.
+# What accounts carry forward is what was archived.
 _CARRIED = """
 SELECT carried.rows AS carried_rows, archived.rows AS archived_rows, carried.amount AS carried_amount, archived.amount AS archived_amount
 FROM (SELECT coalesce(sum(count), 0) AS rows, coalesce(sum(balance), 0) AS amount FROM account_checkpoints) AS carried,

@@ -263,7 +263,7 @@ class Overloaded(Error):
 
 
 class AccountBusy(Error):
-    """The account is locked by something else; nothing was changed. Try again."""
+    """The account is locked by something else, maybe by an earlier try of this. Send it again with the same Idempotency-Key."""
 
     retryable = True
 

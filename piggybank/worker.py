@@ -203,10 +203,10 @@ async def _log_failure(context: Any) -> None:
 
 
 async def _know_epoch(work: Work) -> None:
-    """The cache is of no use before this process knows which past it belongs to."""
-    if not work.cache.epoch:
-        async with work.db.read() as session:
-            work.cache.epoch = await installation.epoch(session)
+    """The cache is of no use before this process knows which past it belongs to, and that may change."""
+    async with work.db.read() as session:
+        epoch, closed = await installation.epoch(session)
+    work.cache.know(epoch, closed=closed)
 
 
 def _quieten_saq() -> None:

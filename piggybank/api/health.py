@@ -14,12 +14,12 @@ from sqlalchemy import text
 
 from piggybank import errors, telemetry
 from piggybank.cache import Cache
-from piggybank.db import migrate
+from piggybank.db import installation, migrate
 from piggybank.db.engines import Database
 from piggybank.ledger import Ledger
 
 CLOCK_TOLERANCE_S = 1.0  # ids carry the time of the process that made them
-LOOK_EVERY_S = 10.0
+LOOK_EVERY_S = 1.0  # so soon everybody knows another epoch (`db/installation.py`)
 LOOK_AGAIN_S = 0.5  # while the database is away or behind
 
 _INSTALLATION = text(
@@ -77,7 +77,8 @@ class Readiness:
         self.reachable = True
         self.revision = row.revision
         self.clock_off_s = max(0.0, before - float(row.now), float(row.now) - after)  # what the round trip cannot explain
-        self._cache.epoch = row.epoch
+        epoch, closed = installation.epoch_of(row.epoch)
+        self._cache.know(epoch, closed=closed)
 
     async def _watch(self) -> None:
         while True:

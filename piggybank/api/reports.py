@@ -65,7 +65,9 @@ async def get_summary(
         return reports.summary(read, since=first, until=last, by=by, zone=ZoneInfo(tz), account_id=account_id, only_user=only_user)
 
     if account_id is None:  # of several accounts, and a replica may not know the newest one yet: the primary's
-        items = await db.ask(sums, None)
+        async with db.read() as read:
+            seen = await sums(read)
+        items = None if seen is None else seen.what
     else:
         items = await balances.newest(db, cache, account_id, sums)
     if items is None:

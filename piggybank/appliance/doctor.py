@@ -365,7 +365,7 @@ async def _reconciliation(databases: _Databases) -> Check:
     return Check("reconciliation", "ok", f"compared until {row['until']:%Y-%m-%d}" if row["until"] else "nothing to compare yet")
 
 
-_CACHE = {"maxmemory-policy": ("allkeys-lru", "allkeys-lfu"), "save": ("",), "appendonly": ("no",)}
+_CACHE = {"maxmemory-policy": ("allkeys-lru",), "save": ("",), "appendonly": ("no",)}
 # a file that it loads after a crash is older than the crash
 _CACHE_WHY = "the cache must forget the least used, and all when it ends: old balances and ended sessions would come back"
 _QUEUE = {"maxmemory-policy": ("noeviction",), "appendonly": ("yes",)}

@@ -297,7 +297,7 @@ class Embedded:
         if self.postgres.look(name).in_recovery:
             self.postgres.promote(name)
             self._forget_cache()
-            self.postgres.raise_epoch()
+            self.postgres.close_cache()
 
     def _forget_cache(self) -> None:
         for name in {CACHE, *CACHE_NODES} & set(self.names):

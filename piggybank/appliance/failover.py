@@ -9,12 +9,17 @@ standby; interrupted anywhere after that, the next start ends what was begun.
 """
 
 import signal
+import time
+from contextlib import suppress
 
 from piggybank import errors
 from piggybank.appliance import store_files, topology
 from piggybank.appliance.embedded import Embedded, Tell, quietly
 from piggybank.appliance.postgres import Postgres, Standing
 from piggybank.appliance.topology import POOLER
+
+ARRIVAL_S = 5.0  # what was sent is on the other's disk by then
+POLL_S = 0.05
 
 
 def fail_over(stores: Embedded, to: str = "", tell: Tell = quietly, *, accept_loss: bool = False) -> str:
@@ -27,9 +32,14 @@ def fail_over(stores: Embedded, to: str = "", tell: Tell = quietly, *, accept_lo
     tell(f"{new} becomes the primary, in the place of {old}")
     stores.busy.add(old)
     try:
-        stores.postgres.name_primary(new)
         stores.postgres.fence(old, stores.running.pop(old, None))
         tell(f"{old} takes nothing any more")
+        if not accept_loss and stores.topology.synchronous and not _has_all(stores, old, new):
+            stores.ensure(old)
+            raise errors.CannotProceed(
+                what=f"{new} did not get all that {old} had, so {old} goes on", do="piggybank status, then again; or --accept-loss"
+            )
+        stores.postgres.name_primary(new)
         stores.take_over(new)
         tell(f"{new} takes writes")
         _follow(stores, old, new, tell)
@@ -75,6 +85,21 @@ def _check(postgres: Postgres, chosen: Standing, furthest: Standing, silent: lis
             what=f"{chosen.name} is {behind} bytes behind {furthest.name}: answered writes could be missing",
             do=f"piggybank failover --to {furthest.name}",
         )
+
+
+def _has_all(stores: Embedded, old: str, new: str) -> bool:
+    """The old primary has ended. In order: then it says where its log ends. Else no standby may have more, and none be silent."""
+    end, until = stores.postgres.shut_down_at(old), time.monotonic() + ARRIVAL_S
+    while True:
+        positions: list[int] = []
+        with suppress(errors.StoreFailed):
+            positions = [stores.postgres.look(name).received for name in topology.standbys_of(stores.dir, stores.topology.replicas)]
+        had = stores.postgres.look(new).received
+        if had >= end if end is not None else bool(positions) and had == max(positions):
+            return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(POLL_S)
 
 
 def _follow(stores: Embedded, old: str, new: str, tell: Tell) -> None:

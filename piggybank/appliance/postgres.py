@@ -21,6 +21,7 @@ from piggybank.appliance.processes import Running
 from piggybank.appliance.store_files import Secrets, Server
 from piggybank.appliance.system_user import SystemUser
 from piggybank.appliance.topology import Topology
+from piggybank.db.installation import CLOSED
 from piggybank.db.migrate import SEES_STANDBYS
 
 COPY_TIMEOUT_S = 12 * 3_600  # of a whole database to a standby
@@ -31,10 +32,11 @@ CONNECT_TIMEOUT_S = "5"  # of a server that hangs
 POLL_S = 0.05
 
 _STREAMING = "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'"
-# how far a server's WAL goes: what counts when the most advanced standby is chosen
-_RECEIVED = (
-    "SELECT CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn ELSE -1 END"
-)
+# How far a server's WAL goes: what counts when the most advanced standby is chosen. After a start the receiver begins with a whole
+# segment, behind what was replayed long ago.
+_RECEIVED = """
+SELECT CASE WHEN pg_is_in_recovery() THEN GREATEST(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn ELSE -1 END
+"""
 
 
 class Standing(NamedTuple):
@@ -223,6 +225,14 @@ class Postgres:
         received = int(self.psql(_RECEIVED, name))
         return Standing(name, received >= 0, received)
 
+    def shut_down_at(self, name: str) -> int | None:
+        """Where the log of a server ends that was stopped in order, in bytes; None where it was not."""
+        said = dict(line.split(":", 1) for line in self._run("pg_controldata", str(self.dir / name)).splitlines() if ":" in line)
+        if said["Database cluster state"].strip() not in ("shut down", "shut down in recovery"):
+            return None
+        high, _, low = said["Latest checkpoint location"].strip().partition("/")
+        return (int(high, 16) << 32) + int(low, 16)
+
     def promote(self, name: str) -> None:
         """Make a standby take writes; raises `errors.StoreFailed`."""
         if not self.look(name).in_recovery:
@@ -230,10 +240,10 @@ class Postgres:
         if self.psql(f"SELECT pg_promote(true, {PROMOTE_TIMEOUT_S});", name).strip() != "t":
             raise errors.StoreFailed(store=name, says=f"it did not become the primary within {PROMOTE_TIMEOUT_S} s")
 
-    def raise_epoch(self) -> None:
-        """What the caches know belongs to the past from now on; before the first migration there is no such past."""
+    def close_cache(self) -> None:
+        """What the caches know may be of a past that is gone (`db/installation.py`); before the first migration there is none."""
         self.psql(
-            "SELECT $$UPDATE installation SET epoch = substr(md5(gen_random_uuid()::text), 1, 8)$$"
+            f"SELECT $$UPDATE installation SET epoch = '{CLOSED}' || epoch WHERE left(epoch, 1) <> '{CLOSED}'$$"
             " WHERE to_regclass('installation') IS NOT NULL \\gexec\n",
             database=store_files.DATABASE,
         )
@@ -296,6 +306,6 @@ class Postgres:
         return making
 
     def _run(self, program: str, *words: str, text: str = "", password: str = "", timeout_s: float = system_user.COMMAND_TIMEOUT_S) -> str:
-        environment = {"PGPASSWORD": password, "PGCONNECT_TIMEOUT": CONNECT_TIMEOUT_S}
+        environment = {"PGPASSWORD": password, "PGCONNECT_TIMEOUT": CONNECT_TIMEOUT_S, "LC_ALL": "C"}
         done = system_user.run(self.user, str(self.bin / program), *words, text=text, environment=environment, timeout_s=timeout_s)
         return done.stdout

@@ -125,6 +125,7 @@ class Supervisor:
             self._ensure(program)
         if self.stores is not None:
             self.stores.shrink(_tell_line)  # what a change of the phase that was interrupted left
+        asyncio.run(installation.open_cache(self.settings.owner_database_url))  # as that had closed it
 
     def _wanted_programs(self, settings: Settings) -> list[Program]:
         runs_as = web.may_run_as(self.user, self.data_dir)
@@ -234,15 +235,20 @@ class Supervisor:
 
     def _apply_phase(self, number: int, tell: Tell) -> None:
         """First what is added, then the web processes and workers, one after the other, then what is not needed any more."""
-        before = topology.written_phase(self.data_dir)
+        before, cache_before = topology.written_phase(self.data_dir), self.settings.cache_url
         topology.write_phase(self.data_dir, number, self.user)
         try:
             if self.stores is not None:
                 self.stores.grow(topology.wanted(settings_file.load(self.data_dir)), tell)
+            if settings_file.load(self.data_dir).cache_url != cache_before:
+                tell("the cache is not read while it is exchanged")
+                asyncio.run(installation.close_cache(self.settings.owner_database_url))
             self._roll(tell)
         except BaseException:
             topology.write_phase(self.data_dir, before, self.user)  # a start finds what stood before; `apply` may be repeated
             raise
+        finally:
+            asyncio.run(installation.open_cache(self.settings.owner_database_url))
         if self.stores is not None:
             self.stores.shrink(tell)
         if phases.of(number).partitions:
@@ -255,6 +261,7 @@ class Supervisor:
             )
         failover.fail_over(self.stores, order.argument, tell, accept_loss=order.accept_loss)
         self._roll(tell)
+        asyncio.run(installation.open_cache(self.settings.owner_database_url))
 
     def _roll(self, tell: Tell) -> None:
         """Move to the settings as they are now: what is new is started first, so that somebody always answers."""

@@ -139,8 +139,13 @@ class Cache:
         self._asked: list[_Asked] = []
         self._asking: asyncio.Task[None] | None = None
         self.epoch = ""
+        self._closed = False
         self.hits: Counter[str] = Counter()
         self.misses: Counter[str] = Counter()
+
+    def know(self, epoch: str, *, closed: bool) -> None:
+        """What the installation's row says: `closed` while the epoch, or the cache, is being changed (`db/installation.py`)."""
+        self.epoch, self._closed = epoch, closed
 
     def keeps(self, kind: str) -> bool:
         """False for what is switched off."""
@@ -150,19 +155,19 @@ class Cache:
         """The value of `key`, or a miss, with a lease if nobody else holds one."""
         if kind in self._off:
             return MISS
-        found = await self._get(key, self._name(kind, key)) if self.epoch else MISS
+        found = await self._get(key, self._name(kind, key)) if self.epoch and not self._closed else MISS
         (self.misses if found.payload is None else self.hits)[kind] += 1
         return found
 
     async def floor(self, kind: str, key: str) -> int | None:
         """The version that a replica must show at least; None: nobody can tell, the primary must be asked. Takes no lease."""
-        if kind in self._off or not self.epoch:
+        if kind in self._off or self._closed or not self.epoch:
             return None
         return (await self._get(key, self._name(kind, key), wants_lease=False)).floor
 
     async def fill(self, kind: str, found: Found, entry: Entry, ttl_s: int) -> None:
         """Put in what was read from the database after the miss `found`; refused when its lease is gone."""
-        if not (found.lease and self.epoch):
+        if not (found.lease and self.epoch) or self._closed:
             return
         name = self._name(kind, entry.key)
         words = (2, name, _lease(name), ttl_s * 1_000, entry.version, _stored(entry), found.lease)
@@ -172,7 +177,7 @@ class Cache:
         """Write through what was just committed; False when the cache is away, in whole or in part (the outbox mends it)."""
         if not self.epoch:
             return False
-        if kind in self._off:
+        if kind in self._off or self._closed:
             return await self.forget(kind, [entry.key for entry in entries])
         groups = self._servers.groups([entry.key for entry in entries])
         commands = [Command(tag, self._written(kind, [entries[at] for at in ats], ttl_s), _WRITE) for tag, ats in groups.items()]

@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from piggybank import errors, ids, settings
 from piggybank.cache import Cache
+from piggybank.db import installation
 from piggybank.db.engines import Database
 from piggybank.db.tables.people import User
 from piggybank.identity import apikeys as keys
@@ -283,7 +284,8 @@ def _run(ctx: click.Context, command: Callable[[Here], Awaitable[_T]]) -> _T:
             async with db.read() as read:
                 if await read.scalar(text("SELECT to_regclass('public.installation')")) is None:
                     raise errors.SchemaBehind
-                cache.epoch = await read.scalar(text("SELECT epoch FROM installation")) or ""
+                epoch, closed = await installation.epoch(read)
+            cache.know(epoch, closed=closed)
             return await command(Here(chosen, db, Tokens(db, cache)))
         finally:
             await cache.close()

@@ -44,7 +44,7 @@ DRIVER = "postgresql+asyncpg://"  # no more than that: asyncpg reads the URL its
 UNPREPARED = {"statement_cache_size": 0}
 UNPREPARED_SESSIONS = {**UNPREPARED, "prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
 
-WAITING = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE usename = current_user AND wait_event = 'SyncRep')"
+WAITING = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_xid::text = $1 AND wait_event = 'SyncRep')"
 
 
 class Read(AsyncSession):
@@ -113,13 +113,13 @@ class Database:
             seen = await question(session)
         return None if seen is None else seen.what
 
-    async def somebody_waits(self) -> bool:
-        """Whether the primary can be asked and knows of any session of this role whose commit waits for a standby."""
+    async def waits(self, transaction: str) -> bool:
+        """Whether the primary can be asked and knows of that transaction, whose commit waits for a standby."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 connection = await self.connect()
                 try:
-                    return bool(await connection.fetchval(WAITING))
+                    return bool(await connection.fetchval(WAITING, transaction))
                 finally:
                     connection.terminate()
         except (TimeoutError, asyncpg.PostgresError, *CONNECTION_LOST):

@@ -1,4 +1,14 @@
-"""The row that says who this installation is: asked and changed by the command line, on a connection of its own."""
+"""The row that says who this installation is: asked and changed by the command line, on a connection of its own.
+
+Its epoch is of which past the cache's entries are. Processes look once a second, so it cannot change for all of them at one moment. With
+CLOSED before it nothing is read from the cache nor put into it, and a change only drops what is there: some may be that far and others
+not yet, and nobody is shown what is older than what he was answered. To take another cache, or another epoch: close, wait until everybody
+knows, change, wait, open.
+"""
+
+import asyncio
+from typing import NamedTuple
+from uuid import uuid4
 
 import asyncpg
 from sqlalchemy import text
@@ -8,6 +18,8 @@ from piggybank.db.engines import Current
 from piggybank.settings import ProviderMode
 
 ASK_TIMEOUT_S = 5.0
+CLOSED = "+"
+EVERYBODY_KNOWS_S = 3.0  # three looks
 _EPOCH = text("SELECT epoch FROM installation")
 
 
@@ -49,6 +61,45 @@ async def switch_mode(owner_url: str, mode: ProviderMode) -> bool:
         await connection.close()
 
 
-async def epoch(read: Current) -> str:
-    """Of which past the cache's entries are; empty before the first migration."""
-    return await read.scalar(_EPOCH) or ""
+class Epoch(NamedTuple):
+    """Empty before the first migration."""
+
+    epoch: str
+    closed: bool
+
+
+def epoch_of(stored: str) -> Epoch:
+    """What the row's `epoch` says."""
+    return Epoch(stored.removeprefix(CLOSED), stored.startswith(CLOSED))
+
+
+async def epoch(read: Current) -> Epoch:
+    """Of which past the cache's entries are."""
+    return epoch_of(await read.scalar(_EPOCH) or "")
+
+
+async def close_cache(owner_url: str) -> None:
+    """Nobody reads from the cache any more when this returns."""
+    await _set_epoch(owner_url, "UPDATE installation SET epoch = $1 || epoch WHERE left(epoch, 1) <> $1", CLOSED)
+
+
+async def open_cache(owner_url: str) -> None:
+    """Begin anew with the cache: what was there before is never read again. Returns at once where it is open."""
+    connection = await asyncpg.connect(owner_url, timeout=ASK_TIMEOUT_S)
+    try:
+        closed = await connection.fetchval("SELECT left(epoch, 1) = $1 FROM installation", CLOSED)
+    finally:
+        await connection.close()
+    if closed:
+        fresh = uuid4().hex[:8]
+        await _set_epoch(owner_url, "UPDATE installation SET epoch = $1", CLOSED + fresh)
+        await _set_epoch(owner_url, "UPDATE installation SET epoch = $1", fresh, wait_s=0)
+
+
+async def _set_epoch(owner_url: str, statement: str, value: str, *, wait_s: float = EVERYBODY_KNOWS_S) -> None:
+    connection = await asyncpg.connect(owner_url, timeout=ASK_TIMEOUT_S)
+    try:
+        await connection.execute(statement, value)
+    finally:
+        await connection.close()
+    await asyncio.sleep(wait_s)

@@ -140,6 +140,8 @@ class _Teller:
 async def _attempt(connection: asyncpg.Connection, table: str, statements: Sequence[str]) -> bool:
     try:
         async with connection.transaction():
+            # nobody else moves while this commits, so it waits for no standby: it can be done again, and no row is in it
+            await connection.execute("SET LOCAL synchronous_commit = local")
             # a lock_timeout would count for each partition anew
             await connection.execute(f"SET LOCAL statement_timeout = '{LOCK_WAIT_MS}ms'")
             await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")

@@ -35,6 +35,8 @@ ROLE_SETTINGS = {
 
 SEES_STANDBYS = "pg_read_all_stats"  # whether they stream and confirm: asked from phase 2 on (`db/commits.py`)
 
+_LOCAL = {"synchronous_commit": "local"}
+
 _GRANTS = {
     "SELECT": "currencies, installation, reports, archived_months, account_checkpoints",
     "SELECT, INSERT": "transactions, effects, audit_log, system_entries, reconciliation_items, booked_transactions",
@@ -51,7 +53,8 @@ _GRANTS = {
 
 async def upgrade(owner_url: str, application_role: str, provider_mode: str = "simulator") -> list[str]:
     """Apply what is missing; returns the revisions that were applied (empty: nothing to do). `provider_mode`: of a new database."""
-    engine = create_async_engine(DRIVER, connect_args={"dsn": owner_url})
+    # waits for no standby: what a failover may lose of it is applied again by the next start
+    engine = create_async_engine(DRIVER, connect_args={"dsn": owner_url, "server_settings": _LOCAL})
     try:
         async with engine.connect() as connection:
             await connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
@@ -71,7 +74,7 @@ async def limit_role(admin_url: str, application_role: str) -> None:
     """Put the timeouts on the application role, and let it see the standbys. Needs the right to alter it; raises
     asyncpg.InsufficientPrivilegeError. Who may alter a role need not have the right to let it see standbys: then doctor asks for it.
     """
-    connection = await asyncpg.connect(admin_url)
+    connection = await asyncpg.connect(admin_url, server_settings=_LOCAL)
     try:
         for name, value in ROLE_SETTINGS.items():
             await connection.execute(f"ALTER ROLE {quoted(application_role)} SET {name} = '{value}'")

@@ -138,16 +138,16 @@ class Tokens:
         return known
 
     async def _session(self, token_hash: bytes) -> _Known:
-        async with self._db.write() as write:
-            row = (await write.execute(_SESSION, {"hash": token_hash})).one_or_none()
+        async with self._db.read() as read:
+            row = (await read.execute(_SESSION, {"hash": token_hash})).one_or_none()
         if row is None or row.expires_at <= datetime.now(UTC):
             raise errors.Unauthenticated
         principal = Principal(kind="user", role=row.role, token_id=row.id, user_id=row.user_id)
         return _Known(principal, row.expires_at.timestamp())
 
     async def _api_key(self, token_hash: bytes) -> _Known:
-        async with self._db.write() as write:
-            row = (await write.execute(_API_KEY, {"hash": token_hash})).one_or_none()
+        async with self._db.read() as read:
+            row = (await read.execute(_API_KEY, {"hash": token_hash})).one_or_none()
         if row is None:
             raise errors.Unauthenticated
         return _Known(Principal(kind="service", role="service", token_id=row.id, scopes=frozenset(row.scopes), name=row.name), 0)

@@ -189,22 +189,24 @@ class Ledger:
             (busy if any(account_id in self._busy for account_id in named) else free).append(one)
         return free, busy
 
-    async def _post(self, batch: list[_Waiting], until: float, *, skip_locked: bool = False) -> None:
-        """Post a batch and see that everyone in it is answered, whatever happens."""
-        read_keys = maybe_committed = False
-        clashes = 0
+    async def _post(self, batch: list[_Waiting], until: float, *, skip_locked: bool = False, maybe_committed: bool = False) -> None:
+        """Post a batch and see that everyone in it is answered, whatever happens.
+
+        `maybe_committed`: of an earlier try; then nobody is told that nothing was changed.
+        """
+        read_keys, clashes = maybe_committed, 0
         while True:
             try:
-                await self._try(batch, read_keys=read_keys, skip_locked=skip_locked)
+                await self._try(batch, read_keys=read_keys, skip_locked=skip_locked, maybe_committed=maybe_committed)
                 return
             except posting.KeyClash:
                 read_keys, clashes = True, clashes + 1
                 if clashes > MAX_CLASHES:
-                    await self._split(batch, until, errors.IdempotencyKeyInUse())
+                    await self._split(batch, until, errors.IdempotencyKeyInUse(), maybe_committed=maybe_committed)
                     return
             except posting.Blocked as blocked:
                 if blocked.on_key:
-                    await self._split(batch, until, errors.IdempotencyKeyInUse())
+                    await self._split(batch, until, errors.IdempotencyKeyInUse(), maybe_committed=maybe_committed)
                     return
                 skip_locked = True
             except (errors.NoSynchronousStandby, errors.StandbysNotVisible) as cause:
@@ -214,7 +216,7 @@ class Ledger:
             except Exception as cause:
                 if not posting.is_passing(cause):
                     log.exception("a command could not be posted", commands=len(batch))
-                    await self._split(batch, until, errors.InternalError())
+                    await self._split(batch, until, errors.InternalError(), maybe_committed=maybe_committed)
                     return
                 maybe_committed |= isinstance(cause, posting.OutcomeLost)
                 read_keys = True
@@ -227,18 +229,18 @@ class Ledger:
                     return
                 await asyncio.sleep(RETRY_PAUSE_S)
 
-    async def _split(self, batch: list[_Waiting], until: float, error: errors.Error) -> None:
-        """One of these stands in the way (and nothing is committed): post them one by one, fail the one that fails alone."""
+    async def _split(self, batch: list[_Waiting], until: float, error: errors.Error, *, maybe_committed: bool) -> None:
+        """One of these stands in the way: post them one by one, fail the one that fails alone."""
         if len(batch) == 1:
-            _fail(batch, error)
+            _fail(batch, errors.OutcomeUnknown() if maybe_committed else error)
             return
         for one in batch:
             if time.monotonic() < until:
-                await self._post([one], until)
+                await self._post([one], until, maybe_committed=maybe_committed)
             else:
-                _fail([one], errors.Overloaded())
+                _fail([one], errors.OutcomeUnknown() if maybe_committed else errors.Overloaded())
 
-    async def _try(self, batch: list[_Waiting], *, read_keys: bool, skip_locked: bool) -> None:
+    async def _try(self, batch: list[_Waiting], *, read_keys: bool, skip_locked: bool, maybe_committed: bool) -> None:
         if self._line is None:
             self._line = await posting.connect(self._db)
         forget = list(self._forget)
@@ -255,6 +257,11 @@ class Ledger:
             self._forget.popleft()
         if skip_locked:
             self._busy |= dict.fromkeys(sorted(posted.busy)[: MAX_BUSY - len(self._busy)], time.monotonic() + BUSY_FOR_S)
+        if maybe_committed:  # an account may be locked by the earlier try itself
+            _fail(
+                [one for one, outcome in zip(batch, posted.outcomes, strict=True) if isinstance(outcome.decision, errors.AccountBusy)],
+                errors.OutcomeUnknown(),
+            )
         task = asyncio.create_task(self._answer(batch, posted))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
@@ -292,9 +299,12 @@ class Ledger:
         if self._waits_for_standby < RETRY_FOR_S or time.monotonic() - self._asked_primary_at < ASK_PRIMARY_S:
             return
         waiting = self._line
-        known = await self._db.somebody_waits()
+        if waiting is None:
+            return
+        since = waiting.committing_since
+        known = await self._db.waits(waiting.transaction)
         self._asked_primary_at = time.monotonic()
-        if not known and waiting is not None and waiting is self._line and waiting.committing_since:
+        if not known and waiting is self._line and since and waiting.committing_since == since:
             log.warning("the primary has lost the commit that waited for a standby")
             self._disconnect()
 

@@ -38,13 +38,13 @@ WARM_UP = (
     "SELECT NULL::smallint[], NULL::int[], NULL::bigint[], NULL::uuid[], NULL::text[], NULL::bytea[], NULL::jsonb[], NULL::timestamptz[]"
 )
 
-# The last column: how many standbys may confirm, asked once and only where commits wait for them.
+# The last columns: how many standbys may confirm, and this transaction; asked once and only where commits wait for them.
 LOCK = (
     """
 SELECT id, user_id, currency, status, balance, held, owed, clearing, fees, transfers, adjustments, version, sequence,
        transactions_count, open_payments, last_transaction_id, CASE WHEN $3 THEN ("""
     + commits.STANDBYS
-    + """) END
+    + """) END, CASE WHEN $3 THEN pg_current_xact_id()::xid::text END
 FROM accounts
 WHERE bucket = ANY($1::smallint[]) AND id = ANY($2::uuid[])
 ORDER BY id
@@ -173,12 +173,16 @@ class Posted(msgspec.Struct, frozen=True):
 
 
 class Line:
-    """A lane's connection. `committing_since`: of the COMMIT under way, on the monotonic clock; 0: there is none."""
+    """A lane's connection. `committing_since`: of the COMMIT under way, on the monotonic clock; 0: there is none.
+
+    `transaction`: PostgreSQL's number of the one that waits for a standby; empty: nobody asked.
+    """
 
     def __init__(self, connection: asyncpg.Connection, waits_for: Durability) -> None:
         self.connection = connection
         self.waits_for = waits_for
         self.committing_since = 0.0
+        self.transaction = ""
 
     async def commit(self) -> None:
         """COMMIT, however long a standby takes; never cancelled, only dropped. Raises OutcomeLost."""
@@ -190,6 +194,7 @@ class Line:
             OSError,
             asyncpg.PostgresConnectionError,
             asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
             asyncpg.OperatorInterventionError,
         ) as cause:
             raise OutcomeLost from cause
@@ -231,9 +236,10 @@ async def post(
     try:
         rows = await connection.fetch(LOCK_FREE_ONES if skip_locked else LOCK, buckets, account_ids, asks)
         if asks and rows:
-            commits.check_standbys(rows[0][-1])
+            commits.check_standbys(rows[0][-2])
+            line.transaction = rows[0][-1]
         book = Book(time.time_ns())  # under the locks: per account, a later commit has a later time
-        book.accounts = {row[0]: Account(*row[:-1]) for row in rows}
+        book.accounts = {row[0]: Account(*row[:-2]) for row in rows}
         book.busy = frozenset(row[0] for row in existing) - book.accounts.keys()
         if read_keys:
             await _read_keys(connection, book, batch)

@@ -144,7 +144,8 @@ async def one(db: Database, transaction_id: UUID, *, only_user: UUID | None = No
 async def legs(db: Database, transfer_id: UUID, *, only_user: UUID | None = None) -> list[Transaction]:
     """Both rows of a transfer, the one that took first; of another's account none is seen. Raises NotFound, or Archived."""
     rows = await db.ask(balances.rows_of(_LEGS, {"id": transfer_id, "only_user": only_user})) or ()
-    if not rows or (only_user is None and len(rows) < LEGS):
+    whole = LEGS if only_user is None else 1
+    if len(rows) < whole and (only_user is None or ids.bucket_of(only_user) == ids.bucket_of(transfer_id)):  # it may have been theirs
         await archived.ask(db, transfer_id)
     if not rows:
         raise errors.NotFound(transfer_id=str(transfer_id))

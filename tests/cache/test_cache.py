@@ -114,3 +114,21 @@ async def test_it_knows_how_new_a_replica_must_be(settings: Settings, cache: Cac
         assert await cache.floor("test", missing) is None, "without replicas nobody keeps the marks"
     finally:
         await told.close()
+
+
+async def test_while_it_is_closed_a_change_only_drops_what_is_there(cache: Cache) -> None:
+    """One process knows already that the cache is being exchanged, another does not yet: nobody is shown what is older."""
+    (old,) = entries(1)
+    try:
+        assert await cache.write("test", [old], TTL_S)
+        cache.know(cache.epoch, closed=True)
+        assert (await cache.read("test", old.key)).payload is None
+        assert await cache.write("test", [old._replace(version=old.version + 1)], TTL_S)
+        cache.know(cache.epoch, closed=False)
+        missed = await cache.read("test", old.key)
+        assert (missed.payload, bool(missed.lease)) == (None, True)
+        cache.know(cache.epoch, closed=True)
+        await cache.fill("test", missed, old, TTL_S)
+    finally:
+        cache.know(cache.epoch, closed=False)
+    assert (await cache.read("test", old.key)).payload is None

@@ -80,6 +80,26 @@ async def test_a_role_that_may_not_see_the_standbys_says_so(cluster: Replicated,
     assert await sql.fetchval(DEPOSITED, account) == 0
 
 
+async def test_what_may_be_committed_is_never_called_busy(cluster: Replicated, account: UUID, sql: asyncpg.Connection) -> None:
+    """The connection is lost while COMMIT waits: the earlier try itself holds the account, and it is going to count."""
+    for standby in cluster.standbys:
+        standby.pause()
+    try:
+        async with running_ledger(cluster.settings) as ledger:
+            answer = asyncio.ensure_future(ledger.submit(deposit(account, "lost")))
+            await waits(cluster)
+            assert ledger._line is not None
+            ledger._line.connection.terminate()
+            with pytest.raises(errors.OutcomeUnknown):
+                await answer
+    finally:
+        for standby in cluster.standbys:
+            standby.resume()
+    async with running_ledger(cluster.settings) as ledger:
+        await until(partial(is_replayed, ledger, deposit(account, "lost")))
+    assert await sql.fetchval(DEPOSITED, account) == 5
+
+
 async def test_nothing_cancels_the_wait(
     cluster: Replicated, account: UUID, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,19 @@ def test_the_standby_that_goes_furthest_takes_over(stores: Embedded) -> None:
     assert stores.postgres.streaming() == {"postgres", "postgres-3"}
 
 
+def test_what_one_standby_confirmed_is_found_after_both_were_restarted(stores: Embedded) -> None:
+    """A receiver that begins again says that it is at the beginning of a segment; what was replayed counts."""
+    stores.running["postgres-2"].stop()
+    stores.psql("SET synchronous_commit = on; INSERT INTO kept VALUES (2);")
+    stores.running["postgres"].signal(signal.SIGKILL)
+    stores.running["postgres-3"].stop()
+    for name in ("postgres-2", "postgres-3"):
+        stores.ensure(name)
+        stores.wait_ready(name)
+    assert fail_over(stores) == "postgres-3"
+    assert rows(stores) == [1, 2]
+
+
 @pytest.mark.deep
 def test_a_loss_that_is_accepted(stores: Embedded) -> None:
     """The primary and the one that confirmed are gone: the other takes over when the operator says so."""
