@@ -71,7 +71,10 @@ async def plan(settings: Settings, number: int, target: Target | None = None) ->
     target = target or target_of(settings)
     made = planned(settings.phase, number, topology.overrides(settings), await _facts(settings, target))
     if target == "external" and not made.refused:
-        outside = [Refusal(what=finding.what, do=finding.do) for finding in await external.check(settings, number)]
+        outside = [
+            Refusal(what=finding.what, do=finding.do)
+            for finding in await external.check(settings, number, caches=not _caches_are_here(settings))
+        ]
         made = msgspec.structs.replace(made, refused=outside)
     command = COMMANDS[target].format(number=number, profile=made.profile) if target in COMMANDS else ""
     return Change(made, target, command)
@@ -91,6 +94,8 @@ def apply(settings: Settings, number: int) -> Iterator[str]:
 
 async def _facts(settings: Settings, target: Target) -> Facts:
     facts = msgspec.structs.replace(topology.facts(), target=target)
+    if target == "native" and folder.read_card(settings.data_dir) is None:
+        return facts  # nothing runs that could be asked
     try:
         connection = await asyncpg.connect(settings.database_url, timeout=ASK_TIMEOUT_S)
     except (OSError, TimeoutError, asyncpg.PostgresError) as cause:
@@ -104,7 +109,12 @@ async def _facts(settings: Settings, target: Target) -> Facts:
     facts = msgspec.structs.replace(facts, **dict(row))
     if target == "native":
         return facts
-    masters = (await observed.cache(settings) or "1").partition("+")[0]
-    return msgspec.structs.replace(
-        facts, pgbouncer=bool(settings.pooler_url), replicas=len(settings.replica_urls), cache_masters=int(masters)
-    )
+    if _caches_are_here(settings):
+        masters = max(phase.cache_masters for phase in phases.table())  # the supervisor makes as many as the phase has
+    else:
+        masters = int((await observed.cache(settings) or "1").partition("+")[0])
+    return msgspec.structs.replace(facts, pgbouncer=bool(settings.pooler_url), replicas=len(settings.replica_urls), cache_masters=masters)
+
+
+def _caches_are_here(settings: Settings) -> bool:
+    return topology.CACHE in settings_file.embedded_stores(settings.data_dir)

@@ -14,9 +14,11 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ class Embedded:
     def start(self, tell: Tell = quietly) -> None:
         """Prepare, adopt what lives, start what does not, wait until all answer; raises `errors.StoreFailed`."""
         self.prepare()
-        self.grow(self.topology, tell)
+        self.grow(self.topology, tell, patient=True)
 
     def prepare(self) -> None:
         """Folders, user, secrets, binaries, cluster and configuration; starts nothing. Raises `errors.CannotProceed` where it moved."""
@@ -108,6 +110,9 @@ class Embedded:
                 return known
             program = self.programs[name]
             found = processes.find(program)
+            if found is not None and name in topology.NODES and self.postgres.must_be_rewound(name):  # it takes writes, and must not
+                self.postgres.fence(name, found)
+                found = None
             if found is None:
                 if name in topology.NODES:
                     if self.postgres.must_be_rewound(name):
@@ -177,8 +182,11 @@ class Embedded:
 
     # Changing --------------------------------------------------------------------------------------------------------
 
-    def grow(self, wanted: Topology, tell: Tell = quietly) -> None:
-        """Make what `wanted` has and we do not; safe to repeat. Raises `errors.StoreFailed`, `errors.CannotProceed`."""
+    def grow(self, wanted: Topology, tell: Tell = quietly, *, patient: bool = False) -> None:
+        """Make what `wanted` has and we do not; safe to repeat. Raises `errors.StoreFailed`, `errors.CannotProceed`.
+
+        `patient`: go on without a standby that cannot be had; the others confirm, and `phase apply` makes it again.
+        """
         if wanted.pooled:
             self._check_pooler(wanted)
         self.topology = wanted
@@ -191,9 +199,12 @@ class Embedded:
             if name not in standbys:
                 self.ensure(name)
         if self._has_database:
-            self._grow_database(standbys, tell)
+            self._grow_database(standbys, tell, patient=patient)
         for name in self.names:
-            self.wait_ready(name)
+            if name not in standbys:
+                self.wait_ready(name)
+        if wanted.pooled:
+            self.running[POOLER].signal(signal.SIGHUP)  # it reads where the primary is, and how many may come
         if wanted.clustered:
             tell("forming the cache's cluster")
             cache_cluster.form([self._cache_node(name) for name in CACHE_NODES], self.secrets.cache_password)
@@ -208,19 +219,26 @@ class Embedded:
                 what=f"PgBouncer may not open {wanted.pooler_clients} connections", do="raise the hard limit of open files: ulimit -Hn"
             )
 
-    def _grow_database(self, standbys: tuple[str, ...], tell: Tell) -> None:
+    def _grow_database(self, standbys: tuple[str, ...], tell: Tell, *, patient: bool) -> None:
         primary = self.postgres.primary
         self.wait_ready(primary)
         self.take_over(primary)  # no news, unless a failover was interrupted
         self.postgres.reload(primary)
-        if self.postgres.must_restart(self.topology):
+        if self.postgres.must_restart():
             self._restart_primary(tell)
         self.postgres.make_roles()
         for name in filter(self.postgres.is_made, standbys):
             self.postgres.make_slot(name)  # a primary of yesterday has none for it
             self.ensure(name)
+            if self.is_ready(name):
+                self.postgres.reload(name)  # it may have been started under another primary
         for name in standbys:
-            self.add_standby(name, tell)
+            try:
+                self.add_standby(name, tell)
+            except (errors.StoreFailed, OSError, subprocess.SubprocessError) as cause:
+                if not patient:
+                    raise
+                tell(f"{name} is missing: {cause}")
         self.write_configuration(primary)
         self.postgres.reload(primary)  # from here on commits wait for a standby, where the phase says so
 
@@ -282,12 +300,13 @@ class Embedded:
         tell(f"{name} follows")
 
     def _streams(self, name: str) -> bool:
-        """Wait until it does; False when it ends, or is not seen by the primary for FOLLOW_TIMEOUT_S: then it is not catching up."""
-        seen = time.monotonic()
-        while (state := self.postgres.state_of(name)) != "streaming":
-            if state == "catchup":
-                seen = time.monotonic()
-            if not self.running[name].alive() or time.monotonic() - seen > FOLLOW_TIMEOUT_S:
+        """Wait until it does; False when it ends, or stands still and the primary does not see it."""
+        moved, position = time.monotonic(), -1
+        while not self.postgres.follows(name):
+            with suppress(errors.StoreFailed):
+                if (received := self.postgres.look(name).received) != position:
+                    moved, position = time.monotonic(), received
+            if not self.running[name].alive() or time.monotonic() - moved > FOLLOW_TIMEOUT_S:
                 return False
             time.sleep(POLL_S)
         return True
@@ -295,8 +314,11 @@ class Embedded:
     def take_over(self, name: str) -> None:
         """Promote the primary that is named, unless it is one: what the caches hold may be of a past that is gone."""
         if self.postgres.look(name).in_recovery:
+            for other in topology.NODES:
+                if self.postgres.is_made(other) and self.postgres.must_be_rewound(other):
+                    self.postgres.fence(other, self.running.pop(other, None) or processes.find(self._program(other)))
+            self._forget_cache()  # before: whoever is killed in between leaves nothing of the past
             self.postgres.promote(name)
-            self._forget_cache()
             self.postgres.close_cache()
 
     def _forget_cache(self) -> None:
@@ -362,7 +384,11 @@ class Embedded:
         if name == POOLER:
             direct = self.secrets.database_url(store_files.APPLICATION_ROLE, self.postgres.primary)
             clients, servers = self.topology.pooler_clients, self.topology.pooler_connections
-            return pooler.files(pooler.Target.of(direct, self.secrets.port_of(name), clients=clients, servers=servers), folder)
+            return pooler.files(
+                pooler.Target.of(direct, self.secrets.port_of(name), clients=clients, servers=servers),
+                folder,
+                prepared=self.topology.prepared,
+            )
         if name == QUEUE:
             return {"valkey.conf": store_files.queue_conf(self.secrets, folder)}
         if name == CACHE:

@@ -43,11 +43,14 @@ class Finding(Struct, frozen=True, kw_only=True):
     do: str
 
 
-async def check(settings: Settings, phase: int) -> list[Finding]:
-    """What stands in the way of `phase` with the addresses of these settings; empty: nothing. For stores that are not embedded."""
+async def check(settings: Settings, phase: int, *, caches: bool = True) -> list[Finding]:
+    """What stands in the way of `phase` with the addresses of these settings; empty: nothing. For stores that are not embedded.
+
+    Without `caches` of the database only: the supervisor makes embedded Valkeys what the phase needs.
+    """
     wanted = phases.of(phase)
-    databases, caches = await asyncio.gather(_databases(settings, wanted), _caches(settings, wanted))
-    return [*databases, *caches]
+    asked = [_databases(settings, wanted), *([_caches(settings, wanted)] if caches else [])]
+    return [finding for found in await asyncio.gather(*asked) for finding in found]
 
 
 # PostgreSQL -----------------------------------------------------------------------------------------------------------

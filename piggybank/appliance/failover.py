@@ -34,18 +34,21 @@ def fail_over(stores: Embedded, to: str = "", tell: Tell = quietly, *, accept_lo
     try:
         stores.postgres.fence(old, stores.running.pop(old, None))
         tell(f"{old} takes nothing any more")
-        if not accept_loss and stores.topology.synchronous and not _has_all(stores, old, new):
+        try:
+            if not accept_loss and stores.topology.synchronous and not _has_all(stores, old, new):
+                raise errors.CannotProceed(
+                    what=f"{new} did not get all that {old} had, so {old} goes on", do="piggybank status, then again; or --accept-loss"
+                )
+            stores.postgres.name_primary(new)
+        except BaseException:
             stores.ensure(old)
-            raise errors.CannotProceed(
-                what=f"{new} did not get all that {old} had, so {old} goes on", do="piggybank status, then again; or --accept-loss"
-            )
-        stores.postgres.name_primary(new)
+            raise
+        store_files.write_addresses(stores.data_dir, stores.addresses(), stores.user)
         stores.take_over(new)
         tell(f"{new} takes writes")
         _follow(stores, old, new, tell)
     finally:
         stores.busy.discard(old)
-    store_files.write_addresses(stores.data_dir, stores.addresses(), stores.user)
     return new
 
 

@@ -10,17 +10,18 @@ import asyncpg
 import psutil
 
 from piggybank import errors
-from piggybank.appliance import binaries, cache_cluster, overview, pooler, processes, web
+from piggybank.appliance import binaries, cache_cluster, folder, overview, pooler, processes, web
 from piggybank.appliance.processes import Program
 from piggybank.cache.cluster import is_cluster
 from piggybank.capacity import phases
+from piggybank.db.engines import UNPREPARED
 from piggybank.settings import Settings
 
 ASK_TIMEOUT_S = 5.0
 UNKNOWN = "unknown"  # it cannot be seen from here
 
 _REPLICATION = """
-SELECT count(*) FILTER (WHERE state = 'streaming') AS streaming,
+SELECT count(*) FILTER (WHERE state = 'streaming' AND coalesce(replay_lag, interval '0') < interval '1 minute') AS streaming,
        count(*) FILTER (WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')) AS confirming,
        count(*) FILTER (WHERE state IS NULL) AS hidden
 FROM pg_stat_replication
@@ -37,7 +38,7 @@ def declared(settings: Settings) -> dict[str, Any]:
         "worker": web.worker_count(settings),
         "replicas": phase.replicas,
         "confirming": phase.replicas > 0 and settings.durability == "synchronous",
-        "pooler": phase.pooled and settings.pooler != "none",
+        "pooler": settings.pooler.startswith("transaction") or (phase.pooled and settings.pooler != "none"),
         "cache": f"{phase.cache_masters}+{phase.cache_replicas}" if phase.clustered else "1",
         "months": phase.partitions,
     }
@@ -68,12 +69,13 @@ def _said(value: object) -> str:
 
 
 def _web(settings: Settings) -> int:
-    """How many of our processes take connections on the port."""
-    found = 0
+    """How many of our processes take connections on the port that the supervisor says."""
+    card, found = folder.read_card(settings.data_dir), 0
+    port = card.port if card else settings.port
     for process in overview.processes_of(settings):
         if process.name.startswith("web-"):
             try:
-                found += settings.port in web.listening(psutil.Process(process.pid))
+                found += port in web.listening(psutil.Process(process.pid))
             except psutil.Error:
                 continue
     return found
@@ -115,7 +117,17 @@ async def _pooler(settings: Settings) -> bool | None:
         seen = await asyncio.to_thread(pooler.observed, settings.pooler_url, binaries.psql())
     except errors.Error:
         return None
-    return seen.mode == "transaction"
+    try:
+        connection = await asyncpg.connect(settings.pooler_url, timeout=ASK_TIMEOUT_S, **UNPREPARED)
+    except (OSError, TimeoutError, asyncpg.PostgresError):
+        return None
+    try:
+        leads_to_primary = not await connection.fetchval("SELECT pg_is_in_recovery()", timeout=ASK_TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return None
+    finally:
+        connection.terminate()
+    return seen.mode == "transaction" and leads_to_primary
 
 
 async def cache(settings: Settings) -> str | None:

@@ -6,6 +6,7 @@ for many data folders.
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -66,7 +67,8 @@ class Reporting:
 
     def _write(self, state: State, what: str = "", do: str = "") -> None:
         report = Report(id=self._id, state=state, lines=self._lines, what=what, do=do)
-        processes.write_file(self._path, msgspec.json.encode(report).decode() + "\n", 0o640)
+        with suppress(OSError):  # saying what happens never decides what happens
+            processes.write_file(self._path, msgspec.json.encode(report).decode() + "\n", 0o640)
 
 
 def take(data_dir: Path) -> Order | None:
@@ -76,10 +78,18 @@ def take(data_dir: Path) -> Order | None:
         order = msgspec.json.decode(path.read_bytes(), type=Order)
     except FileNotFoundError:
         return None
-    except msgspec.MsgspecError:
+    except (OSError, msgspec.MsgspecError):
         order = None
-    path.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.unlink()
     return order
+
+
+def forget(data_dir: Path) -> None:
+    """What was asked of an earlier supervisor, and what it said."""
+    for path in (_order_path(data_dir), _report_path(data_dir)):
+        with suppress(OSError):
+            path.unlink()
 
 
 def carry_out(data_dir: Path, verb: Verb, argument: str = "", *, accept_loss: bool = False) -> Iterator[str]:
@@ -89,6 +99,8 @@ def carry_out(data_dir: Path, verb: Verb, argument: str = "", *, accept_loss: bo
     """
     if (under_way := _read(data_dir)) is not None and under_way.state == "running" and folder.read_card(data_dir) is not None:
         raise errors.CannotProceed(what=f"the supervisor is at work: {_last(under_way)}", do="wait until that is done, then again")
+    if _order_path(data_dir).exists():
+        raise errors.CannotProceed(what="another order waits for the supervisor", do="wait until that is done, then again")
     order = Order(id=uuid4().hex[:12], verb=verb, argument=argument, accept_loss=accept_loss)
     processes.write_file(_order_path(data_dir), msgspec.json.encode(order).decode() + "\n", 0o640)
     told, given = 0, time.monotonic()
@@ -103,7 +115,8 @@ def carry_out(data_dir: Path, verb: Verb, argument: str = "", *, accept_loss: bo
             if mine.state == "failed":
                 raise errors.CannotProceed(what=mine.what, do=mine.do)
         if folder.read_card(data_dir) is None or (mine is None and time.monotonic() - given > TAKEN_WITHIN_S):
-            _order_path(data_dir).unlink(missing_ok=True)
+            if (waiting := take(data_dir)) is not None and waiting.id != order.id:
+                processes.write_file(_order_path(data_dir), msgspec.json.encode(waiting).decode() + "\n", 0o640)
             raise errors.CannotProceed(what="the supervisor does not take orders", do=f"look into {data_dir}/logs/supervisor.log")
         time.sleep(POLL_S)
 

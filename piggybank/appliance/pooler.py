@@ -7,8 +7,11 @@ database of a bench or of a restored copy is reached, too.
 
 import csv
 import io
+import re
 import resource
 import shutil
+import subprocess
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -24,6 +27,7 @@ CLIENTS_MAX = 1_000
 SERVERS_MAX = 50
 QUERY_WAIT_S = 10  # a client that gets no server connection is told so: the ledger's own patience
 SERVER_CONNECT_S = 5
+VERSION_TIMEOUT_S = 5
 SERVER_LIFETIME_S = 3_600
 SERVER_IDLE_S = 600
 FILES_SPARE = 100  # that PgBouncer opens beside its connections
@@ -74,9 +78,18 @@ def found() -> str | None:
     return shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin:/usr/local/bin")
 
 
-def files(target: Target, folder: Path) -> dict[str, str]:
+@cache
+def prepares() -> bool:
+    """True where the program that is here keeps named statements."""
+    if (path := found()) is None:
+        return False
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False).stdout  # noqa: S603
+    return (version := re.search(r"PgBouncer ([\d.]+)", said)) is not None and can_prepare(version[1])
+
+
+def files(target: Target, folder: Path, *, prepared: bool) -> dict[str, str]:
     """What stands in its folder, by name."""
-    return {"pgbouncer.ini": ini(target, folder), "userlist.txt": userlist(target)}
+    return {"pgbouncer.ini": ini(target, folder, prepared=prepared), "userlist.txt": userlist(target)}
 
 
 def ini(target: Target, folder: Path, *, prepared: bool = False) -> str:

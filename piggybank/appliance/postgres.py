@@ -32,6 +32,18 @@ CONNECT_TIMEOUT_S = "5"  # of a server that hangs
 POLL_S = 0.05
 
 _STREAMING = "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'"
+# The last file to name a setting counts: an operator's ALTER SYSTEM comes after ours.
+_OTHERWISE = """
+WITH said AS (
+    SELECT DISTINCT ON (name) name, setting FROM pg_file_settings
+    WHERE name IN ('shared_buffers', 'max_connections') ORDER BY name, seqno DESC
+)
+SELECT bool_or(CASE name WHEN 'shared_buffers' THEN pg_size_bytes(said.setting) <> pg_size_bytes(current_setting(name))
+                    ELSE said.setting <> current_setting(name) END)
+FROM said
+"""
+_TIMELINE = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
+_RECEIVED_TIMELINE = "SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming'"
 # How far a server's WAL goes: what counts when the most advanced standby is chosen. After a start the receiver begins with a whole
 # segment, behind what was replayed long ago.
 _RECEIVED = """
@@ -164,13 +176,9 @@ class Postgres:
         """Read the configuration again."""
         self.psql("SELECT pg_reload_conf();", name)
 
-    def must_restart(self, values: Topology) -> bool:
-        """True when the primary runs with other values of what only a start changes."""
-        found = self.psql(
-            "SELECT setting::bigint * 8 / 1024 FROM pg_settings WHERE name = 'shared_buffers';\n"
-            "SELECT setting FROM pg_settings WHERE name = 'max_connections';\n"
-        )
-        return found.split() != [str(values.shared_buffers_mib), str(values.max_connections)]
+    def must_restart(self) -> bool:
+        """True when the primary runs with other values than its files say, of what only a start changes."""
+        return self.psql(_OTHERWISE).strip() == "t"
 
     def make_roles(self) -> None:
         """Roles and database, when they are missing. The owner may alter the application's role: it puts the timeouts on it."""
@@ -216,9 +224,14 @@ class Postgres:
         """Names of the standbys that stream from the primary now."""
         return set(self.psql(_STREAMING).split())
 
-    def state_of(self, name: str) -> str:
-        """What the primary sees of a standby: `catchup`, `streaming`, ..; empty: nothing."""
-        return self.psql(f"SELECT state FROM pg_stat_replication WHERE application_name = '{name}';").strip()
+    def follows(self, name: str) -> bool:
+        """Whether a standby streams, and from this history: one that has parted from it shows `streaming` for a moment at each try."""
+        if name not in self.streaming():
+            return False
+        try:
+            return self.psql(_RECEIVED_TIMELINE, name).strip() == self.psql(_TIMELINE).strip()
+        except errors.StoreFailed:
+            return False
 
     def look(self, name: str) -> Standing:
         """What a server says; raises `errors.StoreFailed` where it does not answer."""

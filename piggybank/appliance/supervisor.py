@@ -94,6 +94,7 @@ class Supervisor:
         with folder.Lock(self.data_dir):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._told_to_stop)
+            orders.forget(self.data_dir)
             folder.write_card(self.settings, "starting")
             try:
                 self._start()
@@ -125,7 +126,17 @@ class Supervisor:
             self._ensure(program)
         if self.stores is not None:
             self.stores.shrink(_tell_line)  # what a change of the phase that was interrupted left
-        asyncio.run(installation.open_cache(self.settings.owner_database_url))  # as that had closed it
+        self._at_work = threading.Thread(target=self._finish, name="finish", daemon=True)
+        self._at_work.start()
+
+    def _finish(self) -> None:
+        """What a change that was interrupted left, and what a phase has that takes its time."""
+        try:
+            asyncio.run(installation.open_cache(self.settings.owner_database_url))
+            if phases.of(self.settings.phase).partitions:
+                asyncio.run(months.enable(self.settings.owner_database_url, tell=_tell_line))
+        except (*TROUBLE, errors.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            _tell("error", "not_finished", error=str(error), do="piggybank phase apply, again")
 
     def _wanted_programs(self, settings: Settings) -> list[Program]:
         runs_as = web.may_run_as(self.user, self.data_dir)
@@ -213,7 +224,7 @@ class Supervisor:
         reporting = orders.Reporting(self.data_dir, order)
 
         def tell(line: str) -> None:
-            if self._stop.is_set():
+            if self._stop.is_set() and order.verb == "phase":  # a failover is not left half done
                 raise errors.CannotProceed(what="the supervisor was told to stop", do="start it again: piggybank up; then repeat this")
             _tell("info", order.verb, step=line)
             reporting.tell(line)

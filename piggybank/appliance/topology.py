@@ -28,6 +28,8 @@ QUEUE = "queue"
 CACHE_NODES = tuple(f"cache-{number}" for number in range(1, 7))  # of the cluster: 3 masters, 3 replicas
 ALL_STORES = (*NODES, POOLER, CACHE, *CACHE_NODES, QUEUE)
 
+# Of every server that may be the primary one day: the same in all phases, since a standby with fewer than its primary stands still.
+MAX_CONNECTIONS = max(phase.replica_max_connections for phase in phases.table() if phase.number in phases.BUILT_PHASES)
 NO_OVERRIDES: Mapping[str, Any] = {}
 BUFFERS_LEAST_MIB = 64
 CACHE_LEAST_MIB = 16
@@ -41,6 +43,7 @@ class Topology(Struct, frozen=True, kw_only=True):
     embedded: tuple[str, ...]  # of `settings.STORES`: what is not elsewhere
     replicas: int
     pooled: bool
+    prepared: bool  # the pooler keeps named statements
     clustered: bool
     synchronous: bool  # a commit waits for one replica
     shared_buffers_mib: int
@@ -68,11 +71,12 @@ def of(number: int, overrides: Mapping[str, Any] = NO_OVERRIDES, *, embedded: tu
         embedded=embedded,
         replicas=stands.replicas if here else 0,
         pooled=stands.pooler != "none" and here,
+        prepared=stands.pooler == "transaction+prepared",
         clustered=stands.cache_masters > 1 and CACHE in embedded,
         synchronous=stands.synchronous and here,
         shared_buffers_mib=max(buffers, BUFFERS_LEAST_MIB) if number else store_files.between(buffers, store_files.SHARED_BUFFERS_MIB),
         effective_cache_mib=max(stands.postgres_memory_mib, 128),
-        max_connections=max(phase.max_connections, phase.replica_max_connections),  # any server may be the primary one day
+        max_connections=MAX_CONNECTIONS if stands.replicas and here else phase.max_connections,
         pooler_clients=stands.pooler_clients,
         pooler_connections=stands.pooler_connections,
         cache_mib=max(stands.cache_memory_mib // nodes, CACHE_LEAST_MIB),
@@ -81,7 +85,12 @@ def of(number: int, overrides: Mapping[str, Any] = NO_OVERRIDES, *, embedded: tu
 
 def facts() -> Facts:
     """What this machine has."""
-    return Facts(cores=os.cpu_count() or 1, memory_mib=store_files.memory_mib(), pgbouncer=pooler.found() is not None)
+    return Facts(
+        cores=os.cpu_count() or 1,
+        memory_mib=store_files.memory_mib(),
+        pgbouncer=pooler.found() is not None,
+        pgbouncer_prepares=pooler.prepares(),
+    )
 
 
 def primary_of(stores_dir: Path) -> str:

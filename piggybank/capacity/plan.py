@@ -208,6 +208,9 @@ def _refused(phase: Phase, after: Standing, overrides: Mapping[str, Any], facts:
         refused.append(Refusal(what=what, do="take it out there; `phase apply` writes it down by itself"))
     if after.pooler != "none" and not facts.pgbouncer and facts.target == "native":
         refused.append(Refusal(what="PgBouncer is not installed", do="apt-get install pgbouncer; or set pooler = none"))
+    if after.pooler == "transaction+prepared" and facts.pgbouncer and not facts.pgbouncer_prepares and facts.target == "native":
+        what = "PgBouncer here is older than 1.21 and keeps no named statements"
+        refused.append(Refusal(what=what, do="set pooler = transaction, or leave it to the phase"))
     if facts.target == "external":
         refused += _missing_outside(phase, after, facts)
     short = connections.shortages(phase, after.most, max_connections=facts.max_connections, pooled=after.pooler != "none")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from piggybank.capacity.connections import Processes
+from piggybank.capacity.connections import pooler as pooler_of
 from piggybank.capacity.phases import Phase
 
 Target = Literal["native", "external", "compose", "helm", "railway"]
@@ -30,6 +31,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     max_connections: int | None = None  # None: as in the table
     months_on: bool = False
     archived_months: int = 0
+    pgbouncer_prepares: bool = False  # native: it is 1.21 or newer
     pgbouncer: bool = False  # the program is installed (native), or `pooler_url` is set (external)
     replicas: int = 0  # external: addresses that are set
     cache_masters: int = 1  # external: of what `cache_url` leads to
@@ -88,6 +90,7 @@ def standing(phase: Phase, overrides: Mapping[str, Any], facts: Facts) -> Standi
     pooler = overrides.get("pooler", "phase")
     if pooler == "phase":
         pooler = "transaction" if phase.pooled else "none"
+    clients, servers = pooler_of(phase)
     web_most, worker_most = (phase.web_max, phase.worker_max) if facts.target in AUTOSCALED else (web, worker)
     return Standing(
         phase=phase.number,
@@ -100,8 +103,8 @@ def standing(phase: Phase, overrides: Mapping[str, Any], facts: Facts) -> Standi
         replicas=phase.replicas,
         synchronous=phase.replicas > 0 and overrides.get("durability", "synchronous") == "synchronous",
         pooler=pooler,
-        pooler_clients=phase.pooler_clients,
-        pooler_connections=phase.pooler_connections,
+        pooler_clients=clients,
+        pooler_connections=servers,
         cache_memory_mib=cache_memory_mib(phase, facts),
         cache_masters=phase.cache_masters,
         cache_replicas=phase.cache_replicas,

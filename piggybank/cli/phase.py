@@ -13,7 +13,7 @@ from rich.table import Table
 
 from piggybank import errors
 from piggybank import settings as settings_file
-from piggybank.appliance import change, folder, observed, orders
+from piggybank.appliance import change, data_folder, folder, observed, orders
 from piggybank.capacity import phases
 from piggybank.capacity.plan import lines
 from piggybank.capacity.standing import Target
@@ -138,6 +138,7 @@ def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
     settings = _settings(ctx)
     if folder.read_card(settings.data_dir) is None:
         raise errors.CannotProceed(what=f"nothing supervises {settings.data_dir}", do="start it first: piggybank up --detach")
+    data_folder.prepare_folder(settings.data_dir)  # by who may: the supervisor reads what is written there
     started = time.monotonic()
     for line in orders.carry_out(settings.data_dir, "failover", to, accept_loss=accept_loss):
         click.echo(f"{time.monotonic() - started:7.1f} s  {line}")

@@ -25,7 +25,7 @@ from tests.appliance.bank import Bank
 from tests.conftest import ROOT, Server, Stores, environment, run_apart, start_server
 from tests.ledger.conftest import new_account
 
-pytestmark = pytest.mark.xdist_group("move")  # copies of one template are one installation to it: they would share a role
+pytestmark = [pytest.mark.deep, pytest.mark.xdist_group("move")]  # copies of one template are one installation to it, with one role
 
 WAIT_S = 60
 CLIENTS = 6

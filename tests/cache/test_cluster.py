@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from redis import Redis
 from redis.crc import key_slot
 
@@ -139,6 +140,7 @@ async def test_a_batch_of_accounts_is_a_few_script_calls(cluster: Cache, nodes: 
     assert calls() - before <= servers.TAGS
 
 
+@pytest.mark.deep
 async def test_slots_move_under_load(cluster: Cache, nodes: Nodes) -> None:
     load = Load(cluster)
     async with load.running():
@@ -220,6 +222,7 @@ async def test_what_a_promoted_replica_lacks_is_not_read(cluster: Cache, nodes: 
     await newcomer.close()
 
 
+@pytest.mark.deep
 async def test_a_part_that_is_away_takes_nothing_from_the_rest(cluster: Cache, nodes: Nodes) -> None:
     """No replica may take over: the others answer, what is on the dead master is a miss, and a write to it has failed."""
     entries = [Entry(uuid4().hex, 1, b"%d" % number) for number in range(100)]

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from piggybank.appliance import cache_cluster
 from piggybank.appliance.cache_cluster import SLOTS, Node
 
@@ -16,6 +18,7 @@ def test_three_masters_and_three_replicas(nodes: Nodes) -> None:
     assert nodes.start() == nodes.observe()  # again: nothing changes
 
 
+@pytest.mark.deep
 def test_nodes_on_other_ports_are_met_again(nodes: Nodes) -> None:
     before = nodes.observe()
     nodes.stop()

@@ -14,6 +14,8 @@ from tests.durability.conftest import WAITERS, waits
 from tests.ledger.conftest import new_account
 from tests.standbys import Replicated, Standby, replicated, until
 
+pytestmark = pytest.mark.xdist_group("durability")
+
 CLIENTS = 16
 BEFORE = 60  # answered deposits, before anything happens to the standbys
 PATIENCE_S = 60
@@ -110,6 +112,7 @@ async def load(cluster_to_kill: Replicated, servers: list[Server]) -> AsyncItera
     await made.close()
 
 
+@pytest.mark.deep
 async def test_both_standbys_paused_then_back_then_the_primary_lost(cluster_to_kill: Replicated, servers: list[Server], load: Load) -> None:
     cluster, accounts = cluster_to_kill, load.accounts
     load.start()

@@ -10,10 +10,11 @@ import pytest
 from piggybank.appliance import doctor, overview
 from piggybank.db import migrate
 from piggybank.settings import Settings
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, environment, start_server
 from tests.durability.conftest import nobody_is_synchronous
-from tests.ledger.conftest import running_ledger
 from tests.standbys import Replicated
+
+pytestmark = pytest.mark.xdist_group("durability")
 
 
 async def standbys(settings: Settings) -> tuple[str, str]:
@@ -49,8 +50,11 @@ def test_status_shows_local_durability(local: Settings) -> None:
     assert "durability: LOCAL" in said.stdout
 
 
-async def test_local_durability_is_in_the_json_and_in_the_log(local: Settings, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_local_durability_is_in_the_json(local: Settings) -> None:
     assert (await overview.look(local))["durability"] == "local"
-    async with running_ledger(local):
-        pass
-    assert "durability = local" in "".join(capfd.readouterr())
+
+
+def test_local_durability_is_in_the_log(local: Settings) -> None:
+    server = start_server(local)
+    server.stop()
+    assert "durability = local" in server.log.read_text()

@@ -151,6 +151,7 @@ async def test_months_are_off(fresh_settings: Settings) -> None:
         await archive.archive(fresh_settings.owner_database_url, fresh_settings.data_dir, month(1))
 
 
+@pytest.mark.deep
 async def test_a_file_that_differs_stops_it(fresh_settings: Settings, random_books: Books) -> None:
     sql = random_books.sql
     await random_books.archive(1, keep_table=True)
@@ -196,6 +197,7 @@ async def _cancelled(task: asyncio.Task[object]) -> None:
         await task
 
 
+@pytest.mark.deep
 async def test_rows_that_came_late_are_never_dropped(random_books: Books) -> None:
     sql = random_books.sql
     await random_books.archive(1, keep_table=True)
@@ -211,6 +213,7 @@ async def test_rows_that_came_late_are_never_dropped(random_books: Books) -> Non
     assert (await random_books.archive(1)).state == "archived"
 
 
+@pytest.mark.deep
 async def test_ended_while_it_waits_and_run_again(fresh_settings: Settings, random_books: Books) -> None:
     """Interrupted when the month is marked and a long read keeps the partition."""
     sql, said = random_books.sql, list[str]()
@@ -231,6 +234,7 @@ async def test_ended_while_it_waits_and_run_again(fresh_settings: Settings, rand
     assert await findings(fresh_settings) == []
 
 
+@pytest.mark.deep
 async def test_an_empty_month(fresh_settings: Settings, books: Books) -> None:
     await books.report(JULY)
     assert [(await books.archive(number)).rows for number in range(1, 7)] == [0] * 6

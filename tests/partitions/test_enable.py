@@ -161,6 +161,7 @@ async def test_interrupted_anywhere_and_run_again(fresh_settings: Settings, sql:
 _CHECK = "ALTER TABLE transactions_all ADD CONSTRAINT transactions_all_before CHECK (id < '{}') NOT VALID"
 
 
+@pytest.mark.deep
 async def test_what_an_interrupted_attempt_left_does_no_harm(fresh_settings: Settings, sql: asyncpg.Connection, past: Past) -> None:
     url = fresh_settings.owner_database_url
     await sql.execute(_CHECK.format(ids.first_id_at(at(2))))

@@ -53,7 +53,8 @@ async def soak(bank: Bank, steady_s: float, clients: int) -> Soaked:
                 began = load.now
                 await asyncio.to_thread(bank.do, "phase", "apply", str(number))
                 flips.append(Flip(number, began, load.now))
-                print(f"phase {number}: {load.now - began:.1f} s; {len(load.done):,} requests, retries {dict(load.retries)}", flush=True)
+                seconds, retries = load.now - began, dict(load.retries)
+                print(f"phase {number}: {seconds:.1f} s; {len(load.done):,} requests, {retries}, behind {len(load.behind)}", flush=True)
                 await asyncio.to_thread(bank.do, "phase", "show", "--observed")
                 await asyncio.to_thread(bank.do, "verify")
                 assert not running.done(), running.exception()

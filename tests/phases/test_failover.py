@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from piggybank import errors
@@ -91,6 +92,36 @@ def test_what_one_standby_confirmed_is_found_after_both_were_restarted(stores: E
 
 
 @pytest.mark.deep
+def test_a_standby_that_has_stalled_does_not_take_over(stores: Embedded) -> None:
+    """It is connected and gets nothing: the old primary goes on, with all that was answered."""
+    postmaster = psutil.Process(stores.running["postgres-3"].pid)
+    [receiver] = [child for child in postmaster.children() if "walreceiver" in " ".join(child.cmdline())]
+    receiver.suspend()
+    try:
+        stores.psql("SET synchronous_commit = on; INSERT INTO kept VALUES (2);")
+        with pytest.raises(errors.CannotProceed, match="did not get all"):
+            fail_over(stores, "postgres-3")
+    finally:
+        receiver.resume()
+    stores.wait_ready("postgres")
+    assert stores.postgres.primary == "postgres"
+    assert rows(stores) == [1, 2]
+
+
+def test_a_primary_of_the_past_that_still_runs_is_stopped_before_another_is_promoted(stores: Embedded) -> None:
+    """The supervisor was killed in the middle of a failover: the old one lives, and must not take a row more."""
+    stores.postgres.name_primary("postgres-2")
+    again = Embedded(stores.data_dir, topology.of(2))
+    again.start()
+    try:
+        assert again.postgres.streaming() == {"postgres", "postgres-3"}
+        with pytest.raises(errors.StoreFailed, match="read-only transaction"):
+            again.postgres.psql("INSERT INTO kept VALUES (3);", "postgres")
+    finally:
+        again.stop()
+
+
+@pytest.mark.deep
 def test_a_loss_that_is_accepted(stores: Embedded) -> None:
     """The primary and the one that confirmed are gone: the other takes over when the operator says so."""
     stores.running["postgres-3"].stop()
@@ -105,6 +136,7 @@ def test_a_loss_that_is_accepted(stores: Embedded) -> None:
     assert rows(stores) == [1]
 
 
+@pytest.mark.deep
 def test_without_a_standby_there_is_no_failover(stores: Embedded) -> None:
     for name in ("postgres-2", "postgres-3"):
         stores.running.pop(name).stop()

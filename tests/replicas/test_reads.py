@@ -90,6 +90,7 @@ async def write_and_look(client: Client, account: UUID) -> None:
     assert (await client.get(path))["name"] == "mine"
 
 
+@pytest.mark.deep
 async def test_a_replica_that_is_a_little_behind_is_never_noticed(place: Place, client: Client) -> None:
     accounts, (_, before) = await place.accounts(CLIENTS // 2), await client.reads()
     try:
@@ -164,6 +165,7 @@ async def test_replay_paused_a_standby_stopped_and_one_killed_under_load(place: 
         await fresh_are(2)
 
 
+@pytest.mark.deep
 async def test_an_emptied_cache_sends_reads_to_the_primary(place: Place, client: Client) -> None:
     [account] = await place.accounts(1)
     path = f"/v1/accounts/{account}"
