@@ -189,8 +189,11 @@ class Supervisor:
 
     def _look_after(self, name: str, known: Running) -> None:
         """Notice a death once; start again when its pause is over."""
+        if known.alive():
+            self._down.discard(name)
+            return
         present = self.stores.running if self.stores is not None and name in self.stores.running else self.running
-        if known.alive() or present.get(name) is not known:  # or it was stopped, or replaced, since somebody looked
+        if present.get(name) is not known:  # stopped or replaced since somebody looked
             return
         pause = self._pauses.setdefault(name, Pause())
         if name not in self._down:
