@@ -17,6 +17,8 @@ from .conftest import until
 TTL_S = 60
 # `until`: a busy machine may take longer than an answer waits for its write
 
+TRIES = 5
+
 
 def entries(count: int) -> list[Entry]:
     return [Entry(uuid4().hex, number + 1, b"%d" % number) for number in range(count)]
@@ -25,10 +27,13 @@ def entries(count: int) -> list[Entry]:
 async def test_many_reads_at_once_each_get_their_own(cache: Cache) -> None:
     known = entries(3 * module.MAX_GATHERED)
     await until(lambda: cache.write("test", known, TTL_S))
-    strangers = [uuid4().hex for _ in known]
-    found = await asyncio.gather(
-        *(cache.read("test", key) for pair in zip((one.key for one in known), strangers, strict=True) for key in pair)
-    )
+    for _ in range(TRIES):  # a read that a busy machine answers too late is a miss, never another's value
+        strangers = [uuid4().hex for _ in known]
+        found = await asyncio.gather(
+            *(cache.read("test", key) for pair in zip((one.key for one in known), strangers, strict=True) for key in pair)
+        )
+        if all(one.payload is not None for one in found[::2]):
+            break
     assert [(one.payload, one.version) for one in found[::2]] == [(one.payload, one.version) for one in known]
     assert all(one.payload is None and one.lease for one in found[1::2])
 
