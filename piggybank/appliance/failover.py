@@ -28,10 +28,10 @@ def fail_over(stores: Embedded, to: str = "", tell: Tell = quietly, *, accept_lo
     Raises `errors.CannotProceed`, with nothing changed, where no standby is sure to have every answered commit.
     """
     old = stores.postgres.primary
-    new = _choose(stores, to, accept_loss=accept_loss)
-    tell(f"{new} becomes the primary, in the place of {old}")
-    stores.busy.add(old)
+    stores.busy.add(old)  # nobody starts it again while it is looked at
     try:
+        new = _choose(stores, to, accept_loss=accept_loss)
+        tell(f"{new} becomes the primary, in the place of {old}")
         stores.postgres.fence(old, stores.running.pop(old, None))
         tell(f"{old} takes nothing any more")
         try:
@@ -91,15 +91,18 @@ def _check(postgres: Postgres, chosen: Standing, furthest: Standing, silent: lis
 
 
 def _has_all(stores: Embedded, old: str, new: str) -> bool:
-    """The old primary has ended. In order: then it says where its log ends. Else no standby may have more, and none be silent."""
+    """The old primary has ended: has the new one all that it sent, or, where every standby answers, all that any of them confirmed?
+
+    The second counts where the old one wrote by itself before it ended, as a start after a crash does, with nobody connected.
+    """
     end, until = stores.postgres.shut_down_at(old), time.monotonic() + ARRIVAL_S
     while True:
-        positions: list[int] = []
-        with suppress(errors.StoreFailed):
-            positions = [stores.postgres.look(name).received for name in topology.standbys_of(stores.dir, stores.topology.replicas)]
         had = stores.postgres.look(new).received
-        if had >= end if end is not None else bool(positions) and had == max(positions):
+        if end is not None and had >= end:
             return True
+        with suppress(errors.StoreFailed):
+            if had >= max(stores.postgres.look(name).received for name in topology.standbys_of(stores.dir, stores.topology.replicas)):
+                return True
         if time.monotonic() > until:
             return False
         time.sleep(POLL_S)

@@ -73,6 +73,7 @@ class Ledger:
         self._moved_at = 0.0  # when the lane last began or ended something
         self._asked_primary_at = 0.0
         self._without_standby = False
+        self._without_cache = False
         self._forget: deque[UUID] = deque(maxlen=MAX_FORGOTTEN)
         self._busy: dict[UUID, float] = {}
         self.draining = False
@@ -269,9 +270,12 @@ class Ledger:
     async def _answer(self, batch: list[_Waiting], posted: posting.Posted) -> None:
         """Write the cache through, then answer; the lane is on its next batch already."""
         try:
-            if posted.changed and await self._cache.write(balances.KIND, [one.entry for one in posted.changed], cache.BALANCE_TTL_S):
-                assert posted.outbox_id is not None
-                self._forget.append(posted.outbox_id)
+            if posted.changed:
+                told = await self._cache.write(balances.KIND, [one.entry for one in posted.changed], cache.BALANCE_TTL_S)
+                self._tell_cache(missed=not told)
+                if told:
+                    assert posted.outbox_id is not None
+                    self._forget.append(posted.outbox_id)
         finally:  # it is committed: nothing that befalls the cache keeps the answer back
             for one, outcome in zip(batch, posted.outcomes, strict=True):
                 if not one.future.done():
@@ -281,6 +285,14 @@ class Ledger:
         if self._line is not None:
             self._line.connection.terminate()
             self._line = None
+
+    def _tell_cache(self, *, missed: bool) -> None:
+        """Once when it begins and once when it ends: until a sweep has mended it, others may read a balance that is two seconds old."""
+        if missed and not self._without_cache:
+            log.warning("a write-through was missed")
+        elif self._without_cache and not missed:
+            log.info("write-throughs arrive again")
+        self._without_cache = missed
 
     def _tell_standby(self, missing: errors.Error | None) -> None:
         """Once when it begins and once when it ends."""

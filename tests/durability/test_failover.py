@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
+import msgspec
 import pytest
 
 from tests.conftest import Server, start_server
@@ -90,10 +91,11 @@ def cluster_to_kill(open_path: Path) -> Iterator[Replicated]:
 
 @pytest.fixture
 def servers(cluster_to_kill: Replicated) -> Iterator[list[Server]]:
-    """Two web processes."""
+    """Two web processes, and no worker in them whose heartbeat waits for a standby, too."""
     made: list[Server] = []
+    settings = msgspec.structs.replace(cluster_to_kill.settings, worker_processes=1)
     try:
-        made.extend(start_server(cluster_to_kill.settings) for _ in range(2))
+        made.extend(start_server(settings) for _ in range(2))
         assert made[0].token
         yield made
     finally:

@@ -63,6 +63,7 @@ async def soak(bank: Bank, steady_s: float, clients: int) -> Soaked:
             load.stop()
             await running
         await load.compare()
+        assert load.behind == [], load.behind
         await asyncio.to_thread(bank.do, "verify")
         return Soaked(load.done, flips, load.retries)
     finally:

@@ -19,7 +19,6 @@ from tests.phases.load import Load
 pytestmark = pytest.mark.xdist_group("phases")
 
 CLIENTS = 6
-FAILOVERS = 5
 PAUSE_S = 0.02  # the other test workers want the machine, too
 STEADY_S = 1.0  # of load between two flips
 FLIPS, BACK = (2, 3), 2  # through all phases: test_soak.py
@@ -57,9 +56,16 @@ async def loaded(bank: Bank) -> AsyncIterator[Load]:
             load.stop()
             await running
         await load.compare()
+        if not write_through_was_missed(bank):
+            assert load.behind == []
         print(f"{len(load.done)} requests, retries: {dict(load.retries)}, behind: {load.behind}")
     finally:
         await load.close()
+
+
+def write_through_was_missed(bank: Bank) -> bool:
+    """A web process says so when its cache was too busy to be told: then balances may be two seconds old, as the README says."""
+    return any("a write-through was missed" in log.read_text(errors="replace") for log in (bank.data_dir / "logs").glob("web-*.log"))
 
 
 async def shows_itself(bank: Bank) -> None:
@@ -87,12 +93,7 @@ async def a_killed_primary_is_failed_over(bank: Bank) -> None:
     """kill -9, and a standby takes over; the old one comes back, and takes no row."""
     old = topology.primary_of(bank.data_dir / "stores")
     bank.kill(old)
-    for _ in range(FAILOVERS):  # refused, and safely, while the one that was killed is being started and its standbys come back
-        done = await asyncio.to_thread(bank.run, "failover")
-        if done.returncode == 0:
-            break
-    said = done.stdout
-    assert done.returncode == 0, said + done.stderr
+    said = await asyncio.to_thread(bank.do, "failover")
     new = topology.primary_of(bank.data_dir / "stores")
     assert new != old
     assert f"{new} takes writes" in said
