@@ -10,6 +10,7 @@ mended within two seconds whatever becomes of the queue, and people wait for the
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -203,7 +204,9 @@ async def _log_failure(context: Any) -> None:
 
 
 async def _know_epoch(work: Work) -> None:
-    """The cache is of no use before this process knows which past it belongs to, and that may change."""
+    """The cache is of no use before this process knows which past it belongs to, and that may change; one look serves all rounds."""
+    if time.monotonic() - work.cache.known_at < jobs.SWEEP_EVERY_S:
+        return
     async with work.db.read() as session:
         epoch, closed = await installation.epoch(session)
     work.cache.know(epoch, closed=closed)

@@ -18,6 +18,7 @@ from piggybank.capacity import phases
 from piggybank.capacity.plan import Plan, Refusal
 from piggybank.capacity.plan import plan as planned
 from piggybank.capacity.standing import Facts, Target
+from piggybank.db.partitions import MONTHS_ARE_ON
 from piggybank.settings import Settings
 
 ASK_TIMEOUT_S = 5.0
@@ -27,9 +28,8 @@ COMMANDS: dict[str, str] = {
     "railway": "PIGGYBANK_PHASE={number} railway config plan && PIGGYBANK_PHASE={number} railway config apply",
 }
 
-_FACTS = """
-SELECT current_setting('max_connections')::int AS max_connections,
-       (SELECT count(*) FROM pg_partition_tree('transactions') WHERE isleaf) > 1 AS months_on,
+_FACTS = f"""
+SELECT current_setting('max_connections')::int AS max_connections, {MONTHS_ARE_ON} AS months_on,
        (SELECT count(*) FROM archived_months) AS archived_months,
        EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') AS citus
 """

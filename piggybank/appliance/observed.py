@@ -15,6 +15,7 @@ from piggybank.appliance.processes import Program
 from piggybank.cache.cluster import is_cluster
 from piggybank.capacity import phases
 from piggybank.db.engines import UNPREPARED
+from piggybank.db.partitions import MONTHS_ARE_ON
 from piggybank.settings import Settings
 
 ASK_TIMEOUT_S = 5.0
@@ -27,7 +28,7 @@ SELECT count(*) FILTER (WHERE state = 'streaming' AND coalesce(replay_lag, inter
 FROM pg_stat_replication
 WHERE application_name <> 'pg_basebackup'
 """
-_MONTHS = "SELECT count(*) FROM pg_partition_tree('transactions') WHERE isleaf"
+_MONTHS = f"SELECT {MONTHS_ARE_ON}"
 
 
 def declared(settings: Settings) -> dict[str, Any]:
@@ -96,7 +97,7 @@ async def _database(settings: Settings) -> dict[str, Any]:
         return {"replicas": None, "confirming": None, "months": None}
     try:
         row = await connection.fetchrow(_REPLICATION)
-        leaves = await connection.fetchval(_MONTHS)
+        months = await connection.fetchval(_MONTHS)
     except asyncpg.PostgresError:
         return {"replicas": None, "confirming": None, "months": None}
     finally:
@@ -105,7 +106,7 @@ async def _database(settings: Settings) -> dict[str, Any]:
     return {
         "replicas": UNKNOWN if hidden else row["streaming"],
         "confirming": UNKNOWN if hidden else row["confirming"] > 0,
-        "months": leaves > 1,
+        "months": months,
     }
 
 

@@ -19,6 +19,7 @@ other, and what one of them put in must not outlive the others' changes.
 
 import asyncio
 import secrets
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
@@ -140,12 +141,14 @@ class Cache:
         self._asking: asyncio.Task[None] | None = None
         self.epoch = ""
         self._closed = False
+        self.known_at = float("-inf")  # when somebody looked what the epoch is
         self.hits: Counter[str] = Counter()
         self.misses: Counter[str] = Counter()
 
     def know(self, epoch: str, *, closed: bool) -> None:
         """What the installation's row says: `closed` while the epoch, or the cache, is being changed (`db/installation.py`)."""
         self.epoch, self._closed = epoch, closed
+        self.known_at = time.monotonic()
 
     def keeps(self, kind: str) -> bool:
         """False for what is switched off."""

@@ -78,6 +78,10 @@ async def looking(url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
+# Whether months are on, as the catalog shows it: for whoever asks other things in the same statement.
+MONTHS_ARE_ON = "(SELECT count(*) FROM pg_partition_tree('transactions') WHERE isleaf) > 1"
+
+
 @asynccontextmanager
 async def alone(owner_url: str) -> AsyncIterator[tuple[asyncpg.Connection, asyncpg.Connection]]:
     """The owner's connection, and one to watch it with, while no other command changes partitions. Raises CannotProceed."""

@@ -6,7 +6,7 @@ import pytest
 from piggybank import errors
 from piggybank import settings as settings_file
 from piggybank.api.limits import SharedWindow
-from piggybank.appliance import doctor, overview
+from piggybank.appliance import overview, valkeys
 from piggybank.settings import Settings
 
 from .conftest import Nodes, until
@@ -39,16 +39,16 @@ def test_addresses_that_are_none(url: str) -> None:
 
 
 async def test_the_doctor_looks_at_every_node(nodes: Nodes, settings: Settings) -> None:
-    check = await doctor._cache(nodes.url)
+    check = await valkeys.cache(nodes.url)
     assert (check.result, "3 masters, 3 replicas" in check.found) == ("ok", True)
     replica = nodes.observe().replicas[0]
     with nodes.client(replica) as client:
         client.config_set("maxmemory-policy", "noeviction")
-        assert (await doctor._cache(nodes.url)).result == "warning"
+        assert (await valkeys.cache(nodes.url)).result == "warning"
         client.config_set("maxmemory-policy", "allkeys-lru")
     answers = await overview.stores_answer(msgspec.structs.replace(settings, cache_url=nodes.url))
     assert answers == {"database": True, "cache": True, "queue": True}
-    assert (await doctor._cache("redis+cluster://127.0.0.1:1")).result == "broken"
+    assert (await valkeys.cache("redis+cluster://127.0.0.1:1")).result == "broken"
 
 
 async def test_processes_count_sign_ins_together(nodes: Nodes) -> None:

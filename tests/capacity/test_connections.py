@@ -5,6 +5,7 @@ import msgspec
 import pytest
 
 from piggybank.appliance import doctor
+from piggybank.appliance.check import Check
 from piggybank.capacity import connections, phases
 from piggybank.capacity.connections import Processes
 from piggybank.db import engines
@@ -69,10 +70,10 @@ async def test_doctor_says_what_does_not_fit(settings: Settings) -> None:
     """`settings` are of an installation that nobody supervises here, so the most that the phase lets run counts."""
     connection = await asyncpg.connect(settings.database_url)
 
-    async def asked(**changes: int) -> doctor.Check:
+    async def asked(**changes: int) -> Check:
         return await doctor._connections(doctor._Databases(connection, msgspec.structs.replace(settings, **changes)))
 
-    assert await asked() == doctor.Check("connections", "ok", "at most 66 in the middle of a rollout; PostgreSQL takes 100")
+    assert await asked() == Check("connections", "ok", "at most 66 in the middle of a rollout; PostgreSQL takes 100")
     assert (await asked(phase=1, pool_connections=7)).found.startswith("at most 88 ")
     wide = await asked(phase=1)
     assert wide.result == "warning"
