@@ -13,7 +13,7 @@ lint: .venv/ready ; $(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff chec
 check: lint test
 fmt: .venv/ready ; $(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
 bench: .venv/ready ; $(PYTHON) -m tests.bench $(if $(ONLY),--only $(ONLY))
-lock: ; $(UV_LOCK) --extra embedded pyproject.toml -o requirements.lock && echo hatchling | $(UV_LOCK) -c requirements.lock - -o requirements-build.lock && $(UV_LOCK) --extra embedded --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+lock: ; $(UV_LOCK) --extra embedded pyproject.toml -o requirements.lock && echo hatchling | $(UV_LOCK) -c requirements.lock - -o requirements-build.lock && $(UV_LOCK) --all-extras --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 clean: ; rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis build dist
 
 .venv/ready: requirements-dev.lock installer/develop.sh ; @sh installer/develop.sh
