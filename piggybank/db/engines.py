@@ -17,9 +17,8 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import asyncpg
 import msgspec
-from advanced_alchemy.config import AsyncSessionConfig, EngineConfig, SQLAlchemyAsyncConfig
 from sqlalchemy import exc as sqlalchemy_errors
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from piggybank import errors
 from piggybank.db import commits
@@ -160,21 +159,17 @@ def open_engine(
     pre_ping: bool = True,
 ) -> AsyncEngine:
     """A pool of connections to one server, or to its pooler; nothing is connected yet."""
-    config = SQLAlchemyAsyncConfig(
-        connection_string=DRIVER,
-        session_config=AsyncSessionConfig(expire_on_commit=False, autoflush=False),
-        engine_config=EngineConfig(
-            pool_size=min(POOL_KEPT, pool),
-            max_overflow=max(0, pool - POOL_KEPT),
-            pool_timeout=wait_s,
-            pool_pre_ping=pre_ping,
-            hide_parameters=True,  # an error that is logged says which statement, not whose address
-            json_serializer=lambda value: msgspec.json.encode(value).decode(),
-            json_deserializer=msgspec.json.decode,
-            connect_args={"dsn": url, "timeout": connect_s, **(UNPREPARED_SESSIONS if pooling == "transaction" else {})},
-        ),
+    return create_async_engine(
+        DRIVER,
+        pool_size=min(POOL_KEPT, pool),
+        max_overflow=max(0, pool - POOL_KEPT),
+        pool_timeout=wait_s,
+        pool_pre_ping=pre_ping,
+        hide_parameters=True,  # an error that is logged says which statement, not whose address
+        json_serializer=lambda value: msgspec.json.encode(value).decode(),
+        json_deserializer=msgspec.json.decode,
+        connect_args={"dsn": url, "timeout": connect_s, **(UNPREPARED_SESSIONS if pooling == "transaction" else {})},
     )
-    return config.get_engine()
 
 
 @contextmanager
