@@ -44,6 +44,7 @@ COPY_BYTES_PER_S = 20 * 1024 * 1024  # of its size on disk; 24 were measured wit
 OVERHEAD_S = 15  # stopping, comparing, starting again what runs
 LOCK_TRIES = 3
 PASSWORD_BYTES = 24
+ROLE_MARK_LETTERS = 12
 SCRAM_ITERATIONS = 4_096  # PostgreSQL's own default
 SALT_BYTES = 16
 UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.ClientConfigurationError, ValueError)
@@ -305,8 +306,10 @@ async def _prepare(settings: Settings, to: str, application_url: str, tell: Tell
 
 
 async def _make_role(source: asyncpg.Connection, target: asyncpg.Connection, to: str) -> str:
-    """A role of this installation's own: on that server there may be another piggybank. Its password is new each time."""
-    mark = (await source.fetchval("SELECT id FROM installation")).hex[20:]
+    """A role of this installation and this database alone: on that server there may be another piggybank, or a copy of this one, and
+    roles are the whole server's. Its password is new each time."""
+    which = f"{await source.fetchval('SELECT id FROM installation')}/{await target.fetchval('SELECT current_database()')}"
+    mark = hashlib.sha256(which.encode()).hexdigest()[:ROLE_MARK_LETTERS]
     role, password = f"{store_files.APPLICATION_ROLE}_{mark}", secrets.token_hex(PASSWORD_BYTES)
     verb = "ALTER" if await target.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role) else "CREATE"
     await target.execute(f"{verb} ROLE {migrate.quoted(role)} LOGIN PASSWORD '{_scram(password)}'")  # servers log statements

@@ -25,7 +25,7 @@ from tests.appliance.bank import Bank
 from tests.conftest import ROOT, Server, Stores, environment, run_apart, start_server
 from tests.ledger.conftest import new_account
 
-pytestmark = [pytest.mark.deep, pytest.mark.xdist_group("move")]  # copies of one template are one installation to it, with one role
+pytestmark = [pytest.mark.deep, pytest.mark.xdist_group("move")]
 
 WAIT_S = 60
 CLIENTS = 6
@@ -427,6 +427,23 @@ async def test_a_copy_that_differs_is_refused_and_writes_go_on(here: Settings, e
     monkeypatch.undo()
     assert not (await moved(here, elsewhere)).undone
     assert await _value(elsewhere, "SELECT count(*) FROM transactions") == 10
+
+
+async def test_a_copy_of_the_installation_on_that_server_keeps_its_role(here: Settings, elsewhere: str, stores: Stores) -> None:
+    """A restored backup is the same installation; moved to the same server it must not change the other's password."""
+    twin = f"{elsewhere}_twin"
+    await _sql(stores.admin_url, f"CREATE DATABASE {twin.rpartition('/')[2]} OWNER {store_files.OWNER_ROLE}")
+    try:
+        first = await move._prepare(here, elsewhere, "", silent)
+        second = await move._prepare(here, twin, "", silent)
+        assert migrate.role_of(first) != migrate.role_of(second)
+        for url in (first, second):
+            assert await _value(url, "SELECT count(*) FROM currencies")
+        again = await move._prepare(here, elsewhere, "", silent)
+        assert migrate.role_of(again) == migrate.role_of(first), "a repeated move leaves no roles behind"
+        assert await _value(second, "SELECT count(*) FROM currencies")
+    finally:
+        await _sql(stores.admin_url, f"DROP DATABASE {twin.rpartition('/')[2]} WITH (FORCE)")
 
 
 # Killed ---------------------------------------------------------------------------------------------------------------
