@@ -44,9 +44,11 @@ class Change(NamedTuple):
 
 
 def target_of(settings: Settings) -> Target:
-    """Where this installation runs."""
+    """Where this installation runs. A supervisor starts and stops its processes in a container, too; a platform runs none."""
     if topology.DATABASE in settings_file.embedded_stores(settings.data_dir):
         return "native"
+    if folder.read_card(settings.data_dir) is not None:
+        return "external"
     return settings_file.platform() or "external"
 
 

@@ -21,6 +21,7 @@ from piggybank.cache.cluster import is_cluster
 from piggybank.cache.servers import plain_url
 from piggybank.capacity import phases
 from piggybank.capacity.phases import Phase
+from piggybank.db import commits, migrate
 from piggybank.db.engines import UNPREPARED
 from piggybank.settings import Settings, cluster_nodes
 
@@ -75,6 +76,8 @@ async def _databases(settings: Settings, phase: Phase) -> list[Finding]:
         found += await _twice(replicas)
         if phase.pooled and settings.pooler_url:
             found += await _pooler(settings.pooler_url, server, mark)
+        if phase.replicas and settings.durability == "synchronous":
+            found += await _confirming(settings.database_url)
         return found
     except asyncpg.PostgresError as cause:
         return [
@@ -155,6 +158,28 @@ async def _twice(urls: list[str]) -> list[Finding]:
         if moment in started:
             return [Finding(what=f"{_shown(url)} and {started[moment]} are one server", do="give each replica once in replica_urls")]
         started[moment] = _shown(url)
+    return []
+
+
+async def _confirming(database_url: str) -> list[Finding]:
+    """Whether writes would find a standby that confirms: asked as they ask, by the application's role."""
+    try:
+        application = await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S)
+    except AWAY as cause:
+        return [Finding(what=f"database_url does not answer: {cause}", do="look at the address and the password in it")]
+    try:
+        count = await application.fetchval(commits.STANDBYS)
+    except AWAY as cause:
+        return [Finding(what=f"database_url failed the check: {cause}", do="look into that server's log")]
+    finally:
+        application.terminate()
+    if count is None:
+        role = migrate.role_of(database_url)
+        what = f"the role {role} may not see whether a standby confirms, so every write would be refused"
+        return [Finding(what=what, do=f"as a superuser of the primary: GRANT {migrate.SEES_STANDBYS} TO {migrate.quoted(role)}")]
+    if count == 0:
+        do = "on the primary: ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (*)'; SELECT pg_reload_conf(); or set durability = local"
+        return [Finding(what="no standby confirms a commit, so every write would be refused", do=do)]
     return []
 
 

@@ -10,7 +10,8 @@ import asyncpg
 import psutil
 
 from piggybank import errors
-from piggybank.appliance import binaries, cache_cluster, folder, overview, pooler, processes, web
+from piggybank import settings as settings_file
+from piggybank.appliance import binaries, cache_cluster, folder, overview, pooler, processes, topology, web
 from piggybank.appliance.processes import Program
 from piggybank.cache.cluster import is_cluster
 from piggybank.capacity import phases
@@ -52,15 +53,31 @@ async def look(settings: Settings) -> dict[str, Any]:
 
 
 def differences(settings: Settings, seen: dict[str, Any]) -> list[str]:
-    """Sentences, one for each thing that is not as it is declared. More months than declared are no difference: they stay."""
-    found = []
-    for name, wanted in declared(settings).items():
-        have = seen[name]
-        stay = name == "months" and have and not wanted
-        if have in (UNKNOWN, wanted) or stay:
-            continue
-        found.append(f"{name}: {_said(wanted)} declared, {_said(have)} seen")
+    """Sentences, one for each thing that is not as it is declared."""
+    more_is_well = _may_be_more(settings)
+    return [
+        f"{name}: {_said(wanted)} declared, {_said(seen[name])} seen"
+        for name, wanted in declared(settings).items()
+        if not (seen[name] in (UNKNOWN, wanted) or (name in more_is_well and _is_more(seen[name], wanted)))
+    ]
+
+
+def _may_be_more(settings: Settings) -> set[str]:
+    """Months stay once they are on; and what the operator runs is not ours to stop in a phase that does not use it."""
+    embedded, found = settings_file.embedded_stores(settings.data_dir), {"months"}
+    if topology.DATABASE not in embedded:
+        found |= {"replicas", "confirming", "pooler"}
+    if topology.CACHE not in embedded:
+        found.add("cache")
     return found
+
+
+def _is_more(have: Any, wanted: Any) -> bool:
+    if have is None:
+        return False
+    if isinstance(wanted, str):  # of a cache: masters and replicas
+        return all(int(here) >= int(there) for here, there in zip(have.split("+"), wanted.split("+"), strict=False))
+    return bool(have >= wanted)
 
 
 def _said(value: object) -> str:
@@ -110,14 +127,10 @@ async def _database(settings: Settings) -> dict[str, Any]:
     }
 
 
-async def _pooler(settings: Settings) -> bool | None:
-    """True when a pooler answers that pools by transaction; False where none is used."""
+async def _pooler(settings: Settings) -> bool | str | None:
+    """True when a pooler answers that pools by transaction and leads to a primary; False where none is used."""
     if not settings.pooler_url:
         return False
-    try:
-        seen = await asyncio.to_thread(pooler.observed, settings.pooler_url, binaries.psql())
-    except errors.Error:
-        return None
     try:
         connection = await asyncpg.connect(settings.pooler_url, timeout=ASK_TIMEOUT_S, **UNPREPARED)
     except (OSError, TimeoutError, asyncpg.PostgresError):
@@ -128,6 +141,12 @@ async def _pooler(settings: Settings) -> bool | None:
         return None
     finally:
         connection.terminate()
+    try:
+        seen = await asyncio.to_thread(pooler.observed, settings.pooler_url, binaries.psql())
+    except errors.Error:
+        # one of the operator's own need not let the application's role, or this machine without psql, at its console
+        own = topology.DATABASE not in settings_file.embedded_stores(settings.data_dir)
+        return UNKNOWN if own and leads_to_primary else None
     return seen.mode == "transaction" and leads_to_primary
 
 

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import data_folder, folder, overview, processes, reboot, supervisor, system_user, topology, web
-from piggybank.capacity import phases, plan
+from piggybank.appliance import change, data_folder, folder, overview, processes, reboot, supervisor, system_user, topology, web
+from piggybank.capacity import phases
 from piggybank.settings import Settings
 
 UP_TIMEOUT_S = 180  # the first start makes a database cluster
@@ -199,7 +199,8 @@ def settings_of(ctx: click.Context) -> Settings:
 def _as_phase(settings: Settings, number: int) -> Settings:
     """Write the phase down before anything starts. Raises `errors.CannotProceed` where it cannot be built here, or something else runs."""
     user = data_folder.prepare_folder(settings.data_dir)
-    refused = plan.plan(number, number, topology.overrides(settings), topology.facts()).refused
+    here = topology.DATABASE in settings_file.embedded_stores(settings.data_dir)
+    refused = asyncio.run(change.plan(settings, number, "native" if here else "external")).plan.refused
     if refused:
         raise errors.CannotProceed(what=f"phase {number} cannot run here: {refused[0].what}", do=refused[0].do)
     if folder.read_card(settings.data_dir) is not None:

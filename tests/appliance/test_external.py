@@ -20,7 +20,7 @@ REPLICA = 2  # the phase
 
 @pytest.fixture(scope="module")
 def cluster(open_folder: Path) -> Iterator[Replicated]:
-    with replicated(open_folder / "external", synchronous=False) as made:
+    with replicated(open_folder / "external") as made:
         yield made
 
 
@@ -100,6 +100,25 @@ async def test_what_is_no_replica_of_this_primary_is_found(
     assert ["leads to another server" in what for what in await found(lost)] == [True]
     nowhere = msgspec.structs.replace(settings, pooler_url="")
     assert ["pooler_url is empty" in what for what in await found(nowhere)] == [True]
+
+
+async def test_somebody_must_confirm_commits_and_be_seen_by_who_commits(cluster: Replicated, pooler: str) -> None:
+    """Else the flip would succeed, and every write after it would be refused."""
+    settings, role = msgspec.structs.replace(cluster.settings, pooler_url=pooler), store_files.APPLICATION_ROLE
+    await until_nothing_is_found(settings)
+    await cluster.value(f"REVOKE pg_read_all_stats FROM {role}")
+    assert [f"{role} may not see" in what for what in await found(settings)] == [True]
+    await cluster.value(f"GRANT pg_read_all_stats TO {role}")
+    names = await cluster.value("SHOW synchronous_standby_names")
+    await cluster.synchronous("")
+    await until(lambda: is_said(settings, "no standby confirms a commit"))
+    assert await found(msgspec.structs.replace(settings, durability="local")) == []
+    await cluster.synchronous(names)
+    await until_nothing_is_found(settings)
+
+
+async def is_said(settings: Settings, words: str) -> bool:
+    return any(words in what for what in await found(settings))
 
 
 async def test_cache_and_queue_are_two_and_the_queue_forgets_nothing(cluster: Replicated, pooler: str) -> None:

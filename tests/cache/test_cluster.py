@@ -6,18 +6,17 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from typing import Any
 from uuid import uuid4
 
 import pytest
-from redis import Redis
 from redis.crc import key_slot
 
 from piggybank.appliance.cache_cluster import Member
 from piggybank.cache import Cache, Entry, servers
 from piggybank.jobs.outbox import OLDER_THAN_S
+from tests.clusters import Nodes, ask, slots_of
 
-from .conftest import Nodes, until
+from .conftest import until
 
 TTL_S = 60
 KEYS = 400
@@ -114,16 +113,6 @@ def master_of(nodes: Nodes, key: str) -> tuple[Member, Member]:
     raise AssertionError("nobody holds it")
 
 
-def ask(client: Redis, *words: str | int) -> Any:
-    return client.execute_command(*words)  # type: ignore[no-untyped-call]
-
-
-def slots_of(client: Redis) -> set[int]:
-    rows = ask(client, "CLUSTER NODES").values()
-    runs = [run for row in rows if "myself" in row["flags"] for run in row["slots"]]
-    return {slot for run in runs for slot in range(int(run[0]), int(run[-1]) + 1)}
-
-
 async def test_a_batch_of_accounts_is_a_few_script_calls(cluster: Cache, nodes: Nodes) -> None:
     def calls() -> int:
         total = 0
@@ -149,28 +138,14 @@ async def test_slots_move_under_load(cluster: Cache, nodes: Nodes) -> None:
         with nodes.client(giver) as client:
             slots = sorted(TAG_SLOTS & slots_of(client))
         for slot in slots[:6]:
-            await asyncio.to_thread(move, nodes, slot, giver, taker)
+            await asyncio.to_thread(nodes.move, slot, giver, taker)
         await until(load.settled)
         await until(lambda: asyncio.sleep(0, load.is_mended))
         for slot in slots[:6]:
-            await asyncio.to_thread(move, nodes, slot, taker, giver)
+            await asyncio.to_thread(nodes.move, slot, taker, giver)
         await until(load.settled)
     assert load.stale == []
     assert load.hits > 0
-
-
-def move(nodes: Nodes, slot: int, giver: Member, taker: Member) -> None:
-    """As the tools do it: key by key, then tell all masters."""
-    masters = nodes.observe().masters
-    with nodes.client(giver) as source, nodes.client(taker) as target:
-        ask(target, "CLUSTER SETSLOT", slot, "IMPORTING", giver.node_id)
-        ask(source, "CLUSTER SETSLOT", slot, "MIGRATING", taker.node_id)
-        while keys := ask(source, "CLUSTER GETKEYSINSLOT", slot, 3):
-            for key in keys:
-                ask(source, "MIGRATE", taker.host, taker.port, key, 0, 5_000, "REPLACE", "AUTH", "of the tests")
-        for one in (taker, giver, *masters):
-            with nodes.client(one) as client:
-                ask(client, "CLUSTER SETSLOT", slot, "NODE", taker.node_id)
 
 
 async def test_a_master_dies_under_load(cluster: Cache, nodes: Nodes) -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from piggybank.appliance import cache_cluster
 from piggybank.appliance.cache_cluster import SLOTS, Node
+from tests.clusters import PASSWORD, Nodes
 
-from .conftest import PASSWORD, Nodes, until
+from .conftest import until
 
 
 def test_three_masters_and_three_replicas(nodes: Nodes) -> None:

@@ -8,8 +8,9 @@ from piggybank import settings as settings_file
 from piggybank.api.limits import SharedWindow
 from piggybank.appliance import overview, valkeys
 from piggybank.settings import Settings
+from tests.clusters import Nodes
 
-from .conftest import Nodes, until
+from .conftest import until
 
 
 def load(url: str) -> Settings:

@@ -4,8 +4,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -13,14 +12,11 @@ import pytest
 
 from piggybank.appliance import store_files, topology
 from tests.appliance.bank import Bank, wait_until
-from tests.conftest import ALL_SCOPES, require
-from tests.phases.load import Load
+from tests.conftest import require
+from tests.phases.load import loaded, shows_itself
 
 pytestmark = pytest.mark.xdist_group("phases")
 
-CLIENTS = 6
-PAUSE_S = 0.02  # the other test workers want the machine, too
-STEADY_S = 1.0  # of load between two flips
 FLIPS, BACK = (2, 3), 2  # through all phases: test_soak.py
 
 
@@ -39,39 +35,6 @@ def bank(open_folder: Path) -> Iterator[Bank]:
     for log in sorted((made.data_dir / "logs").glob("*.log")):  # shown when a test failed
         errors = [line for line in log.read_text(errors="replace").splitlines() if '"level":"error"' in line or " FATAL: " in line]
         print(f"{log.name}: {len(errors)} errors", *errors[:3], sep="\n  ")
-
-
-@asynccontextmanager
-async def loaded(bank: Bank) -> AsyncIterator[Load]:
-    """The load beside the block; after it every account is what was counted."""
-    token = json.loads(await asyncio.to_thread(bank.do, "apikeys", "create", "--name", "load", "--scopes", ALL_SCOPES, "--json"))["token"]
-    load = Load(bank.url, token, CLIENTS, PAUSE_S)
-    try:
-        await load.open_accounts()
-        running = load.start()
-        try:
-            yield load
-            await asyncio.sleep(STEADY_S)
-        finally:
-            load.stop()
-            await running
-        await load.compare()
-        if not write_through_was_missed(bank):
-            assert load.behind == []
-        print(f"{len(load.done)} requests, retries: {dict(load.retries)}, behind: {load.behind}")
-    finally:
-        await load.close()
-
-
-def write_through_was_missed(bank: Bank) -> bool:
-    """A web process says so when its cache was too busy to be told: then balances may be two seconds old, as the README says."""
-    return any("a write-through was missed" in log.read_text(errors="replace") for log in (bank.data_dir / "logs").glob("web-*.log"))
-
-
-async def shows_itself(bank: Bank) -> None:
-    """The servers are what is declared, and the books fit."""
-    await asyncio.to_thread(bank.do, "phase", "show", "--observed")
-    await asyncio.to_thread(bank.do, "verify")
 
 
 async def test_an_installation_grows_loses_its_primary_and_goes_back_under_load(bank: Bank) -> None:
