@@ -14,7 +14,7 @@ import msgspec
 from piggybank import errors
 from piggybank import settings as settings_file
 from piggybank.appliance import data_folder, external, folder, observed, orders, topology
-from piggybank.capacity import phases
+from piggybank.capacity import phases, railway
 from piggybank.capacity.plan import Plan, Refusal
 from piggybank.capacity.plan import plan as planned
 from piggybank.capacity.standing import Facts, Target
@@ -25,7 +25,6 @@ ASK_TIMEOUT_S = 5.0
 COMMANDS: dict[str, str] = {
     "compose": "PIGGYBANK_PHASE={number} docker compose --profile {profile} up --detach --remove-orphans",
     "helm": "helm upgrade piggybank deploy/helm/piggybank --reuse-values --set phase={number}",
-    "railway": "PIGGYBANK_PHASE={number} railway config plan && PIGGYBANK_PHASE={number} railway config apply",
 }
 
 _FACTS = f"""
@@ -36,7 +35,7 @@ SELECT current_setting('max_connections')::int AS max_connections, {MONTHS_ARE_O
 
 
 class Change(NamedTuple):
-    """A plan, and who carries it out; `command`: what to type where that is not us."""
+    """A plan, and who carries it out; `command`: what to type where that is not us, a line each."""
 
     plan: Plan
     target: Target
@@ -78,8 +77,7 @@ async def plan(settings: Settings, number: int, target: Target | None = None) ->
             for finding in await external.check(settings, number, caches=not _caches_are_here(settings))
         ]
         made = msgspec.structs.replace(made, refused=outside)
-    command = COMMANDS[target].format(number=number, profile=made.profile) if target in COMMANDS else ""
-    return Change(made, target, command)
+    return Change(made, target, _command(settings.phase, number, target))
 
 
 def apply(settings: Settings, number: int) -> Iterator[str]:
@@ -92,6 +90,12 @@ def apply(settings: Settings, number: int) -> Iterator[str]:
         topology.write_phase(settings.data_dir, number, user)
         return
     yield from orders.carry_out(settings.data_dir, "phase", str(number))
+
+
+def _command(current: int, number: int, target: Target) -> str:
+    if target == "railway":
+        return "\n".join(railway.commands(phases.of(current), phases.of(number)))
+    return COMMANDS[target].format(number=number, profile=phases.of(number).profile) if target in COMMANDS else ""
 
 
 async def _facts(settings: Settings, target: Target) -> Facts:

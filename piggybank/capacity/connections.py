@@ -58,31 +58,37 @@ def pooler(phase: Phase) -> tuple[int, int]:
 
 
 def shortages(
-    phase: Phase, processes: Processes | None = None, *, max_connections: int | None = None, pooled: bool | None = None
+    phase: Phase,
+    processes: Processes | None = None,
+    *,
+    max_connections: int | None = None,
+    pooled: bool | None = None,
+    surge: float | None = None,
 ) -> list[Shortage]:
     """Why a phase must not be run so; empty: everything fits.
 
-    Without `processes` with the most that the phase lets run; `max_connections` is what PostgreSQL says, else the table's.
+    Without `processes` with the most that the phase lets run; `max_connections` is what PostgreSQL says, `surge` what the platform starts
+    beside the old processes, else the table's.
     """
     processes = processes or most(phase)
+    surge = phases.limits().rollout.surge if surge is None else surge
     max_connections = max_connections or phase.max_connections
     found = []
     if phase.pooled if pooled is None else pooled:
         clients, servers = pooler(phase)
-        found += _too_many(processes, own(phase), "the pooler", clients, reserved=0)
+        found += _too_many(processes, own(phase), "the pooler", clients, surge, reserved=0)
         if servers > max_connections - RESERVED:
             what = f"the pooler opens {servers} connections, PostgreSQL takes {max_connections}, {RESERVED} of them reserved"
             found.append(Shortage(what, f"set max_connections to {servers + RESERVED} or more and start PostgreSQL again"))
     else:
-        found += _too_many(processes, own(phase), "PostgreSQL", max_connections)
+        found += _too_many(processes, own(phase), "PostgreSQL", max_connections, surge)
     if phase.replicas:
-        found += _too_many(processes, INTRODUCTION, "each replica", phase.replica_max_connections)
+        found += _too_many(processes, INTRODUCTION, "each replica", phase.replica_max_connections, surge)
     return found
 
 
-def _too_many(processes: Processes, beside: int, taker: str, takes: int, *, reserved: int = RESERVED) -> list[Shortage]:
+def _too_many(processes: Processes, beside: int, taker: str, takes: int, surge: float, *, reserved: int = RESERVED) -> list[Shortage]:
     """One shortage, or none."""
-    surge = phases.limits().rollout.surge
     count, free = processes.with_surge(surge), takes - reserved
     if count * (processes.pool + beside) <= free:
         return []

@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from piggybank.capacity import connections, cost, phases
+from piggybank.capacity import connections, cost, phases, railway
 from piggybank.capacity.cost import Difference
 from piggybank.capacity.phases import Phase
 from piggybank.capacity.standing import HERE, Facts, Standing, standing
@@ -172,6 +172,10 @@ def _overrides(phase: Phase, after: Standing, overrides: Mapping[str, Any], fact
         ("PostgreSQL MiB", after.postgres_memory_mib, phase.postgres_memory_mib),
         ("cache MiB", after.cache_memory_mib, phase.cache_memory_mib),
     )
+    if facts.target == "railway":
+        there = [Override(**each._asdict()) for each in railway.differences(phase)]
+        known = {each.setting for each in there}
+        return there + [each for each in kept if each.setting not in known]
     because = f"this machine has {facts.cores} cores and {facts.memory_mib:,} MiB"
     return kept + [
         Override(setting=name, value=str(value), phase_wants=str(wants), because=because)
@@ -189,12 +193,14 @@ def _notes(before: Standing, after: Standing, facts: Facts) -> list[str]:
         notes.append(f"the months stay: a partition a month does no harm below phase 3{archived}")
     if before.replicas and not after.replicas:
         notes.append("one copy again: losing the primary's disk loses what was written since the last archived WAL")
-    if after.replicas and not after.synchronous:
+    if after.replicas and not after.synchronous and facts.target != "railway":
         notes.append("durability = local: losing the primary may lose answered writes")
     if after.replicas and facts.target == "native":
         notes.append("all copies are on this machine's disk: they carry load and a crash, not the loss of the machine")
     if facts.target in ("helm", "railway", "compose"):
         notes.append(f"{facts.target} does it: `phase apply` prints the command")
+    if facts.target == "railway":
+        notes += railway.notes(phases.of(before.phase), phases.of(after.phase))
     return notes
 
 
@@ -213,7 +219,9 @@ def _refused(phase: Phase, after: Standing, overrides: Mapping[str, Any], facts:
         refused.append(Refusal(what=what, do="set pooler = transaction, or leave it to the phase"))
     if facts.target == "external":
         refused += _missing_outside(phase, after, facts)
-    short = connections.shortages(phase, after.most, max_connections=facts.max_connections, pooled=after.pooler != "none")
+    where, surge = (railway.runs(phase), railway.SURGE) if facts.target == "railway" else (phase, None)
+    pooled = after.pooler != "none"
+    short = connections.shortages(where, after.most, max_connections=facts.max_connections, pooled=pooled, surge=surge)
     return refused + [Refusal(what=each.what, do=each.do) for each in short]
 
 

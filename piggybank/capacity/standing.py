@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from piggybank.capacity import railway
 from piggybank.capacity.connections import Processes
 from piggybank.capacity.connections import pooler as pooler_of
 from piggybank.capacity.phases import Phase
@@ -20,6 +21,7 @@ POSTGRES_OF_MEMORY = 2
 CACHE_OF_MEMORY = 8
 HERE: tuple[Target, ...] = ("native", "external")  # our supervisor starts the processes
 AUTOSCALED: tuple[Target, ...] = ("helm",)
+ASYNCHRONOUS: tuple[Target, ...] = ("railway",)  # no standby there confirms a commit
 
 
 class Facts(Struct, frozen=True, kw_only=True):
@@ -84,7 +86,8 @@ class Standing(Struct, frozen=True, kw_only=True):
 
 
 def standing(phase: Phase, overrides: Mapping[str, Any], facts: Facts) -> Standing:
-    """The phase as it runs here: capped by the machine where that is ours, changed by what the operator set."""
+    """The phase as it runs here: capped by the machine where that is ours or by the platform, changed by what the operator set."""
+    phase = railway.runs(phase) if facts.target == "railway" else phase
     web, worker = capped(phase, facts) if facts.target in HERE else (phase.web, phase.worker)
     set_web, set_worker = overrides.get("web_processes"), overrides.get("worker_processes")
     pooler = overrides.get("pooler", "phase")
@@ -101,7 +104,7 @@ def standing(phase: Phase, overrides: Mapping[str, Any], facts: Facts) -> Standi
         pool=overrides.get("pool_connections", phase.pool),
         postgres_memory_mib=postgres_memory_mib(phase, facts),
         replicas=phase.replicas,
-        synchronous=phase.replicas > 0 and overrides.get("durability", "synchronous") == "synchronous",
+        synchronous=phase.replicas > 0 and facts.target not in ASYNCHRONOUS and overrides.get("durability", "synchronous") == "synchronous",
         pooler=pooler,
         pooler_clients=clients,
         pooler_connections=servers,

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 import time
+from textwrap import indent
 from typing import Any, get_args
 
 import click
@@ -83,7 +84,7 @@ def plan(ctx: click.Context, number: int, target: Target | None, as_json: bool) 
         for line in lines(made.plan):
             click.echo(line)
         if made.command:
-            click.echo(f"here the platform does it; run:\n  {made.command}")
+            click.echo(f"here the platform does it; run:\n{indent(made.command, '  ')}")
     ctx.exit(1 if made.plan.refused else 0)
 
 
@@ -105,7 +106,7 @@ def apply(ctx: click.Context, number: int, target: Target | None) -> None:
         first = made.plan.refused[0]
         raise errors.CannotProceed(what=f"phase {number} is refused, and nothing was changed: {first.what}", do=first.do)
     if made.command:
-        click.echo(f"Here the platform starts and stops processes, so nothing was changed. Run:\n  {made.command}")
+        click.echo(f"Here the platform starts and stops processes, so nothing was changed. Run:\n{indent(made.command, '  ')}")
         return
     started = time.monotonic()
     for line in change.apply(settings, number):

@@ -1,0 +1,24 @@
+"""npm packages and evaluated files, once a run."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+from tests.deploy import npm
+
+
+@pytest.fixture(scope="session")
+def npm_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where packages are kept between runs."""
+    cache = request.config.cache
+    return Path(cache.mkdir("npm")) if cache is not None else tmp_path_factory.mktemp("npm")
+
+
+def fetched(cache: Path, name: str, version: str, integrity: str) -> Path:
+    """The package's folder; the test is not run where npm does not answer."""
+    try:
+        return npm.package(cache, name, version, integrity)
+    except npm.Unreachable:
+        require(f"npm's {name} {version}", available=False)
+        raise
