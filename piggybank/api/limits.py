@@ -71,12 +71,12 @@ class SharedWindow:
         self._limiter = FixedWindowRateLimiter(store)
         self._local = LocalWindow()
         self._resting_until = 0.0
+        self._asking: set[asyncio.Task[tuple[int, int]]] = set()
 
     async def count(self, kind: str, who: str, limit: int) -> tuple[int, int]:
         if time.monotonic() >= self._resting_until:
             try:
-                async with asyncio.timeout(SHARED_PATIENCE_S):
-                    return await self._ask(RateLimitItemPerMinute(limit), kind, who)
+                return await self._patiently(RateLimitItemPerMinute(limit), kind, who)
             except (RedisError, RedisClusterException, OSError, TimeoutError) as cause:
                 self._resting_until = time.monotonic() + SHARED_REST_S
                 _log.warning("the shared rate limit is away; counting in this process", cause=type(cause).__name__)
@@ -84,7 +84,23 @@ class SharedWindow:
 
     async def close(self) -> None:
         """Close every connection."""
+        await asyncio.gather(*self._asking, return_exceptions=True)
         await self._close()
+
+    async def _patiently(self, item: RateLimitItem, kind: str, who: str) -> tuple[int, int]:
+        """Who waits too long leaves, and lets it end: a connection of redis-py's cluster client that is cancelled fails the next caller."""
+        asking = asyncio.create_task(self._ask(item, kind, who), name="shared rate limit")
+        self._asking.add(asking)
+        asking.add_done_callback(self._ended)
+        done, _ = await asyncio.wait([asking], timeout=SHARED_PATIENCE_S)
+        if not done:
+            raise TimeoutError
+        return asking.result()
+
+    def _ended(self, asking: "asyncio.Task[tuple[int, int]]") -> None:
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # nobody may be there any more to hear it
 
     async def _ask(self, item: RateLimitItem, kind: str, who: str) -> tuple[int, int]:
         allowed = await self._limiter.hit(item, kind, who)

@@ -1,16 +1,22 @@
 """What else of the product asks the cache finds a cluster, too."""
 
+import asyncio
+
 import msgspec
 import pytest
+from limits import RateLimitItemPerMinute
 
 from piggybank import errors
 from piggybank import settings as settings_file
+from piggybank.api import limits
 from piggybank.api.limits import SharedWindow
 from piggybank.appliance import overview, valkeys
 from piggybank.settings import Settings
 from tests.clusters import Nodes
 
 from .conftest import until
+
+LIMIT = 100_000
 
 
 def load(url: str) -> Settings:
@@ -66,3 +72,22 @@ async def test_processes_count_sign_ins_together(nodes: Nodes) -> None:
         assert (await one.count("sign_in", "eve", 1_000))[0] > 900  # here, while it is away
     await one.close()
     await other.close()
+
+
+async def test_who_waits_too_long_for_a_count_leaves_it_to_end(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled, redis-py's cluster client now and then left a connection on which the next caller failed."""
+    window, item = SharedWindow(nodes.url), RateLimitItemPerMinute(LIMIT)
+
+    async def left() -> int:
+        return (await window._limiter.get_window_stats(item, "sign_in", "eve")).remaining
+
+    async def is_there() -> bool:
+        return (await window.count("sign_in", "eve", LIMIT))[0] == await left()  # the shared count, not this process's
+
+    await until(is_there)
+    before = await left()
+    monkeypatch.setattr(limits, "SHARED_PATIENCE_S", 0)
+    assert (await window.count("sign_in", "eve", LIMIT))[0] >= 0, "counted here"
+    await asyncio.gather(*window._asking)
+    assert await left() in (before - 1, LIMIT - 1), "and there, too; a window of a minute may end in between"
+    await window.close()
