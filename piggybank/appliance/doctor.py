@@ -18,7 +18,7 @@ from piggybank.appliance import folder, logs, overview, store_files, valkeys, we
 from piggybank.appliance.check import Check, Result
 from piggybank.capacity import connections, phases
 from piggybank.capacity.connections import Processes
-from piggybank.db import commits, installation, migrate, partitions, writes
+from piggybank.db import installation, migrate, partitions, standbys, writes
 from piggybank.settings import ProviderMode, Settings
 
 CONNECT_TIMEOUT_S = 5.0
@@ -197,7 +197,7 @@ async def _standbys(databases: _Databases) -> Check:
     if settings.waits_for == "local":
         do = "with a replica that streams: remove durability, or set it to synchronous"
         return Check("standbys", "warning", "durability = local: a lost primary may lose answered writes", do)
-    count = await databases.application.fetchval(commits.STANDBYS)
+    count = await databases.application.fetchval(standbys.CONFIRMING)
     if count is None:
         what = f"the role {role} may not see the replicas: every write is refused"
         return Check("standbys", "broken", what, f"as a superuser: GRANT {migrate.SEES_STANDBYS} TO {role}")

@@ -21,7 +21,7 @@ from piggybank.cache.cluster import is_cluster
 from piggybank.cache.servers import plain_url
 from piggybank.capacity import phases
 from piggybank.capacity.phases import Phase
-from piggybank.db import commits, migrate
+from piggybank.db import migrate, standbys
 from piggybank.db.engines import UNPREPARED
 from piggybank.settings import Settings, cluster_nodes
 
@@ -168,7 +168,7 @@ async def _confirming(database_url: str) -> list[Finding]:
     except AWAY as cause:
         return [Finding(what=f"database_url does not answer: {cause}", do="look at the address and the password in it")]
     try:
-        count = await application.fetchval(commits.STANDBYS)
+        count = await application.fetchval(standbys.CONFIRMING)
     except AWAY as cause:
         return [Finding(what=f"database_url failed the check: {cause}", do="look into that server's log")]
     finally:

@@ -15,6 +15,7 @@ from piggybank.appliance import binaries, cache_cluster, folder, overview, poole
 from piggybank.appliance.processes import Program
 from piggybank.cache.cluster import is_cluster
 from piggybank.capacity import phases
+from piggybank.db import standbys
 from piggybank.db.engines import UNPREPARED
 from piggybank.db.partitions import MONTHS_ARE_ON
 from piggybank.settings import Settings
@@ -22,12 +23,11 @@ from piggybank.settings import Settings
 ASK_TIMEOUT_S = 5.0
 UNKNOWN = "unknown"  # it cannot be seen from here
 
-_REPLICATION = """
-SELECT count(*) FILTER (WHERE state = 'streaming' AND coalesce(replay_lag, interval '0') < interval '1 minute') AS streaming,
-       count(*) FILTER (WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')) AS confirming,
+_REPLICATION = f"""
+SELECT count(*) FILTER (WHERE {standbys.FOLLOWS} AND coalesce(replay_lag, interval '0') < interval '1 minute') AS following,
+       count(*) FILTER (WHERE {standbys.CONFIRMS}) AS confirming,
        count(*) FILTER (WHERE state IS NULL) AS hidden
 FROM pg_stat_replication
-WHERE application_name <> 'pg_basebackup'
 """
 _MONTHS = f"SELECT {MONTHS_ARE_ON}"
 
@@ -121,7 +121,7 @@ async def _database(settings: Settings) -> dict[str, Any]:
         await connection.close()
     hidden = row["hidden"] > 0
     return {
-        "replicas": UNKNOWN if hidden else row["streaming"],
+        "replicas": UNKNOWN if hidden else row["following"],
         "confirming": UNKNOWN if hidden else row["confirming"] > 0,
         "months": months,
     }

@@ -23,6 +23,7 @@ from piggybank.appliance.system_user import SystemUser
 from piggybank.appliance.topology import Topology
 from piggybank.db.installation import CLOSED
 from piggybank.db.migrate import SEES_STANDBYS
+from piggybank.db.standbys import FOLLOWS
 
 COPY_TIMEOUT_S = 12 * 3_600  # of a whole database to a standby
 REWIND_TIMEOUT_S = 3_600
@@ -31,7 +32,7 @@ GONE_TIMEOUT_S = 15  # until the last process of a server that was killed is gon
 CONNECT_TIMEOUT_S = "5"  # of a server that hangs
 POLL_S = 0.05
 
-_STREAMING = "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'"
+_STREAMING = f"SELECT application_name FROM pg_stat_replication WHERE {FOLLOWS}"
 # The last file to name a setting counts: an operator's ALTER SYSTEM comes after ours.
 _OTHERWISE = """
 WITH said AS (

@@ -11,6 +11,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import RedisError
 from sqlalchemy import text
 
+from piggybank.db import standbys
 from piggybank.db.engines import Read
 
 ANSWER_TIMEOUT_S = 2.0
@@ -39,7 +40,7 @@ class CacheFigures(Struct, frozen=True, kw_only=True):
 
 # Other roles' connections show as rows without details, which is enough to count them: a client's has a database and a user.
 # Tables are counted by what the planner or the last crash-free stretch knows: exact counts would read them.
-_DATABASE = text("""
+_DATABASE = text(f"""
 SELECT (SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL AND usesysid IS NOT NULL) AS connections,
        CAST(current_setting('max_connections') AS integer) AS max_connections,
        pg_database_size(current_database()) AS database_bytes,
@@ -47,13 +48,13 @@ SELECT (SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL AND usesys
         FROM pg_partition_tree('transactions')
         WHERE isleaf) AS transactions_bytes,
        (SELECT CAST(greatest(reltuples, pg_stat_get_live_tuples(oid), 0) AS bigint) FROM pg_class WHERE oid = 'users'::regclass) AS users,
-       CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') THEN standbys.count END AS replicas,
-       standbys.lag_ms
+       CASE WHEN {standbys.MAY_SEE} THEN following.count END AS replicas,
+       following.lag_ms
 FROM (
     SELECT count(*) AS count, CAST(max(extract(epoch FROM coalesce(replay_lag, '0'))) * 1000 AS double precision) AS lag_ms
     FROM pg_stat_replication
-    WHERE state = 'streaming'
-) AS standbys
+    WHERE {standbys.FOLLOWS}
+) AS following
 """)
 
 

@@ -25,20 +25,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from piggybank import errors
+from piggybank.db.standbys import CONFIRMING
 from piggybank.settings import Durability
 
 SESSION_WAIT_S = 10  # then the outcome of a session's commit is unknown
 
-# How many standbys a commit may wait for; NULL: this role may not see them. The function of the view pg_stat_replication, without the
-# view's join to all sessions, which cost as much again.
-STANDBYS = """
-SELECT CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE') THEN
-    (SELECT count(*) FROM pg_stat_get_wal_senders() WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum'))
-END
-"""
-
 # Of a session: 1, when it wrote nothing, since then nobody waits.
-_STANDBYS_OF_SESSION = text(f"SELECT CASE WHEN pg_current_xact_id_if_assigned() IS NULL THEN 1 ELSE ({STANDBYS}) END")
+_STANDBYS_OF_SESSION = text(f"SELECT CASE WHEN pg_current_xact_id_if_assigned() IS NULL THEN 1 ELSE ({CONFIRMING}) END")
 _WRITE_NOTHING = text("SELECT pg_logical_emit_message(true, 'piggybank', '')")  # a record in the log, and no row
 _LOCAL = text("SET LOCAL synchronous_commit = local")
 
@@ -56,7 +49,7 @@ class Unconfirmed(Exception):
 
 
 def check_standbys(count: int | None) -> None:
-    """Raises `errors.NoSynchronousStandby` or `errors.StandbysNotVisible` for what STANDBYS answered."""
+    """Raises `errors.NoSynchronousStandby` or `errors.StandbysNotVisible` for what CONFIRMING answered."""
     if count is None:
         raise errors.StandbysNotVisible
     if count == 0:

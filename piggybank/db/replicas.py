@@ -24,6 +24,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from piggybank import telemetry
+from piggybank.db import standbys
 from piggybank.db.engines import Database, Question, Read, Seen, T, open_engine, said_plainly
 
 MAX_LAG_MS = 100
@@ -42,12 +43,12 @@ LONG_AGO = float("-inf")
 
 # The timeline: a position means something within one only, and behind a pooler another server may answer the next look. The view
 # pg_stat_replication, without its join to all sessions: 75 us of the primary instead of 120, forty times a second and process.
-_LOOK = """
+_LOOK = f"""
 SELECT left(pg_walfile_name(pg_current_wal_flush_lsn()), 8) AS timeline,
        CAST(pg_current_wal_flush_lsn() - '0/0'::pg_lsn AS bigint) AS written,
-       pg_has_role('pg_read_all_stats', 'USAGE') AS readable,
+       {standbys.MAY_SEE} AS readable,
        (SELECT beat FROM heartbeat) AS beat,
-       session.application_name, sender.state, CAST(sender.replay_lsn - '0/0'::pg_lsn AS bigint) AS replayed
+       session.application_name, sender.{standbys.STREAMS} AS streams, CAST(sender.replay_lsn - '0/0'::pg_lsn AS bigint) AS replayed
 FROM (VALUES (1)) AS one
 LEFT JOIN (pg_stat_get_wal_senders() AS sender JOIN LATERAL pg_stat_get_activity(sender.pid) AS session ON true) ON true
 """
@@ -201,7 +202,7 @@ class Watch:
         for replica in self._replicas:
             if self._asks_the_replica(replica):
                 continue
-            streaming = [row for row in rows if row["application_name"] == replica.cluster_name and row["state"] == "streaming"]
+            streaming = [row for row in rows if row["streams"] and row["application_name"] == replica.cluster_name]
             replayed = [row["replayed"] for row in streaming if row["replayed"] is not None]
             if replayed:
                 self._prove(replica, min(replayed))  # two of one name: whichever is behind

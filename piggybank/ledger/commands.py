@@ -19,6 +19,7 @@ PaymentKind = Literal["deposit", "withdrawal", "refund"]
 PaymentStatus = Literal["creating", "pending", "processing", "unknown", "completed", "failed", "cancelled", "returned"]
 Method = Literal["direct", "revio"]
 Destination = dict[str, str]
+TRANSFER_LEGS = 2  # rows of one transfer: both or none
 
 
 class Actor(Struct, frozen=True):

@@ -26,7 +26,7 @@ import asyncpg
 import msgspec
 
 from piggybank import errors, ids
-from piggybank.db import commits
+from piggybank.db import commits, standbys
 from piggybank.db.engines import Database
 from piggybank.ledger import balances, commands, idempotency, settlements
 from piggybank.ledger.book import Account, Book, Effect, Payment
@@ -43,7 +43,7 @@ LOCK = (
     """
 SELECT id, user_id, currency, status, balance, held, owed, clearing, fees, transfers, adjustments, version, sequence,
        transactions_count, open_payments, last_transaction_id, CASE WHEN $3 THEN ("""
-    + commits.STANDBYS
+    + standbys.CONFIRMING
     + """) END, CASE WHEN $3 THEN pg_current_xact_id()::xid::text END
 FROM accounts
 WHERE bucket = ANY($1::smallint[]) AND id = ANY($2::uuid[])

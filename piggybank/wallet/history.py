@@ -23,11 +23,11 @@ from piggybank.cache import Cache, Entry, Found
 from piggybank.db import archived
 from piggybank.db.engines import Database
 from piggybank.ledger import balances
+from piggybank.ledger.commands import TRANSFER_LEGS
 from piggybank.wallet import pages
 
 PAGE_KIND = "page"
 COUNT_KIND = "count"
-LEGS = 2  # of a transfer
 
 
 class Transaction(Struct, frozen=True, kw_only=True):
@@ -144,7 +144,7 @@ async def one(db: Database, transaction_id: UUID, *, only_user: UUID | None = No
 async def legs(db: Database, transfer_id: UUID, *, only_user: UUID | None = None) -> list[Transaction]:
     """Both rows of a transfer, the one that took first; of another's account none is seen. Raises NotFound, or Archived."""
     rows = await db.ask(balances.rows_of(_LEGS, {"id": transfer_id, "only_user": only_user})) or ()
-    whole = LEGS if only_user is None else 1
+    whole = TRANSFER_LEGS if only_user is None else 1
     if len(rows) < whole and (only_user is None or ids.bucket_of(only_user) == ids.bucket_of(transfer_id)):  # it may have been theirs
         await archived.ask(db, transfer_id)
     if not rows:

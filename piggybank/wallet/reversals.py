@@ -7,9 +7,7 @@ from sqlalchemy import text
 from piggybank import errors, ids
 from piggybank.db import archived
 from piggybank.db.engines import Read
-from piggybank.ledger.commands import Leg, Reverse
-
-LEGS = 2
+from piggybank.ledger.commands import TRANSFER_LEGS, Leg, Reverse
 
 _NAMED = text("""
 SELECT t.id, t.account_id, t.kind, t.system_account, t.amount, t.transfer_id, coalesce(p.method, 'direct') AS method
@@ -38,9 +36,9 @@ async def reversal_of(
     rows = [named]
     if named.transfer_id is not None:
         rows = list(await read.execute(_LEGS, {"transfer_id": named.transfer_id}))
-        if len(rows) < LEGS:
+        if len(rows) < TRANSFER_LEGS:
             await archived.check(read, named.transfer_id)
-        assert len(rows) == LEGS, "a transfer has two legs"
+        assert len(rows) == TRANSFER_LEGS, "a transfer has two legs"
     return Reverse(
         account_id=named.account_id,
         transaction_id=transaction_id,
