@@ -1,7 +1,7 @@
 """How many connections all processes may hold at once, and whether they fit: those that a rollout starts beside the old ones count, too.
 
 A process holds its pool, the ledger's own connection and, where there are replicas, the one that it watches them by. With a pooler all
-that are its clients; without one they are PostgreSQL's own. Each replica is reached directly.
+that are its clients; without one they are PostgreSQL's own. Each replica is reached directly, by connections of its own (`db/replicas.py`).
 """
 
 import math
@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from piggybank.capacity import phases
 from piggybank.capacity.phases import Phase
+from piggybank.db import replicas
 
 LANE = 1  # of a process: the ledger's own
 WATCH = 1  # of a process, from the phase with replicas on
-INTRODUCTION = 1  # of a process, on each replica
 POOL_LEAST = 2  # what `pool_connections` may be
 RESERVED = 10  # for the superuser, migrations, backups, a person with psql
 
@@ -76,29 +76,31 @@ def shortages(
     found = []
     if phase.pooled if pooled is None else pooled:
         clients, servers = pooler(phase)
-        found += _too_many(processes, own(phase), "the pooler", clients, surge, reserved=0)
+        found += _too_many(processes, processes.pool, own(phase), "the pooler", clients, surge, reserved=0)
         if servers > max_connections - RESERVED:
             what = f"the pooler opens {servers} connections, PostgreSQL takes {max_connections}, {RESERVED} of them reserved"
             found.append(Shortage(what, f"set max_connections to {servers + RESERVED} or more and start PostgreSQL again"))
     else:
-        found += _too_many(processes, own(phase), "PostgreSQL", max_connections, surge)
+        found += _too_many(processes, processes.pool, own(phase), "PostgreSQL", max_connections, surge)
     if phase.replicas:
-        found += _too_many(processes, INTRODUCTION, "each replica", phase.replica_max_connections, surge)
+        found += _too_many(processes, 0, replicas.CONNECTIONS, "each replica", phase.replica_max_connections, surge)
     return found
 
 
-def _too_many(processes: Processes, beside: int, taker: str, takes: int, surge: float, *, reserved: int = RESERVED) -> list[Shortage]:
-    """One shortage, or none."""
+def _too_many(
+    processes: Processes, pool: int, beside: int, taker: str, takes: int, surge: float, *, reserved: int = RESERVED
+) -> list[Shortage]:
+    """One shortage, or none. `pool`: what of a process's connections `pool_connections` sets; 0: nothing of them."""
     count, free = processes.with_surge(surge), takes - reserved
-    if count * (processes.pool + beside) <= free:
+    if count * (pool + beside) <= free:
         return []
     kept = f", {reserved} of them reserved" if reserved else ""
     fits = free // count - beside
-    smaller = f"set pool_connections to {fits} or less, or run" if fits >= POOL_LEAST else "run"
+    smaller = f"set pool_connections to {fits} or less, or run" if pool and fits >= POOL_LEAST else "run"
     return [
         Shortage(
             f"{count} processes ({processes.web} web, {processes.worker} worker, and a rollout's {surge:.0%} more) may open"
-            f" {count * (processes.pool + beside)} connections; {taker} takes {takes}{kept}",
+            f" {count * (pool + beside)} connections; {taker} takes {takes}{kept}",
             f"{smaller} fewer processes, or let {taker} take more",
         )
     ]

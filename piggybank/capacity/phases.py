@@ -30,7 +30,7 @@ class Phase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     postgres_cpus: int
     postgres_memory_mib: int
     max_connections: int  # of PostgreSQL
-    pool: int  # connections that a process keeps to the primary or its pooler, and to each replica
+    pool: int  # connections that a process keeps to the primary or its pooler
     replicas: int
     replica_max_connections: int
     pooler_clients: int  # 0: no pooler

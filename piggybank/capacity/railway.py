@@ -120,9 +120,5 @@ def commands(current: Phase, target: Phase) -> list[str]:
 def _pool(phase: Phase) -> int:
     """The phase's, or as many as fit while a deployment runs."""
     count = connections.most(phase).with_surge(SURGE)
-    takers = [phase.replica_max_connections - connections.RESERVED - count * connections.INTRODUCTION] if phase.replicas else []
-    if phase.pooled:
-        takers.append(phase.pooler_clients - count * connections.own(phase))
-    else:
-        takers.append(phase.max_connections - connections.RESERVED - count * connections.own(phase))
-    return min(phase.pool, *(free // count for free in takers))
+    takes = phase.pooler_clients if phase.pooled else phase.max_connections - connections.RESERVED
+    return min(phase.pool, takes // count - connections.own(phase))
