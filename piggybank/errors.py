@@ -250,6 +250,12 @@ class NoSynchronousStandby(Error):
     retryable = True
 
 
+class StorageFull(Error):
+    """The database's disk is full, so nothing is written; nothing was changed. Make room on it, then try again."""
+
+    retryable = True
+
+
 class StandbysNotVisible(Error):
     """The application's database role may not see the replicas (piggybank doctor says what to grant); nothing was changed."""
 

@@ -55,6 +55,7 @@ STATUS: dict[type[errors.Error], int] = {
     errors.DatabaseUnavailable: 503,
     errors.NoSynchronousStandby: 503,
     errors.StandbysNotVisible: 503,
+    errors.StorageFull: 503,
     errors.Overloaded: 503,
     errors.AccountBusy: 503,
     errors.OutcomeUnknown: 503,
@@ -199,6 +200,8 @@ def _of_database(cause: BaseException | None) -> errors.Error:
             asyncpg.QueryCanceledError() | asyncpg.LockNotAvailableError() | asyncpg.DeadlockDetectedError() | asyncpg.SerializationError()
         ):
             return errors.Overloaded()
+        case asyncpg.DiskFullError():
+            return errors.StorageFull()
         case asyncpg.TooManyConnectionsError() | asyncpg.ReadOnlySQLTransactionError():
             return errors.DatabaseUnavailable()
         case cause if isinstance(cause, CONNECTION_LOST):

@@ -19,6 +19,7 @@ from piggybank.appliance.check import Check, Result
 from piggybank.capacity import connections, phases
 from piggybank.capacity.connections import Processes
 from piggybank.db import installation, migrate, partitions, standbys, writes
+from piggybank.db.storage import RESERVE_MIB, Storage
 from piggybank.settings import ProviderMode, Settings
 
 CONNECT_TIMEOUT_S = 5.0
@@ -70,8 +71,10 @@ def _disk(settings: Settings) -> Check:
     place = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.exists())
     free = shutil.disk_usage(place).free
     found = f"{free / 1024**3:.1f} GiB free in {place}"
+    if Storage.of(settings).free_mib < RESERVE_MIB:
+        return Check("disk", "broken", found, f"make room now: below {RESERVE_MIB} MiB writes answer 503 storage_full, reads go on")
     if free < DISK_LEAST_BYTES:
-        return Check("disk", "broken", found, "make room now: PostgreSQL stops when the disk is full")
+        return Check("disk", "broken", found, f"make room now: below {RESERVE_MIB} MiB writes are refused")
     return Check("disk", "warning", found, "make room soon") if free < DISK_FEW_BYTES else Check("disk", "ok", found)
 
 

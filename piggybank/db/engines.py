@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from piggybank import errors
 from piggybank.db import commits
+from piggybank.db.storage import Storage
 from piggybank.settings import Durability, Pooling, Settings
 
 POOL_KEPT = 5  # connections of a process for everything but the ledger's hot path; more under load
@@ -80,16 +81,31 @@ class Database:
 
     has_replicas: ClassVar[bool] = False
 
-    def __init__(self, url: str, *, pooling: Pooling = "none", pool: int = POOL_MOST, waits_for: Durability = "disk") -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pooling: Pooling = "none",
+        pool: int = POOL_MOST,
+        waits_for: Durability = "disk",
+        storage: Storage | None = None,
+    ) -> None:
         self.url = url
         self.waits_for = waits_for
+        self.storage = storage or Storage()
         self._statements = UNPREPARED if pooling == "transaction" else {}
         self.engine = open_engine(url, pooling, pool)
 
     @classmethod
     def of(cls, settings: Settings) -> "Database":
         """Those of an installation: through its pooler where it has one."""
-        return cls(cls.address(settings), pooling=settings.pooling, pool=settings.pool_connections, waits_for=settings.waits_for)
+        return cls(
+            cls.address(settings),
+            pooling=settings.pooling,
+            pool=settings.pool_connections,
+            waits_for=settings.waits_for,
+            storage=Storage.of(settings),
+        )
 
     @staticmethod
     def address(settings: Settings) -> str:
@@ -136,9 +152,10 @@ class Database:
         """A session that commits at the end of the block and rolls back on an exception.
 
         `replays`: it may write nothing and answer that all was done before, which then must be as sure as a commit.
-        Raises `errors.DatabaseUnavailable`; where commits wait for a standby NoSynchronousStandby, too; when nobody can tell whether it
-        was committed OutcomeUnknown.
+        Raises `errors.DatabaseUnavailable` and StorageFull; where commits wait for a standby NoSynchronousStandby, too; when nobody can
+        tell whether it was committed OutcomeUnknown.
         """
+        self.storage.check()
         with said_plainly():
             async with Write(self.engine, expire_on_commit=False) as session:
                 yield session
@@ -184,4 +201,6 @@ def said_plainly() -> Iterator[None]:
         away = (*CONNECTION_LOST, asyncpg.ReadOnlySQLTransactionError)
         if cause.connection_invalidated or isinstance(getattr(cause.orig, "__cause__", None), away):
             raise errors.DatabaseUnavailable from cause
+        if isinstance(getattr(cause.orig, "__cause__", None), asyncpg.DiskFullError):
+            raise errors.StorageFull from cause
         raise

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from piggybank import errors
 from piggybank.db.engines import POOL_MOST, Database, Question, Seen, T
 from piggybank.db.replicas import Busy, Replica, Watch
+from piggybank.db.storage import Storage
 from piggybank.settings import Durability, Pooling, Settings
 
 # Why the primary answered. away: no replica answers at all; lag: none is fresh enough; version: it was older than what is known;
@@ -42,8 +43,9 @@ class Routed(Database):
         pooling: Pooling = "none",
         pool: int = POOL_MOST,
         waits_for: Durability = "disk",
+        storage: Storage | None = None,
     ) -> None:
-        super().__init__(url, pooling=pooling, pool=pool, waits_for=waits_for)
+        super().__init__(url, pooling=pooling, pool=pool, waits_for=waits_for, storage=storage)
         self.replicas = [Replica(replica_url) for replica_url in replica_urls]
         self.by_replica: Counter[str] = Counter()  # reads that each answered
         self.by_primary: Counter[Why] = Counter()  # reads that might have gone to a replica, and why they did not
@@ -104,4 +106,5 @@ def open_database(settings: Settings) -> Database:
         pooling=settings.pooling,
         pool=settings.pool_connections,
         waits_for=settings.waits_for,
+        storage=Storage.of(settings),
     )

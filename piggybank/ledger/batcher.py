@@ -127,7 +127,7 @@ class Ledger:
     async def submit(self, submission: Submission) -> Outcome:
         """Post one command: a batch of one, or part of a larger one.
 
-        Raises what is not an answer: Overloaded, ShuttingDown, DatabaseUnavailable, NoSynchronousStandby, StandbysNotVisible,
+        Raises what is not an answer: Overloaded, ShuttingDown, DatabaseUnavailable, NoSynchronousStandby, StandbysNotVisible, StorageFull,
         AccountBusy, IdempotencyKeyInUse, OutcomeUnknown, InternalError.
         """
         return await self._enqueue(self._queue, submission, MAX_QUEUE)
@@ -147,6 +147,8 @@ class Ledger:
             future.set_exception(errors.ShuttingDown())
         elif self._waits_for_standby > STANDBY_LATE_S:
             future.set_exception(errors.NoSynchronousStandby())
+        elif self._db.storage.full:
+            future.set_exception(errors.StorageFull())
         elif len(queue) >= limit:
             future.set_exception(errors.Overloaded())
         else:
@@ -213,6 +215,10 @@ class Ledger:
             except (errors.NoSynchronousStandby, errors.StandbysNotVisible) as cause:
                 self._tell_standby(cause)
                 _fail(batch, errors.OutcomeUnknown() if maybe_committed else cause)
+                return
+            except asyncpg.DiskFullError as cause:  # a database elsewhere, whose disk we do not see
+                log.error("the database's disk is full", error=str(cause), commands=len(batch))
+                _fail(batch, errors.OutcomeUnknown() if maybe_committed else errors.StorageFull())
                 return
             except Exception as cause:
                 if not posting.is_passing(cause):
