@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from installer import program, units
@@ -45,18 +46,24 @@ def act(options: Options) -> dict[str, str | None]:
             program.install_libraries(place)
             step(3, "Installing piggybank")
             program.install_piggybank(place)
-        new_program = program.switch(options, place)
+        upgrades = program.replaces(options, place) and runs_here(options)
+        new_program = not upgrades and program.switch(options, place)
         step(4, "Folder, user and settings")
-        _prepare_folder(options)
+        _prepare_folder(options, place)
         new_settings = _write_settings(options)
-        step(5, "Starting")
-        _start(options, restart=new_program or new_settings)
+        if upgrades:
+            step(5, f"Upgrading to {place.name} while it runs")
+            _upgrade(options, place)
+        else:
+            step(5, "Starting")
+            _start(options, restart=new_program or new_settings)
         step(6, "Waiting until it answers")
         _wait_ready(options)
         mode = _choose_provider(options)
         step(7, "Making the operator's one-time link")
         link = _operator_link(options)
-        program.remove_old(place)
+        if not upgrades:  # an upgrade knows what still runs from where
+            program.remove_old(place)
     return {
         "url": _url(options),
         "data_dir": str(options.data_dir),
@@ -105,10 +112,10 @@ def _system_uid() -> int | None:
         return None
 
 
-def _prepare_folder(options: Options) -> None:
+def _prepare_folder(options: Options, place: Path) -> None:
     """The installed program makes the system user and the folder's rights: it knows both."""
     code = "import pathlib, sys; from piggybank.appliance.data_folder import prepare_folder; prepare_folder(pathlib.Path(sys.argv[1]))"
-    _run(str(options.data_dir / "current" / "venv" / "bin" / "python"), "-c", code, str(options.data_dir))
+    _run(str(place / "venv" / "bin" / "python"), "-c", code, str(options.data_dir))
     for name in ("tls_cert", "tls_key"):
         path = options.settings.get(name)
         if path and os.geteuid() == 0 and not _readable_by_system_user(str(path)):
@@ -147,6 +154,17 @@ def _write_settings(options: Options) -> bool:
     return True
 
 
+def _upgrade(options: Options, place: Path) -> None:
+    """The new version's own command: a backup, the schema, a trial, then the change while people pay; its lines are shown as they come."""
+    if units.systemd_runs() and _write_unit(options):
+        _systemctl("daemon-reload")  # what runs is not started again for that
+    command = [str(place / "venv" / "bin" / "python"), "-P", "-m", "piggybank", "--data-dir", str(options.data_dir), "upgrade"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False, cwd="/", env=_environment())
+    if done.returncode != 0:
+        raise Failed("the upgrade did not come to its end; what it said stands above")
+    program.switch(options, place)  # the command in bin/ may be an older one's
+
+
 def _start(options: Options, *, restart: bool) -> None:
     if units.systemd_runs():
         _start_unit(options, restart=restart)
@@ -157,11 +175,8 @@ def _start(options: Options, *, restart: bool) -> None:
 
 
 def _start_unit(options: Options, *, restart: bool) -> None:
-    path, text = units.path(options), units.text(options, as_root=os.geteuid() == 0)
-    new_unit = not path.is_file() or path.read_text(encoding="utf-8") != text
+    path, new_unit = units.path(options), _write_unit(options)
     if new_unit:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
         _systemctl("daemon-reload")
     if units.systemctl("is-active", "--quiet", path.name).returncode != 0 and runs_here(options):
         _run(str(options.cli), "down")  # started by hand: from now on the unit keeps it
@@ -169,6 +184,16 @@ def _start_unit(options: Options, *, restart: bool) -> None:
     _systemctl("restart" if restart or new_unit else "start", path.name)
     if os.geteuid() != 0:
         subprocess.run(["loginctl", "enable-linger"], check=False, capture_output=True)  # so that it runs while nobody is signed in
+
+
+def _write_unit(options: Options) -> bool:
+    """True where it was another, or there was none."""
+    path, text = units.path(options), units.text(options, as_root=os.geteuid() == 0)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return True
 
 
 def _systemctl(*arguments: str) -> None:

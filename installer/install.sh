@@ -11,4 +11,4 @@ if [ -z "$PYTHON" ]; then
   echo "On Debian 12 or newer:  $APT_LINE" >&2
   exit 2
 fi
-PYTHONPATH=$(dirname "$here") exec "$PYTHON" -B -m installer "$@"
+PYTHONPATH=$(dirname "$here") exec "$PYTHON" -P -B -m installer "$@"

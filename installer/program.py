@@ -68,6 +68,12 @@ def install_piggybank(place: Path) -> None:
     (place / FINISHED).touch()
 
 
+def replaces(options: Options, place: Path) -> bool:
+    """True where `current` is another version, whole."""
+    current = options.data_dir / "current"
+    return current.is_symlink() and is_installed(current) and current.resolve() != place.resolve()
+
+
 def switch(options: Options, place: Path) -> bool:
     """Point `current` and the command at it; True when that changed something."""
     current, command = options.data_dir / "current", options.cli

@@ -130,7 +130,13 @@ _EXAMPLES: dict[int, tuple[errors.Error, ...]] = {
     422: (errors.IdempotencyKeyReused(),),
     429: (errors.TooManyRequests(retry_after_s=12, limit_per_minute=1_200),),
     500: (errors.InternalError(),),
-    503: (errors.DatabaseUnavailable(), errors.OutcomeUnknown(), errors.NoSynchronousStandby(), errors.StorageFull(), errors.ProviderUnavailable()),
+    503: (
+        errors.DatabaseUnavailable(),
+        errors.OutcomeUnknown(),
+        errors.NoSynchronousStandby(),
+        errors.StorageFull(),
+        errors.ProviderUnavailable(),
+    ),
 }
 _MEANING = {
     400: "Not well formed",

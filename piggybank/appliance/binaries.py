@@ -38,12 +38,12 @@ def postgres(copies: Path, user: SystemUser | None) -> Path:
     return copy / POSTGRES_PACKAGE / POSTGRES_TREE / "bin"
 
 
-def psql() -> Path:
-    """`psql` of the wheel, else this machine's; raises `errors.CannotProceed` where there is none."""
+def client(name: str) -> Path:
+    """`psql`, `pg_dump` .. of the wheel, else this machine's; raises `errors.CannotProceed` where there is none."""
     try:
-        return _package(POSTGRES_PACKAGE, POSTGRES_WHEEL) / POSTGRES_TREE / "bin" / "psql"
+        return _package(POSTGRES_PACKAGE, POSTGRES_WHEEL) / POSTGRES_TREE / "bin" / name
     except errors.CannotProceed:
-        if (found := shutil.which("psql")) is None:
+        if (found := shutil.which(name)) is None:
             raise
         return Path(found)
 

@@ -214,6 +214,8 @@ async def _schema(databases: _Databases) -> Check:
     revision, head = await migrate.current(databases.settings.database_url), migrate.head()
     if revision == head:
         return Check("schema", "ok", f"at {head}")
+    if revision is not None and not migrate.is_known(revision):
+        return Check("schema", "warning", f"at {revision}, which a newer version brought; this one knows {head}", "piggybank upgrade")
     return Check("schema", "broken", f"at {revision or 'nothing'}, this version knows {head}", "piggybank migrate")
 
 

@@ -97,8 +97,8 @@ def carry_out(data_dir: Path, verb: Verb, argument: str = "", *, accept_loss: bo
 
     Raises `errors.CannotProceed` where it fails, where another order is under way, and where the supervisor ends meanwhile.
     """
-    if (under_way := _read(data_dir)) is not None and under_way.state == "running" and folder.read_card(data_dir) is not None:
-        raise errors.CannotProceed(what=f"the supervisor is at work: {_last(under_way)}", do="wait until that is done, then again")
+    if said := under_way(data_dir):
+        raise errors.CannotProceed(what=f"the supervisor is at work: {said}", do="wait until that is done, then again")
     if _order_path(data_dir).exists():
         raise errors.CannotProceed(what="another order waits for the supervisor", do="wait until that is done, then again")
     order = Order(id=uuid4().hex[:12], verb=verb, argument=argument, accept_loss=accept_loss)
@@ -121,15 +121,19 @@ def carry_out(data_dir: Path, verb: Verb, argument: str = "", *, accept_loss: bo
         time.sleep(POLL_S)
 
 
+def under_way(data_dir: Path) -> str:
+    """The last word about the order that the supervisor is at work on; empty: it is on none."""
+    report = _read(data_dir)
+    if report is None or report.state != "running" or folder.read_card(data_dir) is None:
+        return ""
+    return report.lines[-1] if report.lines else "it has just begun"
+
+
 def _read(data_dir: Path) -> Report | None:
     try:
         return msgspec.json.decode(_report_path(data_dir).read_bytes(), type=Report)
     except (FileNotFoundError, msgspec.MsgspecError):
         return None
-
-
-def _last(report: Report) -> str:
-    return report.lines[-1] if report.lines else "it has just begun"
 
 
 def _order_path(data_dir: Path) -> Path:

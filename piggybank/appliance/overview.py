@@ -59,7 +59,7 @@ async def look(settings: Settings) -> dict[str, Any]:
         {"name": name, "pid": live[name].pid if name in live else None, "since": live[name].since if name in live else None}
         for name in [*wanted, *(name for name in live if name not in wanted)]
     ]
-    schema = {"revision": revision, "head": migrate.head(), "at_head": revision == migrate.head()}
+    schema = {"revision": revision, "head": migrate.head(), "at_head": revision is not None and revision >= migrate.head()}
     all_run = all(name in live for name in wanted)
     return {
         "ok": bool(card and card.state == "running" and ready and all_run and all(answers.values()) and schema["at_head"]),

@@ -89,9 +89,15 @@ class Running:
             if not self.wait(10):
                 self.signal(signal.SIGKILL)
                 self.wait(10)
-        with contextlib.suppress(OSError):  # a record that stays is of a dead process
-            self.program.record.unlink()
+        with contextlib.suppress(OSError, ValueError, KeyError):  # a record that stays is of a dead process
+            if json.loads(self.program.record.read_text(encoding="utf-8"))["pid"] == self.pid:  # not of who was started beside it
+                self.program.record.unlink()
         return gently
+
+    def write_record(self) -> None:
+        """Say who it is: what `look` finds."""
+        record = {"pid": self.pid, "started": self.since, "argv": self._process.cmdline(), "mark": self.mark}
+        write_file(self.program.record, json.dumps(record) + "\n")  # ours: it says whom we may signal
 
 
 class _Child(subprocess.Popen[bytes]):
@@ -122,7 +128,7 @@ def start(program: Program) -> Running:
     running = Running(program, psutil.Process(child.pid), child)
     record = {"pid": child.pid, "started": running.since, "argv": list(program.argv), "mark": program.mark}
     try:
-        write_file(program.record, json.dumps(record) + "\n")  # ours: it says whom we may signal
+        write_file(program.record, json.dumps(record) + "\n")
     except OSError:  # without a record nobody would find it again
         running.stop()
         raise

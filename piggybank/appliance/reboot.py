@@ -32,6 +32,17 @@ def crontab_line(data_dir: Path) -> str:
     return f"@reboot '{data_dir}/bin/piggybank' up --detach".replace("%", "\\%")
 
 
+def supervises(data_dir: Path, pid: int) -> bool:
+    """Whether systemd keeps that process as the folder's own: it starts it again when it is killed."""
+    tool = shutil.which("systemctl")
+    if tool is None or not unit_path(data_dir).is_file():
+        return False
+    scope = [] if os.geteuid() == 0 else ["--user"]
+    command = [tool, *scope, "show", "--property=MainPID", "--value", unit_name(data_dir)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SYSTEMCTL_TIMEOUT_S)  # noqa: S603 - ours
+    return said.stdout.strip() == str(pid)
+
+
 def remove_unit(data_dir: Path) -> Path | None:
     """Disable and delete the folder's unit; None where there is none. Works without a running systemd, too."""
     path = unit_path(data_dir)

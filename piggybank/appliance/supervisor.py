@@ -124,6 +124,8 @@ class Supervisor:
             web.check_port(self.settings)
         for program in self.programs:
             self._ensure(program)
+        for program in self._changed(self.programs):
+            self._replace(program, self.settings, _tell_line)
         if self.stores is not None:
             self.stores.shrink(_tell_line)  # what a change of the phase that was interrupted left
         self._at_work = threading.Thread(target=self._finish, name="finish", daemon=True)
@@ -149,21 +151,17 @@ class Supervisor:
         return web.programs(settings, runs_as, mode)
 
     def _adopt(self) -> None:
-        """Live web processes of a supervisor that was killed; those that were started with something else are replaced."""
+        """Live processes of a supervisor that was killed, or of an earlier version; those that were started with something else are
+        replaced when the rest runs, one after the other."""
         for program in web.beyond(self.settings, self.programs):
             if (found := processes.find(program)) is not None:
                 _tell("info", "stopping_unwanted", name=program.name, pid=found.pid)
                 found.stop()
         for program in self.programs:
             found = processes.find(program)
-            if found is None:
-                continue
-            if found.mark == program.mark:
+            if found is not None:
                 self.running[program.name] = found
-                _tell("info", "adopted", name=program.name, pid=found.pid)
-            else:
-                _tell("info", "replacing", name=program.name, pid=found.pid, why="the settings or the version changed")
-                found.stop()
+                _tell("info", "adopted", name=program.name, pid=found.pid, to_be_replaced=found.mark != program.mark)
 
     def _ensure(self, program: Program) -> None:
         if program.name not in self.running:
@@ -281,8 +279,7 @@ class Supervisor:
         """Move to the settings as they are now: what is new is started first, so that somebody always answers."""
         settings = settings_file.load(self.data_dir)
         wanted = self._wanted_programs(settings)
-        changed = [program for program in wanted if program.name not in self.running or self.running[program.name].mark != program.mark]
-        for program in sorted(changed, key=lambda program: program.name in self.running):
+        for program in self._changed(wanted):
             self._replace(program, settings, tell)
         for name in [name for name in self.running if name not in {program.name for program in wanted}]:
             tell(f"stopping {name}")
@@ -291,18 +288,37 @@ class Supervisor:
             self._busy.discard(name)
         self.programs, self.settings = wanted, settings
 
+    def _changed(self, wanted: list[Program]) -> list[Program]:
+        """Those that do not run, or run with something else; what is new comes first."""
+        changed = [program for program in wanted if program.name not in self.running or self.running[program.name].mark != program.mark]
+        return sorted(changed, key=lambda program: program.name in self.running)
+
     def _replace(self, program: Program, settings: Settings, tell: Tell) -> None:
-        name = program.name
+        """A web process is started beside the one that it replaces, which then drains: somebody always listens. Others first end."""
+        name, is_web = program.name, program.name.startswith("web-")
         self._busy.add(name)
         try:
-            if (old := self.running.pop(name, None)) is not None:
+            old = self.running.pop(name, None)
+            if old is not None and not is_web:
                 old.stop()
             self.running[name] = fresh = processes.start(program)
-            if name.startswith("web-"):
-                web.wait_listening(fresh, settings.port)
+            if is_web:
+                self._take_place_of(old, fresh, settings)
         finally:
             self._busy.discard(name)
         tell(f"{name} {'replaced' if old else 'started'}")
+
+    def _take_place_of(self, old: Running | None, fresh: Running, settings: Settings) -> None:
+        try:
+            web.wait_listening(fresh, settings.port)
+        except errors.CannotProceed:
+            if old is not None and old.alive():  # it goes on as it was
+                fresh.stop()
+                old.write_record()
+                self.running[fresh.program.name] = old
+            raise
+        if old is not None:
+            old.stop()
 
     def _rotate(self) -> None:
         try:

@@ -54,7 +54,8 @@ def environment(data_dir: Path) -> dict[str, str]:
 def programs(settings: Settings, user: SystemUser | None, mode: ProviderMode | None) -> list[Program]:
     """Web processes first; `user` from `may_run_as`, `mode` the provider's, as the database says it."""
     data_dir = settings.data_dir
-    mark = hashlib.blake2b(msgspec.json.encode(settings, enc_hook=str) + piggybank.__version__.encode(), digest_size=8).hexdigest()
+    program = f"{piggybank.__version__} {sys.prefix}"  # two builds may call themselves the same version
+    mark = hashlib.blake2b(msgspec.json.encode(settings, enc_hook=str) + program.encode(), digest_size=8).hexdigest()
     return [
         Program(
             name=name,

@@ -24,6 +24,7 @@ COMMANDS = {
     "provider": ("piggybank.cli.provider:provider", "The payment provider: mode, keys, webhook, comparing books."),
     "move": ("piggybank.cli.move:move", "Move the database to another PostgreSQL server."),
     "migrate": ("piggybank.cli.appliance:migrate", "Bring the database's schema to this version."),
+    "upgrade": ("piggybank.cli.upgrade:upgrade", "Another version, or PostgreSQL's next major, with a backup and a way back."),
     "verify": ("piggybank.cli.ledger:verify", "Re-derive every balance from its rows."),
     "partitions": ("piggybank.cli.partitions:partitions", "Months of transactions: turn on, make ahead, list, archive."),
     "bench": ("piggybank.cli.bench:bench", "Measure what this machine carries, on a database to throw away."),

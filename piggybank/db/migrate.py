@@ -13,7 +13,7 @@ from uuid import uuid4
 import asyncpg
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
+from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -52,7 +52,10 @@ _GRANTS = {
 
 
 async def upgrade(owner_url: str, application_role: str, provider_mode: str = "simulator") -> list[str]:
-    """Apply what is missing; returns the revisions that were applied (empty: nothing to do). `provider_mode`: of a new database."""
+    """Apply what is missing; returns the revisions that were applied (empty: nothing to do). `provider_mode`: of a new database.
+
+    A schema that a newer version brought is left as it is, with its rights: it has all that this version needs (expand and contract).
+    """
     # waits for no standby: what a failover may lose of it is applied again by the next start
     engine = create_async_engine(DRIVER, connect_args={"dsn": owner_url, "server_settings": _LOCAL})
     try:
@@ -60,12 +63,13 @@ async def upgrade(owner_url: str, application_role: str, provider_mode: str = "s
             await connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
             await connection.commit()
             applied = await connection.run_sync(_run)
-            await _seed(connection, provider_mode)
-            await _grant(connection, application_role)
+            if applied is not None:
+                await _seed(connection, provider_mode)
+                await _grant(connection, application_role)
             await connection.commit()
             await connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
             await connection.commit()
-        return applied
+        return applied or []
     finally:
         await engine.dispose()
 
@@ -117,18 +121,31 @@ def _config() -> Config:
     return config
 
 
-def _run(connection: Connection) -> list[str]:
+def is_known(revision: str) -> bool:
+    """False of one that a newer version brought."""
+    return any(script.revision == revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
+
+
+def missing(revision: str | None) -> list[Script]:
+    """The migrations from that revision to this version's head, in order."""
+    scripts = ScriptDirectory.from_config(_config()).walk_revisions(base=revision or "base", head="heads")
+    return [script for script in scripts if script.revision != revision][::-1]
+
+
+def _run(connection: Connection) -> list[str] | None:
+    """What was applied; None: the schema is a newer version's."""
     config = _config()
     context = MigrationContext.configure(connection)
     before = context.get_current_revision()
     connection.rollback()
-    scripts = ScriptDirectory.from_config(config)
-    missing = [script.revision for script in scripts.walk_revisions(base=before or "base", head="heads") if script.revision != before]
-    if missing:
+    if before is not None and not is_known(before):
+        return None
+    lacking = [script.revision for script in missing(before)]
+    if lacking:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         connection.commit()
-    return missing[::-1]
+    return lacking
 
 
 async def _seed(connection: AsyncConnection, provider_mode: str) -> None:

@@ -73,4 +73,3 @@ class Storage:
         elif self._full and not full:
             _log.info("there is room again", free_mib=free)
         self._full = full
-

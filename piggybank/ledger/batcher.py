@@ -72,7 +72,7 @@ class Ledger:
         self._in_flight_since = 0.0
         self._moved_at = 0.0  # when the lane last began or ended something
         self._asked_primary_at = 0.0
-        self._without_standby = False
+        self._refusing = False
         self._without_cache = False
         self._forget: deque[UUID] = deque(maxlen=MAX_FORGOTTEN)
         self._busy: dict[UUID, float] = {}
@@ -212,13 +212,9 @@ class Ledger:
                     await self._split(batch, until, errors.IdempotencyKeyInUse(), maybe_committed=maybe_committed)
                     return
                 skip_locked = True
-            except (errors.NoSynchronousStandby, errors.StandbysNotVisible) as cause:
-                self._tell_standby(cause)
+            except (errors.NoSynchronousStandby, errors.StandbysNotVisible, errors.StorageFull) as cause:
+                self._tell_refused(cause)
                 _fail(batch, errors.OutcomeUnknown() if maybe_committed else cause)
-                return
-            except asyncpg.DiskFullError as cause:  # a database elsewhere, whose disk we do not see
-                log.error("the database's disk is full", error=str(cause), commands=len(batch))
-                _fail(batch, errors.OutcomeUnknown() if maybe_committed else errors.StorageFull())
                 return
             except Exception as cause:
                 if not posting.is_passing(cause):
@@ -259,7 +255,7 @@ class Ledger:
             skip_locked=skip_locked,
         )
         self._moved_at = time.monotonic()
-        self._tell_standby(None)
+        self._tell_refused(None)
         for _ in forget:
             self._forget.popleft()
         if skip_locked:
@@ -300,17 +296,17 @@ class Ledger:
             log.info("write-throughs arrive again")
         self._without_cache = missed
 
-    def _tell_standby(self, missing: errors.Error | None) -> None:
+    def _tell_refused(self, cause: errors.Error | None) -> None:
         """Once when it begins and once when it ends."""
-        if missing and not self._without_standby:
-            log.error("writes are refused", because=missing.code)
-        elif self._without_standby and not missing:
-            log.info("a standby confirms again")
-        self._without_standby = missing is not None
+        if cause and not self._refusing:
+            log.error("writes are refused", because=cause.code)
+        elif self._refusing and not cause:
+            log.info("writes are taken again")
+        self._refusing = cause is not None
 
     async def _look_after_commit(self) -> None:
         """A COMMIT that waits for a standby: nobody queues behind it, and its connection is dropped when the primary has lost it."""
-        self._tell_standby(errors.NoSynchronousStandby())
+        self._tell_refused(errors.NoSynchronousStandby())
         for queue in (self._queue, self._bulk):
             _fail(queue, errors.NoSynchronousStandby())
             queue.clear()

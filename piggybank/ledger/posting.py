@@ -225,7 +225,7 @@ async def post(
     """Post `batch` in one transaction. `forget`: outbox rows whose news has arrived.
 
     Raises KeyClash (again with `read_keys`), Blocked (again with `skip_locked`, or alone), OutcomeLost (again with `read_keys`),
-    `errors.NoSynchronousStandby` and `errors.StandbysNotVisible` (nothing was written), or asyncpg's own errors.
+    `errors.NoSynchronousStandby`, `errors.StandbysNotVisible` and `errors.StorageFull` (nothing was written), or asyncpg's own errors.
     """
     connection, asks = line.connection, line.waits_for == "synchronous"
     account_ids = sorted({account_id for submission in batch for account_id in commands.accounts_of(submission.command)})
@@ -259,6 +259,9 @@ async def post(
     except asyncpg.LockNotAvailableError as cause:
         await line.rollback()
         raise Blocked(on_key=stage == "write") from cause
+    except asyncpg.DiskFullError as cause:  # of a database elsewhere: we do not see its disk
+        await line.rollback()
+        raise errors.StorageFull from cause
     except BaseException:
         await line.rollback()
         raise

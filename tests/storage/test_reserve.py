@@ -27,9 +27,7 @@ def disk(open_path: Path) -> Iterator[Path]:
         yield made
 
 
-async def test_both_doors_close_and_open_again(
-    disk: Path, settings: Settings, sql: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_both_doors_close_and_open_again(disk: Path, settings: Settings, sql: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "LOOK_EVERY_S", 0.0)
     db, cache = Database(settings.database_url, storage=Storage([disk])), Cache(settings.cache_url)
     ledger = Ledger(db, cache)

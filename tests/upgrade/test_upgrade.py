@@ -1,0 +1,225 @@
+"""From the version that landed the wallet to the present one, and on, with people paying all the time; and back when a version is broken.
+
+The first is installed by its own installer, from its commit; so is what its users had. The next ones are wheels of the present tree,
+one of them with a supervisor that does not start, one with a web process that does not.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from piggybank.appliance import versions
+from tests.conftest import ALL_SCOPES, ROOT, require, run_apart
+from tests.installer.test_look import a_free_port
+from tests.phases.load import Load
+
+pytestmark = [pytest.mark.deep, pytest.mark.xdist_group("upgrade")]
+
+WALLET = "d68af4a083e5f716a95db92164a88d11236698bf"  # the commit that landed the wallet
+INSTALL_TIMEOUT_S = 900
+CLIENTS = 6
+PAUSE_S = 0.02
+STEADY_S = 3.0
+BROKEN_SUPERVISOR = (
+    "piggybank/appliance/supervisor.py",
+    "    def run(self) -> None:",
+    "    def run(self) -> None:\n        raise OSError('broken')",
+)
+BROKEN_WEB = ("piggybank/app.py", "    parts = open_parts(settings)", "    raise OSError('broken')")
+
+
+class Place:
+    """An installation that the installer made."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.url = ""
+
+    def install(self, checkout: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PIGGYBANK_")}
+        command = [checkout / "installer" / "install.sh", "--json", "--data-dir", str(self.data_dir), *flags]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            timeout=INSTALL_TIMEOUT_S,
+            cwd="/",  # the old installer took what it found in the current folder
+        )
+        assert done.returncode == 0, done.stderr
+        self.url = json.loads(done.stdout.splitlines()[-1])["url"]
+        return done
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIGGYBANK_", "PYTHONPATH"))}
+        return subprocess.run(
+            [self.data_dir / "bin" / "piggybank", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=INSTALL_TIMEOUT_S,
+            cwd="/",
+            env=environment,
+        )
+
+    def do(self, *words: str) -> str:
+        done = self.run(*words)
+        assert done.returncode == 0, f"piggybank {' '.join(words)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def pid(self, name: str) -> int:
+        return int(json.loads((self.data_dir / "run" / f"{name}.json").read_text())["pid"])
+
+
+@pytest.fixture(scope="module")
+def wallet(open_folder: Path) -> Path:
+    """A checkout of that commit."""
+    known = subprocess.run(["git", "-C", ROOT, "cat-file", "-e", WALLET], capture_output=True, check=False).returncode == 0
+    require("git history (the commit that landed the wallet)", known)
+    made = open_folder / "wallet"
+    made.mkdir(mode=0o755)
+    archive = subprocess.run(["git", "-C", ROOT, "archive", WALLET], capture_output=True, check=True)
+    subprocess.run(["tar", "-x", "-C", made], input=archive.stdout, check=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def place(open_folder: Path, wallet: Path) -> Iterator[Place]:
+    made = Place(open_folder / "installed")
+    made.install(wallet, "--port", str(a_free_port()))
+    yield made
+    made.run("down")
+
+
+def wheel(folder: Path, version: str, change: tuple[str, str, str] | None = None) -> Path:
+    """A wheel of the present tree as that version, with a part of it changed."""
+    folder.mkdir()
+    tree = folder / "tree"
+    tree.mkdir()
+    for name in ("piggybank", "alembic"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.lock"):
+        shutil.copy2(ROOT / name, tree)
+    (tree / "piggybank" / "__init__.py").write_text(f'"""piggybank"""\n\n__version__ = "{version}"\n', encoding="utf-8")
+    if change is not None:
+        path, old, new = change
+        text = (tree / path).read_text(encoding="utf-8")
+        assert old in text
+        (tree / path).write_text(text.replace(old, new, 1), encoding="utf-8")
+    tools = folder / "tools"
+    pip = [sys.executable, "-m", "pip"]
+    build = ["--quiet", "--require-hashes", "-r", str(ROOT / "requirements-build.lock")]
+    subprocess.run([*pip, "install", "--target", tools, *build], check=True, capture_output=True, timeout=INSTALL_TIMEOUT_S)
+    subprocess.run(
+        [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, tree],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tools)},
+        timeout=INSTALL_TIMEOUT_S,
+    )
+    made = next(folder.glob("piggybank-*.whl"))
+    with zipfile.ZipFile(made) as archive:
+        assert versions.LOCK in archive.namelist()
+    return made
+
+
+@asynccontextmanager
+async def paying(place: Place) -> AsyncIterator[Load]:
+    """Clients that try each write at most four times within ten seconds; afterwards every account is what was counted."""
+    token = json.loads(await asyncio.to_thread(place.do, "apikeys", "create", "--name", "load", "--scopes", ALL_SCOPES, "--json"))["token"]
+    load = Load(place.url, token, CLIENTS, PAUSE_S)
+    try:
+        await load.open_accounts()
+        running = load.start()
+        try:
+            await asyncio.sleep(STEADY_S)
+            yield load
+            await asyncio.sleep(STEADY_S)
+        finally:
+            load.stop()
+            await running  # raises where a write was not answered
+        await load.compare()
+        print(f"{len(load.done)} answers, tried again: {dict(load.retries)}", file=sys.__stdout__)
+    finally:
+        await load.close()
+
+
+async def _upgraded(place: Place, *words: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(place.run, "upgrade", *words)
+
+
+def test_from_the_wallet_to_the_present_without_a_failure(place: Place) -> None:
+    async def run() -> subprocess.CompletedProcess[str]:
+        async with paying(place):
+            return await asyncio.to_thread(place.install, ROOT)
+
+    before, postgres = versions.present(place.data_dir), place.pid("postgres")
+    done = run_apart(run)
+    after = versions.present(place.data_dir)
+    assert after != before
+    assert "migrated: 0002" in done.stderr
+    assert set(versions.here(place.data_dir)) == {before, after}
+    assert place.pid("postgres") == postgres  # the stores were adopted
+    assert json.loads(place.do("status", "--json"))["ok"]
+    dump = next((place.data_dir / "upgrades").glob("before-*.dump"))
+    assert dump.stat().st_size > 10_000
+    place.do("verify")
+
+
+def test_on_to_the_next_version_by_its_wheel(place: Place, tmp_path: Path) -> None:
+    made = wheel(tmp_path / "next", "0.2.0")
+
+    async def run() -> subprocess.CompletedProcess[str]:
+        async with paying(place):
+            return await _upgraded(place, "--to", str(made))
+
+    planned = json.loads(place.do("upgrade", "--plan", "--json", "--to", str(made)))
+    assert (versions.number(planned["from"]), versions.number(planned["to"]), planned["migrations"]) == ("0.1.0", "0.2.0", [])
+    done = run_apart(run)
+    assert done.returncode == 0, done.stderr
+    assert versions.number(versions.present(place.data_dir)) == "0.2.0"
+    assert json.loads(place.do("status", "--json"))["version"] == "0.2.0"
+    again = place.run("upgrade")
+    assert (again.returncode, "runs already" in again.stderr) == (1, True), again.stderr
+    place.do("verify")
+
+
+@pytest.mark.parametrize(
+    ("version", "change", "says"), [("0.3.0", BROKEN_WEB, "does not become ready"), ("0.3.1", BROKEN_SUPERVISOR, "runs again")]
+)
+def test_a_broken_version_is_taken_back(place: Place, tmp_path: Path, version: str, change: tuple[str, str, str], says: str) -> None:
+    made, before = wheel(tmp_path / "broken", version, change), versions.present(place.data_dir)
+
+    async def run() -> subprocess.CompletedProcess[str]:
+        async with paying(place):
+            return await _upgraded(place, "--to", str(made), "--no-backup")
+
+    done = run_apart(run)
+    assert done.returncode == 1, done.stderr
+    assert says in done.stderr
+    assert versions.present(place.data_dir) == before
+    assert json.loads(place.do("status", "--json"))["ok"]
+    place.do("verify")
+
+
+def test_back_to_an_earlier_one_on_the_same_schema(place: Place) -> None:
+    async def run() -> subprocess.CompletedProcess[str]:
+        async with paying(place):
+            return await _upgraded(place, "--to", "0.1.0", "--no-backup")
+
+    assert versions.number(versions.present(place.data_dir)) == "0.2.0"
+    done = run_apart(run)
+    assert done.returncode == 0, done.stderr
+    assert versions.number(versions.present(place.data_dir)) == "0.1.0"
+    assert json.loads(place.do("status", "--json"))["ok"]
