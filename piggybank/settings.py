@@ -116,7 +116,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     eft_profile_code: Annotated[str, Meta(description="Profile code of the EFT contract.")] = ""
     eft_abbreviated_name: Annotated[str, Meta(description="Name that people see on their statements (PASA).")] = ""
     eft_debtor: Annotated[str, Meta(description="The account that EFT credits are paid from, as the JSON object `debtor` of the API.")] = ""
-    eft_callback_secret: Annotated[str, Meta(description="Last part of the path that EFT callbacks come to; empty: none are taken.")] = ""
+    eft_callback_secret: Annotated[
+        str,
+        Meta(description="Last part of the path that EFT callbacks come to; two with a comma while it is changed; empty: none are taken."),
+    ] = ""
     simulator_listen: Annotated[str, Meta(description="Address that the simulator of Revio listens on, in simulator mode.")] = "127.0.0.1"
     simulator_port: Annotated[
         int,
@@ -145,6 +148,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.pooler == "phase":
             return "transaction" if self.phase >= REPLICATED_PHASE and self.pooler_url else "none"
         return self.pooler
+
+    @property
+    def eft_callback_secrets(self) -> list[str]:
+        """Those that are good: two while Revio is told of another one."""
+        return [part.strip() for part in self.eft_callback_secret.split(",") if part.strip()]
 
     @property
     def read_replicas(self) -> list[str]:

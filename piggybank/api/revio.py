@@ -44,7 +44,7 @@ async def events(request: Request[Any, Any, Any], provider: Provider) -> Respons
 )
 async def eft(secret: str, request: Request[Any, Any, Any], settings: Settings, provider: Provider) -> Response[Received]:
     """Kept as a hint: it posts nothing, the statement decides. 404 but for the path that was agreed upon."""
-    if not settings.eft_callback_secret or not hmac.compare_digest(secret.encode(), settings.eft_callback_secret.encode()):
+    if not any(hmac.compare_digest(secret.encode(), agreed.encode()) for agreed in settings.eft_callback_secrets):
         raise errors.NotFound
     body = await request.body()
     return Response(Received(new=await inbox.receive(provider.db, await provider.mode(), body, signed=False)))

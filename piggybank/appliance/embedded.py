@@ -30,6 +30,7 @@ from piggybank.appliance import binaries, cache_cluster, pooler, processes, stor
 from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.postgres import Postgres
 from piggybank.appliance.processes import Program, Running
+from piggybank.appliance.store_files import Secrets
 from piggybank.appliance.system_user import SystemUser, ours, shared
 from piggybank.appliance.topology import CACHE, CACHE_NODES, POOLER, QUEUE, Topology
 from piggybank.settings import OPERATOR_FILE, STORES
@@ -63,6 +64,7 @@ class Embedded:
         self.running: dict[str, Running] = {}
         self.busy: set[str] = set()  # stores that a change stops and starts: nobody else starts them meanwhile
         self._confirmed = self.topology.synchronous  # commits wait for a standby
+        self.stand_in: tuple[str, str] | None = None  # a role and its password, while the application's is changed
         self._starting = threading.RLock()  # a change and whoever looks after the dead start one after the other
 
     @property
@@ -98,6 +100,7 @@ class Embedded:
         self._list_programs(self.names)
         self._leave_taken_ports()
         if self._has_database:
+            self.postgres.check_majors()
             self.postgres.make_primary()
         for name in self.names:
             self.write_configuration(name)
@@ -222,6 +225,7 @@ class Embedded:
     def _grow_database(self, standbys: tuple[str, ...], tell: Tell, *, patient: bool) -> None:
         primary = self.postgres.primary
         self.wait_ready(primary)
+        self._settle_passwords()
         self.take_over(primary)  # no news, unless a failover was interrupted
         self.postgres.reload(primary)
         if self.postgres.must_restart():
@@ -329,6 +333,19 @@ class Embedded:
             except RedisError:  # a node that is away has nothing when it comes back, and a replica is told by its master
                 continue
 
+    def keep_secrets(self, made: Secrets) -> None:
+        """These are the secrets from now on."""
+        store_files.save_secrets(self.dir, made, self.user)
+        self.secrets = self.postgres.secrets = made
+
+    def _settle_passwords(self) -> None:
+        """An exchange that was killed: those that the server takes are the ones."""
+        if (fresh := store_files.take_next(self.dir)) is None:
+            return
+        if not self.postgres.takes(self.secrets.admin_password):
+            self.keep_secrets(fresh)
+        store_files.forget_next(self.dir)
+
     # What to run -----------------------------------------------------------------------------------------------------
 
     def _list_programs(self, names: Iterable[str]) -> None:
@@ -388,6 +405,7 @@ class Embedded:
                 pooler.Target.of(direct, self.secrets.port_of(name), clients=clients, servers=servers),
                 folder,
                 prepared=self.topology.prepared,
+                stand_in=self.stand_in,
             )
         if name == QUEUE:
             return {"valkey.conf": store_files.queue_conf(self.secrets, folder)}

@@ -142,7 +142,7 @@ async def _pooler(settings: Settings) -> bool | str | None:
     finally:
         connection.terminate()
     try:
-        seen = await asyncio.to_thread(pooler.observed, settings.pooler_url, binaries.psql())
+        seen = await asyncio.to_thread(pooler.observed, settings.pooler_url, binaries.client("psql"))
     except errors.Error:
         # one of the operator's own need not let the application's role, or this machine without psql, at its console
         own = topology.DATABASE not in settings_file.embedded_stores(settings.data_dir)

@@ -20,12 +20,12 @@ from piggybank.appliance import folder, processes
 POLL_S = 0.1
 TAKEN_WITHIN_S = 30  # a supervisor that is well looks five times a second
 
-Verb = Literal["phase", "failover"]
+Verb = Literal["phase", "failover", "rotate"]
 State = Literal["running", "done", "failed"]
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """`phase` with its number, or `failover` with the name of a standby (empty: the best one)."""
+    """`phase` with its number, `failover` with the name of a standby (empty: the best one), or `rotate` with what (`rotation.NAMES`)."""
 
     id: str
     verb: Verb

@@ -87,9 +87,9 @@ def prepares() -> bool:
     return (version := re.search(r"PgBouncer ([\d.]+)", said)) is not None and can_prepare(version[1])
 
 
-def files(target: Target, folder: Path, *, prepared: bool) -> dict[str, str]:
-    """What stands in its folder, by name."""
-    return {"pgbouncer.ini": ini(target, folder, prepared=prepared), "userlist.txt": userlist(target)}
+def files(target: Target, folder: Path, *, prepared: bool, stand_in: tuple[str, str] | None = None) -> dict[str, str]:
+    """What stands in its folder, by name. `stand_in`: a role that may come, too, and its password."""
+    return {"pgbouncer.ini": ini(target, folder, prepared=prepared), "userlist.txt": userlist(target, stand_in)}
 
 
 def ini(target: Target, folder: Path, *, prepared: bool = False) -> str:
@@ -131,9 +131,10 @@ def ini(target: Target, folder: Path, *, prepared: bool = False) -> str:
     return f"; Written at every start.\n[databases]\n* = host={target.host} port={target.port}\n\n[pgbouncer]\n{lines}"
 
 
-def userlist(target: Target) -> str:
+def userlist(target: Target, stand_in: tuple[str, str] | None = None) -> str:
     """`userlist.txt`: the password itself, since with a SCRAM secret PgBouncer could not sign in to PostgreSQL for every client."""
-    return f'"{_quoted(target.role)}" "{_quoted(target.password)}"\n'
+    known = [(target.role, target.password), *([stand_in] if stand_in else ())]
+    return "".join(f'"{_quoted(role)}" "{_quoted(password)}"\n' for role, password in known)
 
 
 def allow_files(clients: int = CLIENTS_MAX, servers: int = SERVERS_MAX) -> bool:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import psutil
 
 from piggybank import errors
-from piggybank.appliance import processes, store_files, system_user, topology
+from piggybank.appliance import binaries, processes, store_files, system_user, topology
 from piggybank.appliance.processes import Running
 from piggybank.appliance.store_files import Secrets, Server
 from piggybank.appliance.system_user import SystemUser
@@ -32,6 +32,8 @@ GONE_TIMEOUT_S = 15  # until the last process of a server that was killed is gon
 CONNECT_TIMEOUT_S = "5"  # of a server that hangs
 POLL_S = 0.05
 
+# passwords stay out of the log
+QUIETLY = "SET log_statement = 'none';\nSET log_min_error_statement = 'panic';\nSET log_min_duration_statement = -1;\n"
 _STREAMING = f"SELECT application_name FROM pg_stat_replication WHERE {FOLLOWS}"
 # The last file to name a setting counts: an operator's ALTER SYSTEM comes after ours.
 _OTHERWISE = """
@@ -50,6 +52,15 @@ _RECEIVED_TIMELINE = "SELECT received_tli FROM pg_stat_wal_receiver WHERE status
 _RECEIVED = """
 SELECT CASE WHEN pg_is_in_recovery() THEN GREATEST(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn ELSE -1 END
 """
+
+
+UPGRADED = ".upgraded"  # a cluster that is whole, and about to take the place of the old one
+
+
+def major_of(cluster: Path) -> int:
+    """The major that made a cluster."""
+    with os.fdopen(system_user.open_file(cluster / "PG_VERSION", os.O_RDONLY), encoding="ascii") as file:
+        return int(file.read())
 
 
 class Standing(NamedTuple):
@@ -82,18 +93,35 @@ class Postgres:
         """True when the server has its folder."""
         return (self.dir / name).exists()
 
+    def check_majors(self) -> None:
+        """Raises `errors.CannotProceed` where another major made what is here: a server is never started on that."""
+        for name in topology.NODES:
+            if self.is_made(name) and (major := major_of(self.dir / name)) != binaries.POSTGRES_MAJOR:
+                raise errors.CannotProceed(
+                    what=f"PostgreSQL {major} made the database in {self.dir / name}, this version brings {binaries.POSTGRES_MAJOR}",
+                    do="piggybank upgrade postgres (it runs pg_upgrade after a backup that it checks, and keeps the old one)",
+                )
+
     def make_primary(self) -> None:
         """initdb beside its place, then renamed: a crash in between leaves no half cluster."""
         place = self.dir / self.primary
         if place.exists():
             return
+        if (upgraded := self.dir / f"{self.primary}{UPGRADED}").exists():  # `piggybank upgrade postgres` was killed between two renames
+            upgraded.rename(place)
+            return
         making = self._making(self.primary)
+        self.initialize(making)
+        making.rename(place)
+
+    def initialize(self, folder: Path, *, checksums: bool = True) -> None:
+        """A new cluster in an empty folder of the user's."""
         password_file = self.dir / "initdb.password"
         processes.write_file(password_file, self.secrets.admin_password + "\n", 0o600, self.user)
         try:
             self._run(
                 "initdb",
-                f"--pgdata={making}",
+                f"--pgdata={folder}",
                 f"--username={store_files.ADMIN_ROLE}",
                 f"--pwfile={password_file}",
                 "--auth=scram-sha-256",
@@ -101,11 +129,10 @@ class Postgres:
                 "--locale=C",
                 "--locale-provider=builtin",
                 "--builtin-locale=C.UTF-8",
-                "--data-checksums",
+                "--data-checksums" if checksums else "--no-data-checksums",
             )
         finally:
             password_file.unlink(missing_ok=True)
-        making.rename(place)
 
     def make_standby(self, name: str) -> None:
         """Copy the running primary, with a slot that keeps the WAL for it from now on."""
@@ -194,14 +221,41 @@ class Postgres:
             )
         )
         self.psql(
-            # passwords stay out of the log
-            "SET log_statement = 'none';\nSET log_min_error_statement = 'panic';\nSET log_min_duration_statement = -1;\n"
+            QUIETLY
             + roles
             + f"GRANT {application} TO {owner} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;\n"
             + f"GRANT {SEES_STANDBYS} TO {application};\n"
             + f"SELECT 'CREATE DATABASE {store_files.DATABASE} OWNER {owner}'"
             + f" WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{store_files.DATABASE}') \\gexec\n"
         )
+
+    def set_passwords(self, fresh: Secrets) -> None:
+        """Of every role of ours, all or none; from then on the present administrator's password is good no longer."""
+        passwords = {
+            store_files.ADMIN_ROLE: fresh.admin_password,
+            store_files.OWNER_ROLE: fresh.owner_password,
+            store_files.APPLICATION_ROLE: fresh.application_password,
+            store_files.REPLICATION_ROLE: fresh.replication_password,
+        }
+        changes = "".join(f"ALTER ROLE {role} PASSWORD '{password}';\n" for role, password in passwords.items())
+        self.psql(f"{QUIETLY}BEGIN;\n{changes}COMMIT;\n")
+
+    def takes(self, admin_password: str) -> bool:
+        """Whether the primary lets the administrator in with that."""
+        port = self.secrets.port_of(self.primary)
+        words = (
+            "--no-psqlrc",
+            "--host=127.0.0.1",
+            f"--port={port}",
+            f"--username={store_files.ADMIN_ROLE}",
+            "--command=SELECT 1",
+            "postgres",
+        )
+        try:
+            self._run("psql", *words, password=admin_password)
+        except errors.StoreFailed:
+            return False
+        return True
 
     def make_slot(self, name: str) -> None:
         """The slot of a standby on the present primary."""

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from piggybank import settings
+from piggybank import errors, settings
 from piggybank.appliance.processes import write_file
 from piggybank.appliance.system_user import SystemUser, ours, shared
 
@@ -24,6 +24,8 @@ APPLICATION_ROLE = "piggybank_app"
 ADMIN_ROLE = "postgres"
 REPLICATION_ROLE = "piggybank_replication"
 DATABASE = "piggybank"
+SECRETS_FILE = "secrets.toml"
+NEXT_FILE = "secrets.next.toml"  # while passwords are exchanged
 MOVED_FILE = "moved"  # beside the servers' folders, once their database moved elsewhere
 
 FIRST_POSTGRES = "postgres"  # the server that a new installation has
@@ -81,7 +83,12 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
 
 def load_secrets(stores_dir: Path, user: SystemUser | None) -> Secrets:
     """The secrets of this folder, made when there are none and never overwritten; what an older version did not have is added."""
-    path = stores_dir / "secrets.toml"
+    path = stores_dir / SECRETS_FILE
+    if not path.exists() and (made_with_it := [folder.name for folder in stores_dir.glob("postgres*") if (folder / "PG_VERSION").exists()]):
+        raise errors.CannotProceed(
+            what=f"{path} is missing, and new passwords would not open the database that is here ({', '.join(made_with_it)})",
+            do="put that file back from a backup of the data folder",
+        )
     if path.exists():
         kept = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Secrets)
         whole = _completed(kept)
@@ -140,7 +147,23 @@ def with_free_ports(stores_dir: Path, kept: Secrets, stopped: Sequence[str], use
 
 def save_secrets(stores_dir: Path, made: Secrets, user: SystemUser | None) -> None:
     """Write them for the supervisor alone: nothing that runs as the system user needs the administrator's password."""
-    write_file(stores_dir / "secrets.toml", toml(msgspec.to_builtins(made)), 0o600, ours(user))
+    write_file(stores_dir / SECRETS_FILE, toml(msgspec.to_builtins(made)), 0o600, ours(user))
+
+
+def save_next(stores_dir: Path, made: Secrets, user: SystemUser | None) -> None:
+    """Beside the present ones, before the servers are told."""
+    write_file(stores_dir / NEXT_FILE, toml(msgspec.to_builtins(made)), 0o600, ours(user))
+
+
+def take_next(stores_dir: Path) -> Secrets | None:
+    """Those that were to be the next when a rotation was killed."""
+    path = stores_dir / NEXT_FILE
+    return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Secrets) if path.exists() else None
+
+
+def forget_next(stores_dir: Path) -> None:
+    """It is known which ones count."""
+    (stores_dir / NEXT_FILE).unlink(missing_ok=True)
 
 
 def write_addresses(data_dir: Path, addresses: Mapping[str, Any], user: SystemUser | None) -> None:

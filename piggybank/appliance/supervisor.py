@@ -23,7 +23,7 @@ import psutil
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import failover, folder, logs, move, orders, processes, system_user, topology, web
+from piggybank.appliance import failover, folder, logs, move, orders, processes, rotation, system_user, topology, web
 from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.embedded import Embedded, Tell
 from piggybank.appliance.orders import Order
@@ -233,6 +233,8 @@ class Supervisor:
         try:
             if order.verb == "phase":
                 self._apply_phase(int(order.argument), tell)
+            elif order.verb == "rotate":
+                self._rotate_secrets(order.argument, tell)
             else:
                 self._fail_over(order, tell)
         except errors.Error as error:
@@ -274,6 +276,14 @@ class Supervisor:
         failover.fail_over(self.stores, order.argument, tell, accept_loss=order.accept_loss)
         self._roll(tell)
         asyncio.run(installation.open_cache(self.settings.owner_database_url))
+
+    def _rotate_secrets(self, name: str, tell: Tell) -> None:
+        if name == rotation.SETTINGS:  # the new one stands in the operator's file
+            self._roll(tell)
+        elif self.stores is None:
+            raise errors.CannotProceed(what="the stores are yours, elsewhere", do="change their passwords there, then the addresses")
+        else:
+            rotation.rotate(self.stores, name, lambda: self._roll(tell), tell)
 
     def _roll(self, tell: Tell) -> None:
         """Move to the settings as they are now: what is new is started first, so that somebody always answers."""

@@ -31,9 +31,11 @@ COMMANDS = {
     "phase": ("piggybank.cli.phase:phase", "Which phase this runs as, what another would change, and the change."),
     "failover": ("piggybank.cli.phase:failover", "Make a standby the primary."),
     "capacity": ("piggybank.cli.capacity:capacity", "What is carried, against the phase's limits: which comes first, and when."),
+    "secrets": ("piggybank.cli.secrets:secrets", "New passwords and keys while people pay."),
     "users": ("piggybank.cli.people:users", "Create, invite, list and unlock users; one-time links."),
     "apikeys": ("piggybank.cli.people:apikeys", "Create, list and revoke API keys."),
     "currencies": ("piggybank.cli.ledger:currencies", "List, enable and disable currencies."),
+    "support-bundle": ("piggybank.cli.support:support_bundle", "What somebody needs to help, in one file, without a secret."),
     "uninstall": ("piggybank.cli.appliance:uninstall", "Stop and remove; the data stays unless told twice."),
 }
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import click
 
 from piggybank import telemetry
+from piggybank.appliance import majors, versions
 from piggybank.appliance import upgrade as work
-from piggybank.appliance import versions
 from piggybank.cli.appliance import settings_of
-from piggybank.settings import Settings
 
 FILES = (".whl", ".tar.gz", ".tgz")
 
@@ -48,7 +47,26 @@ def upgrade(ctx: click.Context, wanted: str | None, only_plan: bool, without_bac
         _print_plan(made, as_json=as_json)
         return
     work.carry_out(made, _tell, without_backup=without_backup)
-    click.echo(f"piggybank {made.after} runs: {_url(settings)}")
+    click.echo(f"piggybank {made.after} runs: {settings.url}")
+
+
+@upgrade.command()
+@click.pass_context
+def postgres(ctx: click.Context) -> None:
+    """Take the data of an older PostgreSQL major to this version's: while nothing runs, from a backup that was checked.
+
+    pg_upgrade copies the old cluster, which is only read and kept; rows are counted before and after. Then: piggybank up.
+
+    \b
+    Example:
+      piggybank down
+      piggybank upgrade postgres
+      piggybank up --detach
+    """
+    if majors.upgrade_postgres(settings_of(ctx), _tell):
+        click.echo("done; start it: piggybank up --detach")
+    else:
+        click.echo("nothing to do: the data is of this version's PostgreSQL")
 
 
 def _name_of(data_dir: Path, wanted: str | None) -> str:
@@ -74,10 +92,6 @@ def _print_plan(made: work.Upgrade, *, as_json: bool) -> None:
     click.echo(f"from {made.before} to {made.after}")
     for line in work.lines(made):
         click.echo(line)
-
-
-def _url(settings: Settings) -> str:
-    return settings.url
 
 
 def _tell(line: str) -> None:

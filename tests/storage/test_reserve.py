@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 
@@ -27,13 +28,15 @@ def disk(open_path: Path) -> Iterator[Path]:
         yield made
 
 
-async def test_both_doors_close_and_open_again(disk: Path, settings: Settings, sql: object, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_both_doors_close_and_open_again(
+    disk: Path, settings: Settings, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "LOOK_EVERY_S", 0.0)
     db, cache = Database(settings.database_url, storage=Storage([disk])), Cache(settings.cache_url)
     ledger = Ledger(db, cache)
     await ledger.start()
     try:
-        account_id = await new_account(sql)  # type: ignore[arg-type]
+        account_id = await new_account(sql)
         deposit = Submission(commands.Deposit(account_id=account_id, amount=5), SYSTEM, "storage-1", b"one")
         await ledger.submit(deposit)
         fill(disk, storage.RESERVE_MIB - 1)

@@ -46,7 +46,7 @@ class Place:
 
     def install(self, checkout: Path, *flags: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PIGGYBANK_")}
-        command = [checkout / "installer" / "install.sh", "--json", "--data-dir", str(self.data_dir), *flags]
+        command = [str(checkout / "installer" / "install.sh"), "--json", "--data-dir", str(self.data_dir), *flags]
         done = subprocess.run(
             command,
             capture_output=True,

@@ -1,0 +1,43 @@
+"""`piggybank support-bundle`."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from piggybank import errors, telemetry
+from piggybank.appliance import support
+from piggybank.cli.appliance import settings_of
+
+
+@click.command("support-bundle")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="The file (else piggybank-support-<time>.tar.gz here).")
+@click.option("--list", "only_list", is_flag=True, help="Say what would be in it; write nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def support_bundle(ctx: click.Context, output: Path | None, only_list: bool, yes: bool) -> None:
+    """What somebody needs to help, in one file: versions, settings without secrets, status, doctor, phase, sizes, the ends of the logs.
+
+    Tokens, keys, passwords and e-mail addresses are taken out, and no row of the database is in it. It is listed before it is written,
+    and sent nowhere: look into it, then send it to whom you like.
+
+    \b
+    Examples:
+      piggybank support-bundle --list
+      piggybank support-bundle --yes --output /tmp/piggybank-support.tar.gz
+    """
+    settings = settings_of(ctx)
+    if not settings.data_dir.is_dir():
+        raise errors.CannotProceed(what=f"there is no installation in {settings.data_dir}", do="name its folder: --data-dir")
+    telemetry.configure("error", "console")
+    found = list(support.parts(settings))
+    for part in found:
+        click.echo(f"{len(part.text.encode()):>10,} bytes  {part.name}")
+    if only_list:
+        return
+    path = output or Path(f"piggybank-support-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.tar.gz")
+    if not yes and sys.stdin.isatty() and not click.confirm(f"Write these to {path}?", default=True):
+        raise errors.CannotProceed(what="nothing was written", do="piggybank support-bundle --list shows it again")
+    support.write(path, found)
+    click.echo(f"written: {path} (only you may read it; nothing was sent anywhere)")

@@ -1,0 +1,81 @@
+"""A token, an address and a key, planted in the logs, the settings and the database, are nowhere in the support bundle."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from piggybank.appliance import store_files
+from piggybank.appliance.support import Redaction, shown_settings
+from piggybank.identity.tokens import API_KEY_PREFIX, new_token
+from piggybank.settings import Settings
+from tests.appliance.bank import Bank
+
+pytestmark = pytest.mark.xdist_group("support")
+
+EMAIL = "ada.lovelace@example.com"
+KEY = "sk_0f9e8d7c6b5a49382716"
+SHORT_KEY = "hunter22"  # nothing about it looks like a key
+PEM = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBg\n-----END PRIVATE KEY-----"
+
+
+@pytest.fixture(scope="module")
+def bank(open_folder: Path) -> Iterator[Bank]:
+    made = Bank(open_folder / "support", PIGGYBANK_PORT=str(store_files.free_ports(1)[0]))
+    made.data_dir.mkdir()
+    (made.data_dir / "piggybank.toml").write_text(
+        f'revio_key = "{KEY}"\nsmtp_url = "smtp://ada:{SHORT_KEY}@mail.example.com:587"\nmail_from = "{EMAIL}"\nrevio_fallback_email = "{EMAIL}"\n'
+    )
+    made.do("up", "--detach")
+    yield made
+    made.run("down")
+
+
+def test_nothing_that_was_planted_is_in_it(bank: Bank, tmp_path: Path) -> None:
+    token = new_token(API_KEY_PREFIX)
+    bank.do("users", "create", "--email", EMAIL, "--name", SHORT_KEY * 3)
+    made = json.loads(bank.do("apikeys", "create", "--name", EMAIL, "--scopes", "all", "--json"))["token"]
+    for name in ("web-1.log", "postgres.log", "supervisor.log"):
+        with (bank.data_dir / "logs" / name).open("a") as log:
+            log.write(f"{token} {EMAIL} key={KEY} {SHORT_KEY} Authorization: Bearer {token}\n{PEM}\nplanted here\n")
+    path = tmp_path / "bundle.tar.gz"
+    said = bank.do("support-bundle", "--yes", "--output", str(path))
+    assert path.stat().st_mode & 0o077 == 0
+    with tarfile.open(path) as bundle:
+        texts = {member.name.partition("/")[2]: bundle.extractfile(member).read().decode() for member in bundle.getmembers()}  # type: ignore[union-attr]
+    assert set(texts) >= {f"{name}.json" for name in ("versions", "settings", "hardware", "status", "doctor", "phase", "database")}
+    assert all(name in said for name in texts)
+    whole = "\n".join([*texts, *texts.values()])
+    secrets = [value for value in bank.stores.__struct_fields__ if "password" in value or value == "simulator_key"]
+    planted = [token, made, EMAIL, KEY, SHORT_KEY, "MIIEvQIBADANBg", *(getattr(bank.stores, name) for name in secrets)]
+    assert [secret for secret in planted if secret in whole] == []
+    # and it is of use
+    assert "planted here" in texts["logs/web-1.log"]
+    assert json.loads(texts["database.json"])["revision"]
+    assert {table["relation"] for table in json.loads(texts["database.json"])["tables"]} >= {"accounts", "transactions"}
+    assert json.loads(texts["settings.json"])["revio_key"] == "(set)"
+    assert json.loads(texts["status.json"])["ok"]
+    assert bank.run("support-bundle", "--yes", "--output", str(path)).returncode == 1  # another file's place is not taken
+
+
+def test_it_is_listed_and_not_written(bank: Bank, tmp_path: Path) -> None:
+    before = set(Path.cwd().iterdir())
+    said = bank.ask("support-bundle", "--list")
+    assert said.exit_code == 0, said.output
+    assert "doctor.json" in said.output
+    assert set(Path.cwd().iterdir()) == before
+
+
+def test_ids_stay_and_keys_of_others_go(tmp_path: Path) -> None:
+    redacted = Redaction(Settings(data_dir=tmp_path))
+    known = "id 01a20640-e7fc-7ed8-999b-7d1939c9d4c9 at 2026-11-24T16:36:20.123456Z in no_synchronous_standby"
+    assert redacted(known) == known
+    assert "AKIA" not in redacted("AKIAIOSFODNN7EXAMPLE0000 AKIAIOSFODNN7EXAMPLE+0000=")
+
+
+def test_a_setting_is_shown_by_its_kind(tmp_path: Path) -> None:
+    shown = shown_settings(Settings(data_dir=tmp_path, port=9000, revio_brand_id="brand", replica_urls=["postgresql://a:b@c/d"]))
+    assert (shown["port"], shown["provider_mode"], shown["revio_brand_id"]) == (9000, "simulator", "(set)")
+    assert shown["replica_urls"] == "(set)"
