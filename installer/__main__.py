@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 
-from installer import look, units
+from installer import look, program, units
 from installer.act import act, step
 from installer.options import Options, parse
 from installer.program import Failed
@@ -43,8 +43,17 @@ PROVIDER = {
 def main() -> int:
     os.environ.pop("PYTHONPATH", None)  # install.sh set it for us alone
     options = parse(sys.argv[1:], os.environ, sys.executable)
+    try:
+        with program.source(options) as source:
+            return _install(options, source)
+    except (Failed, OSError) as cause:
+        print(f"\nIt did not work: {cause}", file=sys.stderr)
+        return 1
+
+
+def _install(options: Options, source: program.Source) -> int:
     step(1, "Looking at this machine (nothing is changed)")
-    findings = look.look(options)
+    findings = look.look(options, source)
     look.show(findings)
     stopped = any(finding.level == "stop" for finding in findings)
     if options.check:
@@ -57,11 +66,7 @@ def main() -> int:
     if not _agreed(options):
         print("Nothing was changed.", file=sys.stderr)
         return 2
-    try:
-        made = act(options)
-    except (Failed, OSError) as cause:
-        print(f"\nIt did not work: {cause}", file=sys.stderr)
-        return 1
+    made = act(options, source)
     print(_goodbye(options, made), file=sys.stderr if options.json else sys.stdout)
     if options.json:
         print(json.dumps(made))

@@ -20,7 +20,7 @@ from typing import Any
 from installer import program, units
 from installer.look import runs_here
 from installer.options import SETTINGS_FILE, Options
-from installer.program import Failed
+from installer.program import Failed, Source
 
 READY_TIMEOUT_S = 120
 COMMAND_TIMEOUT_S = 180
@@ -35,17 +35,17 @@ SETTINGS_HEAD = """\
 """
 
 
-def act(options: Options) -> dict[str, str | None]:
+def act(options: Options, source: Source) -> dict[str, str | None]:
     """Bring the installation to what the options say; returns what `--json` prints. Raises `Failed`."""
     with _alone(options):
-        place = program.wanted(options)
+        place = program.wanted(options, source)
         if program.is_installed(place):
             step(2, f"Libraries and program are there: {place}")
         else:
             step(2, f"Installing the libraries into {place} (about a minute)")
-            program.install_libraries(place)
+            program.install_libraries(place, source)
             step(3, "Installing piggybank")
-            program.install_piggybank(place)
+            program.install_piggybank(place, source)
         upgrades = program.replaces(options, place) and runs_here(options)
         new_program = not upgrades and program.switch(options, place)
         step(4, "Folder, user and settings")

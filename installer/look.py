@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from installer.options import LOOPBACK, Options
+from installer.program import Source
 
 MIB = 1024 * 1024
 DISK_FLOOR_MIB = 1_024
@@ -46,7 +47,7 @@ class Finding:
     do: str = ""
 
 
-def look(options: Options) -> list[Finding]:
+def look(options: Options, source: Source) -> list[Finding]:
     """Everything worth knowing before anything is changed."""
     return [
         *_python(),
@@ -61,6 +62,7 @@ def look(options: Options) -> list[Finding]:
         _port(options),
         _reach(options),
         *_environment(options),
+        *_bundle(source),
     ]
 
 
@@ -262,6 +264,17 @@ def _reach(options: Options) -> Finding:
         f"{options.listen} without TLS: passwords and tokens would cross the network in the clear",
         "give --tls-cert and --tls-key, or --trusted-proxies with your proxy's address, or --insecure",
     )
+
+
+def _bundle(source: Source) -> list[Finding]:
+    """Its wheels are for one Python and one kind of machine."""
+    if not (about := source.about):
+        return []
+    here = {"python": ".".join(platform.python_version_tuple()[:2]), "machine": platform.machine()}
+    wrong = [f"{name} {about[name]}, this is {value}" for name, value in here.items() if about[name] != value]
+    if wrong:
+        return [Finding("bundle", "stop", f"{about['version']} is for {'; '.join(wrong)}", "make one for this machine: make bundle")]
+    return [Finding("bundle", "ok", f"piggybank {about['version']}; no package index is asked")]
 
 
 def _environment(options: Options) -> list[Finding]:

@@ -38,6 +38,7 @@ class Options:
     check: bool
     ignored: tuple[str, ...]
     python: str
+    bundle: Path | None
 
     @property
     def listen(self) -> str:
@@ -68,6 +69,9 @@ def parse(arguments: list[str], environment: Mapping[str, str], python: str) -> 
     data_dir = Path(flags.data_dir or environment.get(f"{PREFIX}DATA_DIR") or default_data_dir()).expanduser().absolute()
     if any(character in str(data_dir) for character in "\n\r\0'\""):
         parser.error("--data-dir: the path may not contain quotes or line breaks")
+    bundle = Path(flags.bundle).expanduser().absolute() if flags.bundle else None
+    if bundle is not None and not bundle.is_file():
+        parser.error(f"--bundle {flags.bundle}: there is no such file")
     asked = {name: _chosen(parser, name, getattr(flags, name), environment) for name in SETTING_FLAGS}
     chosen: dict[str, Value] = {name: value for name, value in asked.items() if value is not None}
     defaults: dict[str, Value] = {"listen": DEFAULT_LISTEN, "port": DEFAULT_PORT}
@@ -80,6 +84,7 @@ def parse(arguments: list[str], environment: Mapping[str, str], python: str) -> 
         check=flags.check,
         ignored=tuple(sorted(_not_flags(environment))),
         python=python,
+        bundle=bundle,
     )
 
 
@@ -105,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
         "--provider-mode",
         metavar="MODE",
         help="simulator (default): payments through the provider are play; live: they are real, through Revio",
+    )
+    parser.add_argument(
+        "--bundle",
+        metavar="FILE",
+        help="install from the file that `make bundle` made, without a network (the installer in it does so by itself)",
     )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--json", action="store_true", help="last line of stdout is JSON, the rest goes to stderr; implies --yes")

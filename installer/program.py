@@ -4,14 +4,18 @@ The mark is made of the source, the locks and the Python, so the same checkout i
 """
 
 import hashlib
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from installer.options import Options
@@ -36,10 +40,57 @@ class Failed(Exception):
     """A step went wrong; the text says what to do."""
 
 
-def wanted(options: Options) -> Path:
-    """The folder that this checkout's program, as it is now, belongs in."""
-    source = (CHECKOUT / "piggybank" / "__init__.py").read_text(encoding="utf-8")
-    version = re.search(r'__version__ = "([^"]+)"', source)
+@dataclass(frozen=True)
+class Source:
+    """What is installed: a checkout, or a bundle (`wheel`), which needs no package index."""
+
+    folder: Path
+    wheel: Path | None = None
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Where pip takes them from."""
+        return () if self.wheel is None else ("--no-index", "--find-links", str(self.wheel.parent))
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What a bundle is for: version, python, machine."""
+        found: dict[str, str] = json.loads((self.folder / "bundle.json").read_text(encoding="utf-8")) if self.wheel else {}
+        return found
+
+
+@contextmanager
+def source(options: Options) -> Iterator[Source]:
+    """The bundle that was named, the one that this installer lies in, else the checkout. Raises `Failed`."""
+    if options.bundle is None:
+        yield _source_in(CHECKOUT)
+        return
+    with tempfile.TemporaryDirectory(prefix="piggybank-bundle-") as folder:
+        try:
+            with tarfile.open(options.bundle) as bundle:
+                for member in bundle.getmembers():
+                    if member.isfile() and ".." not in Path(member.name).parts:
+                        bundle.extract(member, folder)
+        except (tarfile.TarError, OSError) as cause:
+            raise Failed(f"{options.bundle} cannot be unpacked: {cause}") from cause
+        found = [_source_in(path) for path in Path(folder).iterdir() if path.is_dir()]
+        if len(found) != 1 or found[0].wheel is None:
+            raise Failed(f"{options.bundle} is no bundle of piggybank; `make bundle` makes one")
+        yield found[0]
+
+
+def _source_in(folder: Path) -> Source:
+    wheels = sorted((folder / "wheels").glob("piggybank-*.whl"))
+    return Source(folder, wheels[0] if wheels else None)
+
+
+def wanted(options: Options, source: Source) -> Path:
+    """The folder that this program, as it is now, belongs in."""
+    if source.wheel is not None:  # as `piggybank upgrade --to` names it
+        mark = hashlib.sha256(f"{sys.version}{sys.base_prefix}".encode() + source.wheel.read_bytes())
+        return options.data_dir / "versions" / f"{source.wheel.name.split('-')[1]}-{mark.hexdigest()[:8]}"
+    source_text = (CHECKOUT / "piggybank" / "__init__.py").read_text(encoding="utf-8")
+    version = re.search(r'__version__ = "([^"]+)"', source_text)
     assert version is not None, "piggybank/__init__.py names the version"
     mark = hashlib.sha256(f"{sys.version}{sys.base_prefix}".encode())
     for path in _source_files():
@@ -52,19 +103,22 @@ def is_installed(place: Path) -> bool:
     return (place / FINISHED).is_file()
 
 
-def install_libraries(place: Path) -> None:
+def install_libraries(place: Path, source: Source) -> None:
     """A fresh virtual environment with what requirements.lock says, each file checked against its hash."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     _logged(place, sys.executable, "-m", "venv", str(place / "venv"))
-    _pip(place, "install", *LOCKED, "-r", str(CHECKOUT / "requirements.lock"))
+    _pip(place, "install", *source.libraries, *LOCKED, "-r", str(source.folder / "requirements.lock"))
 
 
-def install_piggybank(place: Path) -> None:
-    """piggybank itself, built with the locked build tools, which do not stay."""
-    with tempfile.TemporaryDirectory(prefix="piggybank-build-") as tools:
-        _pip(place, "install", *LOCKED, "--target", tools, "-r", str(CHECKOUT / "requirements-build.lock"))
-        _pip(place, "install", "--no-deps", "--no-build-isolation", "--no-cache-dir", str(CHECKOUT), PYTHONPATH=tools)
+def install_piggybank(place: Path, source: Source) -> None:
+    """piggybank itself: the bundle's wheel, or built with the locked build tools, which do not stay."""
+    if source.wheel is not None:
+        _pip(place, "install", "--no-index", "--no-deps", str(source.wheel))
+    else:
+        with tempfile.TemporaryDirectory(prefix="piggybank-build-") as tools:
+            _pip(place, "install", *LOCKED, "--target", tools, "-r", str(CHECKOUT / "requirements-build.lock"))
+            _pip(place, "install", "--no-deps", "--no-build-isolation", "--no-cache-dir", str(CHECKOUT), PYTHONPATH=tools)
     (place / FINISHED).touch()
 
 
