@@ -39,6 +39,7 @@ from piggybank.api import (
     revio,
     transactions,
     users,
+    watching,
     welcome,
 )
 from piggybank.api.admission import Admission
@@ -46,6 +47,7 @@ from piggybank.api.fast_path import FastPath
 from piggybank.api.health import Readiness
 from piggybank.api.limits import Limiter
 from piggybank.cache import Cache
+from piggybank.capacity.shares import Sharing
 from piggybank.db import routing
 from piggybank.db.engines import Database
 from piggybank.identity.tokens import Principal, Tokens
@@ -70,6 +72,7 @@ ROUTES: list[HTTPRouteHandler] = [
     *ops.routes,
     *partitions.routes,
     *capacity.routes,
+    *watching.routes,
     *provider.routes,
     *revio.routes,
 ]
@@ -200,6 +203,9 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(parts.ledger.stop)
         parts.readiness.start()
         stack.push_async_callback(parts.readiness.stop)
+        sharing = Sharing(parts.db)
+        sharing.start()
+        stack.push_async_callback(sharing.stop)
         if parts.settings.worker_processes == 0 and parts.settings.web_processes == 1:
             await stack.enter_async_context(
                 running_worker(Work(parts.settings, parts.db, parts.cache, parts.ledger, parts.provider), parts.queue)

@@ -5,6 +5,7 @@ its data is filled again by the crons within a second. So nothing here is waited
 """
 
 import asyncio
+import time
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -21,6 +22,7 @@ ANSWER_TIMEOUT_S = 10  # longer than any blocking read of a worker
 RETRIES = 2
 RETRY_FIRST_S = 0.1
 RETRY_LONGEST_S = 1.0
+LOOKED_AT = 50  # jobs that wait: they are taken in order, so the oldest is among the first
 AWAY_PAUSE_S = 1.0  # between two looks at a queue that is away
 AWAY = (RedisError, OSError, TimeoutError)
 
@@ -42,6 +44,13 @@ class Queue(RedisQueue):
             return bool(await self.redis.ping())
         except AWAY:
             return False
+
+    async def oldest_age_s(self) -> float:
+        """How long the oldest job has waited that is due; 0: none does. Raises what redis raises."""
+        waiting = await self.redis.lrange(self.namespace("queued"), 0, LOOKED_AT - 1)
+        stored = await self.redis.mget(waiting) if waiting else []
+        due = [max(job.queued / 1_000, job.scheduled) for job in map(self.deserialize, stored) if job is not None]
+        return max(0.0, time.time() - min(due)) if due else 0.0
 
     async def close(self) -> None:
         """Close every connection, also when the store is away."""

@@ -24,12 +24,14 @@ OPERATOR_FILE = "piggybank.toml"
 STORES_FILE = "stores.toml"
 PHASE_FILE = "phase.toml"
 NOT_SETTINGS = frozenset({"PIGGYBANK_REQUIRE"})  # read by the test run only: tools whose absence is a failure
-LIST_FIELDS = frozenset({"trusted_proxies", "replica_urls"})  # commas between the items in the environment
+LIST_FIELDS = frozenset({"trusted_proxies", "replica_urls", "metrics_networks"})  # commas between the items in the environment
 CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster", "valkey+cluster", "valkeys+cluster")
 STORE_FIELDS = ("database_url", "owner_database_url", "cache_url", "queue_url")
 GIVEN_TOGETHER = (STORE_FIELDS[:2], STORE_FIELDS[2:])  # or not at all
 # what runs in the data folder, unless this address is given
 STORES = {"postgres": "database_url", "cache": "cache_url", "queue": "queue_url"}
+
+COUNTING_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the library's word; the supervisor gives it to what it starts
 
 SECRET_NAMES = ("key", "secret", "password", "token", "url")  # a value whose name has one of these words is not shown
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}  # noqa: S104 - compared, not bound
@@ -139,6 +141,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rate_sign_in_per_minute: Annotated[int, Meta(ge=0, description="Sign-ins, sign-ups and resets a minute and client; 0: no limit.")] = 20
     rate_user_per_minute: Annotated[int, Meta(ge=0, description="Requests a minute and user; 0: no limit.")] = 1_200
     rate_service_per_minute: Annotated[int, Meta(ge=0, description="Requests a minute and API key; 0: no limit.")] = 0
+    metrics_networks: Annotated[
+        list[str], Meta(description="Addresses or networks that may read `/metrics` without a token, if not through a proxy.")
+    ] = msgspec.field(default_factory=lambda: ["127.0.0.1", "::1"])
+    alert_email: Annotated[str, Meta(description="Address that alerts are mailed to; needs `smtp_url` and `mail_from`.")] = ""
+    alert_webhook_url: Annotated[str, Meta(description="URL that alerts are posted to as JSON.")] = ""
+    alert_ping_url: Annotated[
+        str, Meta(description="URL asked each minute while alerts are watched: a dead man's switch elsewhere tells when that ends.")
+    ] = ""
+    alert_pace: Annotated[float, Meta(gt=0, description="The alerts' waits and windows are divided by this (for trying them).")] = 1.0
+    otlp_url: Annotated[
+        str, Meta(description="OTLP/HTTP receiver of traces (`http://host:4318/v1/traces`); empty: none. Needs the extra `tracing`.")
+    ] = ""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is logged.")] = "info"
     log_format: Annotated[Literal["json", "console"], Meta(description="How log lines are written.")] = "json"
 
@@ -254,6 +268,12 @@ def platform(environment: Mapping[str, str] | None = None) -> Literal["compose",
     return "compose" if Path("/.dockerenv").exists() else None
 
 
+def counting_folder(environment: Mapping[str, str] | None = None) -> Path | None:
+    """Where the processes of this installation count together; None: each for itself."""
+    given = (os.environ if environment is None else environment).get(COUNTING_FOLDER)
+    return Path(given) if given else None
+
+
 def default_data_dir() -> Path:
     """`/var/lib/piggybank` for root, else below the user's own data folder."""
     if os.geteuid() == 0:
@@ -278,7 +298,9 @@ def described() -> list[tuple[str, str, str, str]]:
 
 
 def _shown(value: object) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else ("" if value in ("", []) else str(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -350,7 +372,17 @@ def _check_together(settings: Settings) -> None:
         else:
             _check_url(name, getattr(settings, name), ("redis", "rediss", "valkey", "valkeys"), needs_port=True)
     _check_url("smtp_url", settings.smtp_url, ("smtp", "smtps"))
-    for name in ("public_url", "revio_url", "revio_proxy", "eft_url", "eft_token_url", "simulator_url"):
+    for name in (
+        "public_url",
+        "revio_url",
+        "revio_proxy",
+        "eft_url",
+        "eft_token_url",
+        "simulator_url",
+        "alert_webhook_url",
+        "alert_ping_url",
+        "otlp_url",
+    ):
         _check_url(name, getattr(settings, name), ("http", "https"))
     if settings.eft_debtor:
         _check_json_object("eft_debtor", settings.eft_debtor)

@@ -21,6 +21,7 @@ from saq import CronJob, Worker
 
 from piggybank import errors, jobs, queues, telemetry
 from piggybank.cache import Cache
+from piggybank.capacity.shares import Sharing
 from piggybank.db import installation
 from piggybank.db.engines import Database
 from piggybank.jobs.work import Work
@@ -51,7 +52,9 @@ async def _run(settings: Settings) -> None:
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
+    sharing = Sharing(db)
     await ledger.start()
+    sharing.start()
     try:
         async with running_worker(Work(settings, db, cache, ledger, provider), queue):
             _log.info("worker_started", jobs=sorted(jobs.JOBS))
@@ -59,6 +62,7 @@ async def _run(settings: Settings) -> None:
             _log.info("worker_stopping")
     finally:
         await ledger.stop()
+        await sharing.stop()
         await provider.close()
         await queue.close()
         await cache.close()
@@ -75,6 +79,7 @@ async def running_worker(work: Work, queue: Queue) -> AsyncIterator[None]:
         _Rounds(work, jobs.outbox.send_mails),
         _Rounds(work, jobs.revio.introduce),
         _Rounds(work, jobs.revio.apply_events, timeout_s=jobs.APPLY_TIMEOUT_S),
+        _Rounds(work, jobs.alerts.Watch()),
         _Rounds(work, jobs.revio.send_payments, timeout_s=None),  # its calls have timeouts of their own, and are not to be cut off
     ]
     if work.settings.read_replicas:
@@ -115,7 +120,7 @@ class _Rounds:
         self._work = work
         self._part = part
         self._timeout_s = timeout_s
-        self.name = f"rounds of {part.__name__}"
+        self.name = f"rounds of {getattr(part, '__name__', 'watch')}"
         self._failing = ""
         self.stopping = asyncio.Event()
 

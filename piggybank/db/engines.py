@@ -148,10 +148,11 @@ class Database:
                 yield session
 
     @asynccontextmanager
-    async def write(self, *, replays: bool = False) -> AsyncIterator[Write]:
+    async def write(self, *, replays: bool = False, lasting: bool = True) -> AsyncIterator[Write]:
         """A session that commits at the end of the block and rolls back on an exception.
 
-        `replays`: it may write nothing and answer that all was done before, which then must be as sure as a commit.
+        `replays`: it may write nothing and answer that all was done before, which then must be as sure as a commit. Not `lasting`: it
+        waits for no standby, for what is of the hour only and must be written down also while there is none.
         Raises `errors.DatabaseUnavailable` and StorageFull; where commits wait for a standby NoSynchronousStandby, too; when nobody can
         tell whether it was committed OutcomeUnknown.
         """
@@ -159,7 +160,7 @@ class Database:
         with said_plainly():
             async with Write(self.engine, expire_on_commit=False) as session:
                 yield session
-                await commits.commit_session(session, self.waits_for, replays=replays)
+                await commits.commit_session(session, self.waits_for if lasting or self.waits_for == "disk" else "local", replays=replays)
 
     async def close(self) -> None:
         """Close every pooled connection."""

@@ -42,9 +42,9 @@ _GRANTS = {
     "SELECT, INSERT": "transactions, effects, audit_log, system_entries, reconciliation_items, booked_transactions",
     "SELECT, INSERT, UPDATE": "users, sessions, api_keys, links, accounts, payments, provider_keys, provider_events, "
     "resolutions, reconciliations",
-    "SELECT, INSERT, DELETE": "idempotency_keys, usage_minutes",
+    "SELECT, INSERT, DELETE": "idempotency_keys, usage_minutes, minute_shares",
     "SELECT, UPDATE": "heartbeat",
-    "SELECT, INSERT, UPDATE, DELETE": "outbox, failed_sign_ins",
+    "SELECT, INSERT, UPDATE, DELETE": "outbox, failed_sign_ins, alerts",
     "INSERT, UPDATE": "reports",
     "DELETE": "sessions, links, provider_keys",
     "UPDATE (reports_through)": "installation",

@@ -130,6 +130,16 @@ async def missing(connection: asyncpg.Connection, now: datetime) -> list[date]:
     return [month for month in (first, *_following(first, ALERT_MONTHS_AHEAD)) if month >= covered_to]
 
 
+def ahead(partitions: list[Partition], now: datetime) -> int | None:
+    """How many months after the present one have their partition; None where months are off."""
+    ends = [partition.below for partition in partitions if partition.state == "attached"]
+    if None in ends or not ends:
+        return None
+    last = max(ids.time_of(end).date() for end in ends if end is not None)  # the first day that no partition takes
+    first = month_of(now)
+    return (last.year - first.year) * 12 + last.month - first.month - 1
+
+
 async def begun(connection: asyncpg.Connection) -> UUID | None:
     """The first id that the catch-all refuses while months are being turned on, or since that was interrupted; None: neither."""
     if not await connection.fetchval(_CATCH_ALL_IS_THERE):

@@ -30,13 +30,18 @@ If it was not you, do nothing: the password stays as it is.
 
 async def send_reset(settings: Settings, email: str, link: str) -> None:
     """Send the link; raises `errors.MailFailed`."""
+    await send(settings, email, "Set a new password", _RESET.format(url=settings.url, link=link))
+
+
+async def send(settings: Settings, email: str, subject: str, content: str) -> None:
+    """Send a mail; raises `errors.MailFailed`."""
     message = EmailMessage()
-    message["Subject"] = "Set a new password"
+    message["Subject"] = subject
     message["From"] = settings.mail_from
     message["To"] = email
     message["Date"] = formatdate(usegmt=True)
     message["Message-ID"] = make_msgid(domain=settings.mail_from.rpartition("@")[2].strip(" >") or None)
-    message.set_content(_RESET.format(url=settings.url, link=link))
+    message.set_content(content)
     try:
         await asyncio.to_thread(_send, settings.smtp_url, message)
     except (OSError, smtplib.SMTPException) as cause:

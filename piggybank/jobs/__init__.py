@@ -7,7 +7,7 @@ slices, and each slice is idempotent. The queue only says when.
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from piggybank.jobs import capacity, heartbeat, keys, outbox, partitions, people, reports, revio
+from piggybank.jobs import alerts, capacity, heartbeat, keys, outbox, partitions, people, reports, revio
 from piggybank.jobs.work import Work
 
 
@@ -39,4 +39,4 @@ SWEEP_EVERY_S = 1.0
 SWEEP_TIMEOUT_S = 30
 APPLY_TIMEOUT_S = 600  # a round of events
 
-__all__ = ["APPLY_TIMEOUT_S", "JOBS", "SWEEP_EVERY_S", "SWEEP_TIMEOUT_S", "Job", "Work", "heartbeat", "outbox", "revio"]
+__all__ = ["APPLY_TIMEOUT_S", "JOBS", "SWEEP_EVERY_S", "SWEEP_TIMEOUT_S", "Job", "Work", "alerts", "heartbeat", "outbox", "revio"]

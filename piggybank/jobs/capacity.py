@@ -2,16 +2,20 @@
 
 from datetime import UTC, datetime
 
-from piggybank.capacity import measuring, usage
+from piggybank.capacity import figures, measuring, usage
 from piggybank.jobs.work import Work
 
 
 async def record(work: Work) -> int:
     """The last minute, once, whoever else does it, too; answers how many rows are new."""
     cache = await measuring.cache(work.settings.cache_url)
-    async with work.db.write() as write:
+    queue, unknown = await figures.of_queue(work.settings.queue_url)
+    async with work.db.write(lasting=False) as write:
         database = await measuring.database(write)
-        return await usage.record(write, datetime.now(UTC), work.settings.phase, database, cache)
+        stores, not_told = figures.of_stores(database, cache)
+        ledger, not_known = await figures.look(write, work.settings)
+        looked = usage.Looked(database=database, cache=cache, figures=stores | queue | ledger, unknown=unknown | not_told | not_known)
+        return await usage.record(write, datetime.now(UTC), work.settings.phase, looked)
 
 
 async def roll_up(work: Work) -> int:

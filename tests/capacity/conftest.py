@@ -25,7 +25,7 @@ def own_settings(stores: conftest.Stores, worker_id: str, tmp_path_factory: pyte
 async def sql(own_settings: Settings) -> AsyncIterator[asyncpg.Connection]:
     """The owner's connection."""
     connection = await asyncpg.connect(own_settings.owner_database_url)
-    await connection.execute("TRUNCATE usage_minutes, transactions, payments, accounts, users CASCADE")
+    await connection.execute("TRUNCATE usage_minutes, minute_shares, alerts, transactions, payments, accounts, users CASCADE")
     yield connection
     await connection.close()
 

@@ -42,7 +42,8 @@ async def rows(sql: asyncpg.Connection) -> list[asyncpg.Record]:
 
 async def record(work: Work, now: datetime, found: CacheFigures | None = None, **changes: Any) -> int:
     async with work.db.write() as write:
-        return await usage.record(write, now, 0, msgspec.structs.replace(DATABASE, **changes), found)
+        looked = usage.Looked(database=msgspec.structs.replace(DATABASE, **changes), cache=found)
+        return await usage.record(write, now, 0, looked)
 
 
 async def test_a_minute_has_what_was_posted_in_it_and_what_the_stores_say(work: Work, sql: asyncpg.Connection) -> None:

@@ -1,0 +1,131 @@
+"""What this process counts, and how all processes of an installation are read as one.
+
+Each process counts in files that are mapped into memory (`PROMETHEUS_MULTIPROC_DIR`, which the supervisor gives to what it starts); who
+is asked reads those of all. A file outlives its process, so nothing that was counted is lost; files of the dead are folded into one,
+under a lock, or a look between the two steps would see a number fall. Without that folder (containers: one process each, and whoever
+scrapes adds up) the same counters are in memory.
+
+Labels are few and ours: a route's template, never a path; no account, no person.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import psutil
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from piggybank import settings
+
+_DEAD = 0  # in a pid's place: no process has it
+_LOCK = "lock"
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)  # 0.2 and 0.5 are thresholds
+WAITS = (*SECONDS, 30.0)
+LAGS_S = (1.0, 5.0, 15.0, 60.0, 300.0, 600.0, 1_800.0, 3_600.0, 21_600.0, 129_600.0)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER_METHOD = "_OTHER"  # OpenTelemetry's word for what a client made up
+NO_ROUTE = "none"
+GONE = 499  # the client did not wait for its answer
+PROBES = ("/health/live", "/health/ready", "/metrics")  # asked by machines: they say nothing of how people are served
+
+REQUESTS = Histogram(
+    "http_server_request_duration_seconds",
+    "Seconds from a request's first byte to its answer.",
+    ["http_request_method", "http_route", "http_response_status_code"],
+    buckets=SECONDS,
+)
+POSTINGS = Counter("ledger_postings", "Commands that the ledger decided, by their kind and what came of them.", ["kind", "outcome"])
+REPLAYS = Counter("ledger_idempotent_replays", "Commands that were answered from their idempotency key.")
+BATCH_SIZE = Histogram("ledger_batch_size", "Commands in one database transaction.", buckets=BATCHES)
+BATCH_SECONDS = Histogram("ledger_batch_duration_seconds", "Seconds of one batch, from BEGIN to its commit.", buckets=SECONDS)
+COMMIT_SECONDS = Histogram("ledger_commit_duration_seconds", "Seconds of a batch's COMMIT alone.", buckets=SECONDS)
+QUEUE_WAIT = Histogram("ledger_queue_wait_seconds", "Seconds that the oldest command of a batch had waited.", buckets=WAITS)
+RETRIES = Counter("ledger_batch_retries", "Batches that were posted again: a key known, an account locked, a connection lost.", ["why"])
+LOOKUPS = Counter("cache_lookups", "Values looked for in the cache.", ["kind", "result"])
+READS = Counter("db_reads", "Reads that a replica may answer, by who did: replica, or primary with the reason.", ["target", "reason"])
+SLOW_QUERIES = Counter("db_slow_queries", "Statements that took longer than 100 ms.")
+WEBHOOK_LAG = Histogram("psp_webhook_lag_seconds", "Seconds from an event of the provider to its arrival here.", buckets=LAGS_S)
+BAD_SIGNATURES = Counter("psp_webhook_signature_failures", "Events refused because no key of ours had signed them.")
+JOBS = Counter("saq_jobs", "Runs of jobs, by how they ended.", ["task", "status"])
+
+
+def all_processes() -> CollectorRegistry:
+    """The counters of every process, the dead included; of this one alone where there is no folder."""
+    here = settings.counting_folder()
+    if here is None:
+        return REGISTRY
+    registry = CollectorRegistry()
+    registry.register(_Together(here))
+    return registry
+
+
+def wipe(here: Path) -> None:
+    """Begin at 0: nobody counts in it now."""
+    for file in here.glob("*.db"):
+        file.unlink(missing_ok=True)
+
+
+class _Together(Collector):
+    """All files as one; those of the dead are folded first."""
+
+    def __init__(self, here: Path) -> None:
+        self._here = here
+
+    def collect(self) -> Iterator[object]:  # type: ignore[override] # prometheus_client's own are Iterable[Metric], which these are
+        fold(self._here)
+        with _locked(self._here, fcntl.LOCK_SH):
+            files = [str(path) for path in self._here.glob("*.db")]
+            yield from MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
+
+
+def fold(here: Path) -> None:
+    """Add the files of processes that ended to the one of all the dead: else each restart would leave two for ever."""
+    if not any(not psutil.pid_exists(pid) for _, pid, _ in _files(here)):
+        return
+    with _locked(here, fcntl.LOCK_EX):
+        for kind, pid, path in _files(here):
+            if psutil.pid_exists(pid):
+                continue
+            total = MmapedDict(str(here / f"{kind}_{_DEAD}.db"))  # type: ignore[no-untyped-call]
+            for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):  # type: ignore[no-untyped-call]
+                total.write_value(key, total.read_value(key)[0] + value, 0.0)  # type: ignore[no-untyped-call]
+            total.close()  # type: ignore[no-untyped-call]
+            path.unlink()
+
+
+def _files(here: Path) -> list[tuple[str, int, Path]]:
+    """(kind, pid, path) of what living and dead processes left, without the sum of the dead."""
+    found = []
+    for path in here.glob("*.db"):
+        kind, _, pid = path.stem.rpartition("_")
+        if pid.isdigit() and int(pid) != _DEAD:
+            found.append((kind, int(pid), path))
+    return found
+
+
+@contextmanager
+def _locked(here: Path, how: int) -> Iterator[None]:
+    handle = os.open(here / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
+
+
+def request(method: str, route: str, status: int, seconds: float) -> None:
+    """Count one request."""
+    _requests(method if method in METHODS else OTHER_METHOD, route or NO_ROUTE, str(status or GONE)).observe(seconds)
+
+
+@lru_cache(maxsize=4_096)  # as many as there are routes and statuses; the library's own look-up takes a lock and half the time
+def _requests(method: str, route: str, status: str) -> Histogram:
+    return REQUESTS.labels(method, route, status)

@@ -1,0 +1,221 @@
+"""Minutes have what the processes told, and alerts fire once, end, and are told through each channel until it has heard."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import httpx
+import msgspec
+import pytest
+from aiosmtpd.controller import Controller
+from litestar.testing import AsyncTestClient
+
+from piggybank import metrics
+from piggybank.app import create_app
+from piggybank.appliance import store_files
+from piggybank.capacity import alerts, figures, shares, usage, watching
+from piggybank.capacity.shares import Share
+from piggybank.db.engines import Database
+from piggybank.identity import apikeys
+from piggybank.jobs import alerts as job
+from piggybank.jobs.work import Work
+
+NOW = datetime(2026, 6, 10, 12, 30, 20, tzinfo=UTC)
+MINUTE = datetime(2026, 6, 10, 12, 29, tzinfo=UTC)
+LAST = len(metrics.SECONDS)
+INSERT = "INSERT INTO usage_minutes (at, phase, transactions, busiest_minute, figures) VALUES ($1, 0, 0, 0, $2::jsonb)"
+
+
+async def note(sql: asyncpg.Connection, at: datetime, **found: Any) -> None:
+    noted = usage.Noted(share=found.pop("share", None), figures={"app_phase": 0.0, **found})
+    await sql.execute(INSERT, at, msgspec.json.encode(noted).decode())
+
+
+async def watch(work: Work, at: datetime) -> tuple[int, int]:
+    async with work.db.write() as write:
+        return await watching.watch(write, at, 1.0)
+
+
+async def listed(work: Work, state: watching.State) -> list[watching.Fired]:
+    async with work.db.read() as read:
+        return await watching.listed(read, state)
+
+
+@pytest.fixture
+async def operator(work: Work) -> AsyncIterator[httpx.AsyncClient]:
+    """Who may read operations, in this process."""
+    async with work.db.write() as write:
+        _, token = await apikeys.create(write, name="console", scopes=["ops:read"], actor="test")
+    async with AsyncTestClient(create_app(work.settings)) as client:
+        client.headers["Authorization"] = f"Bearer {token}"
+        yield client
+
+
+async def test_a_minute_has_what_all_processes_told_and_nobody_is_counted_twice(work: Work, sql: asyncpg.Connection) -> None:
+    seconds = [0] * (LAST + 1)
+    seconds[7] = 100  # 75 to 100 ms
+    one = Share(requests=100, errors=2, seconds=seconds, hits=30, misses=10, lag_s={"a": 0.01})
+    for share in (one, one, Share(requests=1, lag_s={"a": 0.2, "b": 0.0})):
+        await sql.execute("INSERT INTO minute_shares VALUES (gen_random_uuid(), $1, $2::jsonb)", NOW, msgspec.json.encode(share).decode())
+    assert await job.capacity.record(work) == 1
+    (row,) = await sql.fetch("SELECT * FROM usage_minutes")
+    assert (row["requests"], row["errors"], row["lookup_hits"], row["lookup_misses"], row["lag_ms"]) == (201, 4, 60, 20, 200.0)
+    assert 75 < row["p95_ms"] < 100
+    assert await sql.fetchval("SELECT count(*) FROM minute_shares") == 0
+    noted = msgspec.json.decode(row["figures"], type=usage.Noted)
+    assert noted.figures["replica_lag_seconds"] == {"a": 0.2, "b": 0.0}
+    assert noted.figures["saq_queue_depth"] == {"queued": 0, "active": 0, "incomplete": 0}
+    assert set(noted.figures) | set(noted.unknown) == {gauge.name for gauge in figures.GAUGES}
+    assert "two minutes" in noted.unknown["db_cpu_ratio"]  # unknown, with the reason, never 0
+    assert isinstance(used := noted.figures["db_cpu_seconds"], float)
+    assert used > 0
+
+
+async def test_a_process_tells_what_it_counted_once_and_what_was_not_written_with_the_next(
+    own_settings: Any, sql: asyncpg.Connection
+) -> None:
+    db = Database(own_settings.database_url)
+    sharing = shares.Sharing(db)
+    metrics.request("GET", "/v1/accounts", 200, 0.003)
+    metrics.request("GET", "/v1/accounts", 503, 0.3)
+    metrics.request("GET", "/health/ready", 503, 0.3)
+    broken, sharing._db = sharing._db, Database("postgresql://nobody:nothing@127.0.0.1:1/none")
+    assert not await sharing.tell()
+    sharing._db = broken
+    metrics.request("POST", "/v1/accounts", 201, 20.0)
+    assert await sharing.tell()
+    assert await sharing.tell()
+    told = [msgspec.json.decode(row["share"], type=Share) for row in await sql.fetch("SELECT share FROM minute_shares ORDER BY at")]
+    assert [(share.requests, share.errors) for share in told] == [(3, 1), (0, 0)]
+    assert (sum(told[0].seconds), told[0].seconds[-1]) == (3, 1)
+    await db.close()
+
+
+async def test_an_alert_fires_once_keeps_its_value_and_ends(work: Work, sql: asyncpg.Connection) -> None:
+    for number in range(4):
+        await note(sql, MINUTE - number * usage.MINUTE, replica_lag_seconds={"a": 0.0, "b": 0.2 + number / 10})
+    assert sorted(await asyncio.gather(*(watch(work, MINUTE) for _ in range(3)))) == [(0, 0), (0, 0), (1, 0)]
+    (fired,) = await listed(work, "firing")
+    assert (fired.name, fired.severity, fired.value, fired.threshold) == ("ReplicaLag", "warning", 0.2, 0.1)
+    assert "200 ms" in fired.message
+    await note(sql, MINUTE + usage.MINUTE, replica_lag_seconds={"a": 0.15})
+    assert await watch(work, MINUTE + usage.MINUTE) == (0, 0)
+    assert [each.value for each in await listed(work, "firing")] == [0.15]
+    await note(sql, MINUTE + 2 * usage.MINUTE, replica_lag_seconds={"a": 0.01})
+    assert await watch(work, MINUTE + 2 * usage.MINUTE) == (0, 1)
+    assert await listed(work, "firing") == []
+    assert [each.name for each in await listed(work, "all")] == ["ReplicaLag"]
+    async with work.db.write() as write:
+        assert await watching.prune(write, datetime.now(UTC) + watching.KEPT + timedelta(minutes=1)) == 1
+
+
+async def test_minutes_and_alerts_are_read_over_http_and_what_is_not_known_is_null(
+    work: Work, sql: asyncpg.Connection, operator: httpx.AsyncClient
+) -> None:
+    assert (await operator.get("/v1/ops/minutes")).json() == {"items": []}
+    assert (await operator.get("/v1/ops/alerts")).json() == {"items": []}
+    await note(sql, MINUTE - usage.MINUTE)
+    await sql.execute(
+        "INSERT INTO usage_minutes (at, phase, transactions, busiest_minute, requests, errors, p95_ms, lookup_hits, lookup_misses,"
+        " connections, max_connections, db_cpu_ratio, cache_used_bytes, cache_max_bytes, disk_free_ratio, lag_ms)"
+        " VALUES ($1, 1, 120, 120, 600, 3, 81.5, 9, 1, 20, 100, 0.4, 1, 4, 0.5, 7)",
+        MINUTE,
+    )
+    newest, older = (await operator.get("/v1/ops/minutes", params={"limit": 2})).json()["items"]
+    assert newest["at"] == "2026-06-10T12:29:00Z"
+    wanted = {
+        "requests": 600,
+        "errors": 3,
+        "p95_ms": 81.5,
+        "cache_hit_ratio": 0.9,
+        "cache_memory_ratio": 0.25,
+        "disk_free_ratio": 0.5,
+        "db_cpu_ratio": 0.4,
+        "replica_lag_ms": 7.0,
+        "transactions": 120,
+        "connections": 20,
+    }
+    assert {name: newest[name] for name in wanted} == wanted
+    assert {older[name] for name in wanted if name != "transactions"} == {None}
+    only = (await operator.get("/v1/ops/minutes", params={"from": "2026-06-10T12:29:00Z"})).json()["items"]
+    assert [row["at"] for row in only] == [newest["at"]]
+    await note(sql, MINUTE + usage.MINUTE, ledger_trial_balance_difference_minor={"ZAR": 5.0})
+    await watch(work, MINUTE + usage.MINUTE)
+    for state in ("firing", "all"):
+        (item,) = (await operator.get("/v1/ops/alerts", params={"state": state})).json()["items"]
+        assert (item["name"], item["severity"], item["value"], item["resolved_at"]) == ("TrialBalanceBroken", "critical", 5.0, None)
+        assert item["runbook"] == "deploy/runbooks/TrialBalanceBroken.md"
+    assert (await operator.get("/v1/ops/alerts", params={"state": "never"})).status_code == 400
+
+
+class Mailbox:
+    """What an SMTP server got."""
+
+    def __init__(self) -> None:
+        self.bodies: list[str] = []
+
+    async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802 - its library's name
+        self.bodies.append(envelope.content.decode())
+        return "250 OK"
+
+
+async def test_every_channel_hears_of_it_once_and_a_deaf_one_is_told_again(work: Work, sql: asyncpg.Connection) -> None:
+    heard: list[dict[str, Any]] = []
+    pings, refusing = 0, True
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal pings
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next((int(line.split(":")[1]) for line in head.splitlines() if line.lower().startswith("content-length")), 0)
+        body = await reader.readexactly(length)
+        if head.startswith("GET /ping"):
+            pings += 1
+        elif not refusing:
+            heard.append(msgspec.json.decode(body))
+        status = b"500 No" if refusing and not head.startswith("GET") else b"200 OK"
+        writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    mailbox = Mailbox()
+    smtp = Controller(mailbox, hostname="127.0.0.1", port=store_files.free_ports(1)[0])
+    smtp.start()
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    settings = msgspec.structs.replace(
+        work.settings,
+        alert_email="keeper@example.com",
+        alert_webhook_url=f"http://127.0.0.1:{port}/alerts",
+        alert_ping_url=f"http://127.0.0.1:{port}/ping",
+        smtp_url=f"smtp://127.0.0.1:{smtp.port}",
+        mail_from="bank@example.com",
+    )
+    telling = msgspec.structs.replace(work, settings=settings)
+    try:
+        await note(sql, MINUTE, psp_open_payments={}, ledger_commits_local=1.0)
+        assert await job.look(telling, MINUTE) == 1
+        assert (len(mailbox.bodies), heard, pings) == (1, [], 1)
+        assert "DurabilityLocal" in mailbox.bodies[0]
+        assert "deploy/runbooks/DurabilityLocal.md" in mailbox.bodies[0]
+        refusing = False
+        assert await job.tell(telling) == 1
+        assert await job.tell(telling) == 0
+        assert [(each["status"], each["name"], each["severity"]) for each in heard] == [("firing", "DurabilityLocal", "warning")]
+        await note(sql, MINUTE + usage.MINUTE, ledger_commits_local=0.0)
+        assert await job.look(telling, MINUTE + usage.MINUTE) == 1
+        assert [each["status"] for each in heard] == ["firing", "resolved"]
+        assert (len(mailbox.bodies), pings) == (2, 2)
+        (ended,) = await listed(work, "all")
+        assert ended.told == [f"{channel}:{news}" for channel in ("email", "log", "webhook") for news in ("firing", "resolved")]
+    finally:
+        smtp.stop()
+        server.close()
+
+
+def test_nothing_recorded_is_told_of_by_what_is_missing() -> None:
+    (missing,) = (alert for alert in alerts.table() if alert.function == "missing")
+    minutes = {MINUTE - number * usage.MINUTE: usage.Noted(figures={"app_phase": 0.0}) for number in range(6, 10)}
+    assert alerts.firing(missing, minutes, MINUTE) == 1.0
+    assert alerts.firing(missing, minutes | {MINUTE - 2 * usage.MINUTE: usage.Noted()}, MINUTE) is None
