@@ -28,6 +28,7 @@ from piggybank.api import (
     guards,
     health,
     history,
+    metrics,
     openapi,
     ops,
     partitions,
@@ -73,6 +74,7 @@ ROUTES: list[HTTPRouteHandler] = [
     *partitions.routes,
     *capacity.routes,
     *watching.routes,
+    *metrics.routes,
     *provider.routes,
     *revio.routes,
 ]
@@ -123,7 +125,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
             yield
 
     provided = dependencies(parts)
-    guard = guards.Guard(parts.tokens, parts.limiter)
+    guard = guards.Guard(parts.tokens, parts.limiter, near=settings.metrics_networks)
 
     # an app of its own for the document: the framework would serve it beside ours, without ETag and on routes of its choice
     described = _litestar(route_handlers=ROUTES, dependencies=provided, openapi_config=openapi.CONFIG, logging_config=None)

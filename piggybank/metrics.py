@@ -3,7 +3,8 @@
 Each process counts in files that are mapped into memory (`PROMETHEUS_MULTIPROC_DIR`, which the supervisor gives to what it starts); who
 is asked reads those of all. A file outlives its process, so nothing that was counted is lost; files of the dead are folded into one,
 under a lock, or a look between the two steps would see a number fall. Without that folder (containers: one process each, and whoever
-scrapes adds up) the same counters are in memory.
+scrapes adds up) the same counters are in memory. The files are written out before they are mapped: a page that a full disk does not give
+would end the process.
 
 Labels are few and ours: a route's template, never a path; no account, no person.
 """
@@ -11,18 +12,19 @@ Labels are few and ours: a route's template, never a path; no account, no person
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
 import psutil
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, values
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from piggybank import settings
 
+FILES = {"counter": 131_072, "histogram": 1_048_576}  # bytes of each: more than all series of one process take
 _DEAD = 0  # in a pid's place: no process has it
 _LOCK = "lock"
 
@@ -35,6 +37,21 @@ OTHER_METHOD = "_OTHER"  # OpenTelemetry's word for what a client made up
 NO_ROUTE = "none"
 GONE = 499  # the client did not wait for its answer
 PROBES = ("/health/live", "/health/ready", "/metrics")  # asked by machines: they say nothing of how people are served
+
+
+def _prepare(here: Path) -> None:
+    """Make this process's files; where that cannot be, it counts for itself alone."""
+    try:
+        for kind, size in FILES.items():
+            path = here / f"{kind}_{os.getpid()}.db"
+            if not path.exists():  # else of a dead process of the same number, whose counts go on
+                path.write_bytes(bytes(size))
+    except OSError:
+        values.ValueClass = values.MutexValue
+
+
+if (_here := settings.counting_folder()) is not None:
+    _prepare(_here)
 
 REQUESTS = Histogram(
     "http_server_request_duration_seconds",
@@ -70,7 +87,8 @@ def all_processes() -> CollectorRegistry:
 def wipe(here: Path) -> None:
     """Begin at 0: nobody counts in it now."""
     for file in here.glob("*.db"):
-        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.unlink()
 
 
 class _Together(Collector):

@@ -19,7 +19,7 @@ import structlog
 import uvloop
 from saq import CronJob, Worker
 
-from piggybank import errors, jobs, queues, telemetry
+from piggybank import errors, jobs, metrics, queues, telemetry
 from piggybank.cache import Cache
 from piggybank.capacity.shares import Sharing
 from piggybank.db import installation
@@ -202,9 +202,12 @@ def _cron(work: Work, name: str, job: jobs.Job) -> CronJob[Any]:
 
 
 async def _log_failure(context: Any) -> None:
+    job = context.get("job")
+    if job is not None:
+        metrics.JOBS.labels(job.function, str(job.status.value)).inc()
     cause = context.get("exception")
     if cause is not None:
-        job = context["job"]
+        assert job is not None
         _log.error("job_failed", job=job.function, attempt=job.attempts, exc_info=cause)
 
 

@@ -7,7 +7,7 @@ Valkey for all processes together, and in this process while that is away.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from math import ceil
@@ -36,6 +36,7 @@ SHARED_REST_S = 1.0  # after a failure, so long Valkey is not asked
 KEY_PREFIX = "piggybank:rate"
 IPV6_CLIENT_BITS = 64  # one customer's network: its addresses are one client
 
+_OF_PROXIES = frozenset({b"x-forwarded-for", b"x-real-ip", b"forwarded", b"via"})
 _STRANGERS = {"general": "anonymous", "sign_in": "sign_in"}  # which limit one without a token has
 
 _log = telemetry.logger("limits")
@@ -167,17 +168,23 @@ class Limiter:
 Network = IPv4Network | IPv6Network
 
 
-def networks(texts: list[str]) -> list[Network]:
-    """The trusted proxies; raises `errors.BadSetting`."""
+def networks(texts: Sequence[str], setting: str = "PIGGYBANK_TRUSTED_PROXIES") -> list[Network]:
+    """Those of a setting; raises `errors.BadSetting`."""
     found: list[Network] = []
     for text in texts:
         try:
             found.append(ip_network(text, strict=False))
         except ValueError as cause:
-            raise errors.BadSetting(
-                setting="PIGGYBANK_TRUSTED_PROXIES", value=text, allowed="addresses or networks, as 10.0.0.0/8"
-            ) from cause
+            raise errors.BadSetting(setting=setting, value=text, allowed="addresses or networks, as 10.0.0.0/8") from cause
     return found
+
+
+def is_near(scope: Scope, near: list[Network]) -> bool:
+    """Whether a request comes straight from one of these networks: what a proxy sends on may be anybody's."""
+    client: Any = scope.get("client")
+    address = _address(client[0]) if client else None
+    by_proxy = any(name in _OF_PROXIES for name, _ in scope["headers"])
+    return address is not None and not by_proxy and _trusted(address, near)
 
 
 def client_of(scope: Scope, proxies: list[Network]) -> str:

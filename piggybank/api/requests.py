@@ -15,7 +15,7 @@ from litestar import Request
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
-from piggybank import ids, telemetry
+from piggybank import ids, metrics, telemetry
 from piggybank.api import bodies
 from piggybank.api.admission import Admission
 from piggybank.api.fast_path import FastPath
@@ -78,12 +78,14 @@ class Door:
                 call, row_id = found
                 if call.queued and self._admission.is_full:
                     refused = True
+                    scope["path_template"] = call.template
                     status, given, body = self._admission.refusal(scope["state"]["request_id"])
                 else:
                     status, given, body = await call.answer(scope, receive, headers, row_id)
                 await send({"type": "http.response.start", "status": status, "headers": self._dressed(given, scope, request_id)})
                 await send({"type": "http.response.body", "body": body, "more_body": False})
         finally:
+            metrics.request(method, scope.get("path_template", ""), status, time.perf_counter() - started)
             if not refused:  # those are counted, and told of once a second
                 self._tell(scope, method, status, started)
 

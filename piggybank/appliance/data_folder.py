@@ -19,7 +19,7 @@ MARKS = (MARK, ".install.lock", settings.OPERATOR_FILE, settings.STORES_FILE, "s
 # all that we or the installer put there; the mark last, so that a purge that was interrupted can be repeated
 ENTRIES = (
     *("bin/piggybank", "bin/piggybank.new", "current", "current.new", "versions"),
-    *("run", "logs", "stores", "simulator", f"{settings.STORES_FILE}.new", settings.STORES_FILE),
+    *("run", "logs", "stores", "simulator", "metrics", f"{settings.STORES_FILE}.new", settings.STORES_FILE),
     *(f"{settings.PHASE_FILE}.new", settings.PHASE_FILE, "archive", "upgrades"),
     *(f"{settings.OPERATOR_FILE}.new", settings.OPERATOR_FILE, "move.toml.new", "move.toml", ".install.lock", MARK),
 )

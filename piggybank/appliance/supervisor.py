@@ -21,7 +21,7 @@ import asyncpg
 import msgspec
 import psutil
 
-from piggybank import errors, telemetry
+from piggybank import errors, metrics, telemetry
 from piggybank import settings as settings_file
 from piggybank.appliance import failover, folder, logs, move, orders, processes, rotation, system_user, topology, web
 from piggybank.appliance.data_folder import prepare_folder
@@ -122,6 +122,7 @@ class Supervisor:
         self._adopt()
         if not self.running:
             web.check_port(self.settings)
+            metrics.wipe(web.counting_folder(self.data_dir))  # nobody counts there: begin at 0
         for program in self.programs:
             self._ensure(program)
         for program in self._changed(self.programs):
@@ -145,6 +146,7 @@ class Supervisor:
         if runs_as != self.user:
             why = f"user {system_user.NAME} cannot read the program"
             _tell("warning", "web_runs_as_root", why=why, do="install it with installer/install.sh")
+        system_user.make_folder(web.counting_folder(self.data_dir), runs_as)
         mode = asyncio.run(installation.stored_mode(settings.database_url))
         if mode == "simulator":
             system_user.make_folder(self.data_dir / web.SIMULATOR, runs_as)

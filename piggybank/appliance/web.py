@@ -22,7 +22,7 @@ from piggybank import errors
 from piggybank.appliance import system_user
 from piggybank.appliance.processes import Program, Running
 from piggybank.appliance.system_user import SystemUser
-from piggybank.settings import ProviderMode, Settings
+from piggybank.settings import COUNTING_FOLDER, ProviderMode, Settings
 
 WEB_STOP_TIMEOUT_S = 40  # more than the drain of `piggybank serve`
 WORKER_STOP_TIMEOUT_S = 30
@@ -64,12 +64,17 @@ def programs(settings: Settings, user: SystemUser | None, mode: ProviderMode | N
             log=data_dir / "logs" / f"{name}.log",
             user=user,
             low_ports=name.startswith("web-") and settings.port < PRIVILEGED_PORTS,
-            environment=environment(data_dir),
+            environment={**environment(data_dir), COUNTING_FOLDER: str(counting_folder(data_dir))},
             mark=mark,
             stop_timeout_s=WEB_STOP_TIMEOUT_S if name.startswith("web-") else WORKER_STOP_TIMEOUT_S,
         )
         for name in names(settings, mode)
     ]
+
+
+def counting_folder(data_dir: Path) -> Path:
+    """Where the processes count together (`metrics.py`)."""
+    return data_dir / "metrics"
 
 
 def names(settings: Settings, mode: ProviderMode | None) -> list[str]:

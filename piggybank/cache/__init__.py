@@ -22,8 +22,12 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple, Self
 
+import prometheus_client
+
+from piggybank import metrics
 from piggybank.cache import cluster, servers
 from piggybank.cache.cluster import Cluster
 from piggybank.cache.servers import READ_TIMEOUT_S, Command, Servers, Single
@@ -160,6 +164,7 @@ class Cache:
             return MISS
         found = await self._get(key, self._name(kind, key)) if self.epoch and not self._closed else MISS
         (self.misses if found.payload is None else self.hits)[kind] += 1
+        _lookups(kind, "miss" if found.payload is None else "hit").inc()
         return found
 
     async def floor(self, kind: str, key: str) -> int | None:
@@ -312,6 +317,11 @@ class Cache:
 
     def _name(self, kind: str, key: str) -> str:
         return f"{self.epoch}:{kind}:{{{servers.tag_of(key)}}}:{key}"
+
+
+@lru_cache(maxsize=64)
+def _lookups(kind: str, result: str) -> prometheus_client.Counter:
+    return metrics.LOOKUPS.labels(kind, result)
 
 
 def _lease(name: str) -> str:

@@ -21,7 +21,7 @@ from sqlalchemy import exc as sqlalchemy_errors
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from piggybank import errors
-from piggybank.db import commits
+from piggybank.db import commits, slow
 from piggybank.db.storage import Storage
 from piggybank.settings import Durability, Pooling, Settings
 
@@ -177,7 +177,7 @@ def open_engine(
     pre_ping: bool = True,
 ) -> AsyncEngine:
     """A pool of connections to one server, or to its pooler; nothing is connected yet."""
-    return create_async_engine(
+    engine = create_async_engine(
         DRIVER,
         pool_size=min(POOL_KEPT, pool),
         max_overflow=max(0, pool - POOL_KEPT),
@@ -188,6 +188,8 @@ def open_engine(
         json_deserializer=msgspec.json.decode,
         connect_args={"dsn": url, "timeout": connect_s, **(UNPREPARED_SESSIONS if pooling == "transaction" else {})},
     )
+    slow.listen(engine)
+    return engine
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Literal
 
 from sqlalchemy.exc import DBAPIError
 
-from piggybank import errors
+from piggybank import errors, metrics
 from piggybank.db.engines import POOL_MOST, Database, Question, Seen, T
 from piggybank.db.replicas import Busy, Replica, Watch
 from piggybank.db.storage import Storage
@@ -28,6 +28,8 @@ from piggybank.settings import Durability, Pooling, Settings
 # cold: the cache cannot tell what is known; missing: it did not have it (yet); failed: all its connections were taken, or the read was
 # in the way of its replay.
 Why = Literal["away", "lag", "version", "cold", "missing", "failed"]
+
+_BY_REPLICA = metrics.READS.labels("replica", "fresh")
 
 
 class Routed(Database):
@@ -62,6 +64,7 @@ class Routed(Database):
         if not isinstance(found, str):
             return found.what
         self.by_primary[found] += 1
+        metrics.READS.labels("primary", found).inc()
         return await super().ask(question)
 
     async def close(self) -> None:
@@ -85,6 +88,7 @@ class Routed(Database):
             if seen.version < floor:
                 return "version"
             self.by_replica[replica.name] += 1
+            _BY_REPLICA.inc()
             return seen
         return "lag" if any(replica.there for replica in self.replicas) else "away"
 

@@ -24,10 +24,10 @@ import asyncpg
 import structlog
 from msgspec import Struct
 
-from piggybank import cache, errors
+from piggybank import cache, errors, metrics
 from piggybank.cache import Cache
 from piggybank.db.engines import Database
-from piggybank.ledger import balances, posting
+from piggybank.ledger import balances, counting, posting
 from piggybank.ledger.commands import accounts_of
 from piggybank.ledger.rules import Outcome, Submission
 
@@ -203,11 +203,13 @@ class Ledger:
                 await self._try(batch, read_keys=read_keys, skip_locked=skip_locked, maybe_committed=maybe_committed)
                 return
             except posting.KeyClash:
+                metrics.RETRIES.labels("key").inc()
                 read_keys, clashes = True, clashes + 1
                 if clashes > MAX_CLASHES:
                     await self._split(batch, until, errors.IdempotencyKeyInUse(), maybe_committed=maybe_committed)
                     return
             except posting.Blocked as blocked:
+                metrics.RETRIES.labels("locked").inc()
                 if blocked.on_key:
                     await self._split(batch, until, errors.IdempotencyKeyInUse(), maybe_committed=maybe_committed)
                     return
@@ -221,6 +223,7 @@ class Ledger:
                     log.exception("a command could not be posted", commands=len(batch))
                     await self._split(batch, until, errors.InternalError(), maybe_committed=maybe_committed)
                     return
+                metrics.RETRIES.labels("lost").inc()
                 maybe_committed |= isinstance(cause, posting.OutcomeLost)
                 read_keys = True
                 self._disconnect()
@@ -247,6 +250,7 @@ class Ledger:
         if self._line is None:
             self._line = await posting.connect(self._db)
         forget = list(self._forget)
+        began_at = time.monotonic()
         posted = await posting.post(
             self._line,
             [one.submission for one in batch],
@@ -255,6 +259,7 @@ class Ledger:
             skip_locked=skip_locked,
         )
         self._moved_at = time.monotonic()
+        counting.count((one.submission for one in batch), posted.outcomes, len(batch), began_at - batch[0].since, self._moved_at - began_at)
         self._tell_refused(None)
         for _ in forget:
             self._forget.popleft()

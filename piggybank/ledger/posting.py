@@ -25,8 +25,8 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from piggybank import errors, ids
-from piggybank.db import commits, standbys
+from piggybank import errors, ids, metrics
+from piggybank.db import commits, slow, standbys
 from piggybank.db.engines import Database
 from piggybank.ledger import balances, commands, idempotency, settlements
 from piggybank.ledger.book import Account, Book, Effect, Payment
@@ -189,6 +189,7 @@ class Line:
         self.committing_since = time.monotonic()
         try:
             await commits.commit(self.connection, self.waits_for)
+            metrics.COMMIT_SECONDS.observe(time.monotonic() - self.committing_since)
         except (
             commits.Unconfirmed,
             OSError,
@@ -211,6 +212,7 @@ async def connect(db: Database) -> Line:
     """A connection for a lane, ready to post."""
     connection = await db.connect()
     await connection.fetchrow(WARM_UP)
+    slow.listen_to(connection, db.connect)
     return Line(connection, db.waits_for)
 
 

@@ -17,7 +17,7 @@ import structlog
 from msgspec import Struct
 from sqlalchemy import Row, text
 
-from piggybank import errors, ids
+from piggybank import errors, ids, metrics
 from piggybank.db.engines import Database, Read
 from piggybank.ledger import Ledger
 from piggybank.revio.objects import Snapshot, snapshot
@@ -70,6 +70,7 @@ class _Head(Struct, frozen=True):
     id: Any = ""
     event_type: Any = ""
     contractReference: Any = ""  # noqa: N815 - the wire's name
+    updated_on: Any = 0
 
 
 _STORE = text("""
@@ -139,7 +140,10 @@ async def receive(db: Database, mode: ProviderMode, body: bytes, *, signed: bool
         "now": now,
     }
     async with db.write(replays=True) as write:
-        return await write.scalar(_STORE, given) is not None
+        new = await write.scalar(_STORE, given) is not None
+    if new and signed and isinstance(head.updated_on, int) and head.updated_on > 0:
+        metrics.WEBHOOK_LAG.observe(max(0.0, now.timestamp() - head.updated_on))
+    return new
 
 
 async def apply_due(db: Database, ledger: Ledger, mode: ProviderMode) -> int:
@@ -247,7 +251,8 @@ def _head(body: bytes) -> _Head:
         head = msgspec.json.decode(body, type=_Head)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _Head()
-    return _Head(*(_word(part) for part in (head.id, head.event_type, head.contractReference)))
+    words = {name: _word(getattr(head, name)) for name in ("id", "event_type", "contractReference")}
+    return msgspec.structs.replace(head, **words)
 
 
 def _word(value: Any) -> str:

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 from sqlalchemy import text
 
-from piggybank import errors
+from piggybank import errors, metrics
 from piggybank.db.engines import Database, Read, Write
 from piggybank.revio import Client, Credentials, EftPayouts, OrchestrationPayouts, Payouts, signatures
 from piggybank.revio.objects import Webhook
@@ -128,6 +128,7 @@ class Provider:
             if signatures.is_signed(body, signature, self._pems[mode]):
                 return True
         self.wrong_signatures += 1
+        metrics.BAD_SIGNATURES.inc()
         if time.monotonic() - self._warned_at > WARN_EVERY_S:
             self._warned_at = time.monotonic()
             _log.warning("provider_event_not_signed", so_far=self.wrong_signatures, keys=len(self._pems[mode]))

@@ -20,6 +20,7 @@ from piggybank.capacity.shares import Share
 from piggybank.db.engines import Database
 from piggybank.identity import apikeys
 from piggybank.jobs import alerts as job
+from piggybank.jobs import capacity
 from piggybank.jobs.work import Work
 
 NOW = datetime(2026, 6, 10, 12, 30, 20, tzinfo=UTC)
@@ -59,7 +60,7 @@ async def test_a_minute_has_what_all_processes_told_and_nobody_is_counted_twice(
     one = Share(requests=100, errors=2, seconds=seconds, hits=30, misses=10, lag_s={"a": 0.01})
     for share in (one, one, Share(requests=1, lag_s={"a": 0.2, "b": 0.0})):
         await sql.execute("INSERT INTO minute_shares VALUES (gen_random_uuid(), $1, $2::jsonb)", NOW, msgspec.json.encode(share).decode())
-    assert await job.capacity.record(work) == 1
+    assert await capacity.record(work) == 1
     (row,) = await sql.fetch("SELECT * FROM usage_minutes")
     assert (row["requests"], row["errors"], row["lookup_hits"], row["lookup_misses"], row["lag_ms"]) == (201, 4, 60, 20, 200.0)
     assert 75 < row["p95_ms"] < 100

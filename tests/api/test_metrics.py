@@ -1,0 +1,167 @@
+"""`/metrics`: right with several processes, by route and never by path, closed to strangers, and what is slow is told without values."""
+
+import json
+import re
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
+
+from piggybank import metrics as counters
+from piggybank import telemetry
+from piggybank.app import create_app
+from piggybank.appliance import store_files
+from piggybank.db import slow
+from piggybank.db.engines import Database
+from piggybank.settings import COUNTING_FOLDER, Settings
+from tests.api.conftest import People
+from tests.appliance.bank import wait_until
+from tests.conftest import Server, start_server
+
+PROCESSES = 3
+ROUNDS = 20
+
+
+def sample(body: str, name: str, **labels: str) -> float:
+    """The sum of a series over all labels that are not given."""
+    return sum(
+        found.value
+        for family in text_string_to_metric_families(body)
+        for found in family.samples
+        if found.name == name and labels.items() <= found.labels.items()
+    )
+
+
+def scrape(server: Server) -> str:
+    answer = httpx.get(f"{server.url}/metrics", timeout=20)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/plain")
+    return answer.text
+
+
+def counts(server: Server, folder: Path) -> bool:
+    return (folder / f"histogram_{server.process.pid}.db").exists()
+
+
+@pytest.fixture
+def three(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
+    """Web processes that share a port, and a folder to count in."""
+    monkeypatch.setenv(COUNTING_FOLDER, str(tmp_path))
+    shared = msgspec.structs.replace(settings, web_processes=PROCESSES)
+    port = store_files.free_ports(1)[0]
+    running = [start_server(shared, port) for _ in range(PROCESSES)]  # each is ready as soon as one of them is
+    wait_until(lambda: all(counts(server, tmp_path) for server in running))
+    yield running
+    for server in running:
+        server.stop()
+
+
+def test_three_processes_on_one_port_count_what_was_sent(three: list[Server], tmp_path: Path) -> None:
+    one = three[0]
+    headers = one.headers
+    account = "01a20640-e9a8-7095-8809-cc426b48fcc9"
+
+    def send(rounds: int) -> None:
+        for _ in range(rounds):
+            connection = HTTPConnection("127.0.0.1", one.settings.port, timeout=20)  # one each: the kernel spreads them
+            for method, path, status in (
+                ("GET", "/v1/currencies", 200),
+                ("GET", f"/v1/accounts/{account}/balance", 404),
+                ("GET", f"/{account}", 404),
+                ("BREW", "/v1/currencies", 405),
+            ):
+                connection.request(method, path, headers=headers)
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status == status
+            connection.close()
+
+    def check(rounds: int) -> None:
+        body = scrape(one)
+        count = "http_server_request_duration_seconds_count"
+        assert sample(body, count, http_route="/v1/currencies", http_request_method="GET", http_response_status_code="200") == rounds
+        assert sample(body, count, http_route="/v1/accounts/{account_id}/balance", http_response_status_code="404") == rounds
+        assert sample(body, count, http_route=counters.NO_ROUTE) == 2 * rounds
+        assert sample(body, count, http_request_method=counters.OTHER_METHOD) == rounds
+        assert sample(body, "http_server_request_duration_seconds_bucket", http_route="/v1/currencies", le="+Inf") == rounds
+        assert account not in body
+        assert "BREW" not in body
+
+    send(ROUNDS)
+    check(ROUNDS)
+    counted = {int(path.stem.rpartition("_")[2]) for path in tmp_path.glob("histogram_*.db")}
+    assert counted - {0} == {server.process.pid for server in three}
+    three[2].kill()  # what it counted stays counted
+    three[2] = start_server(three[0].settings, three[0].settings.port)
+    wait_until(lambda: counts(three[2], tmp_path))
+    check(ROUNDS)
+    send(ROUNDS)
+    check(2 * ROUNDS)
+    pids = {int(path.stem.rpartition("_")[2]) for path in tmp_path.glob("histogram_*.db")}
+    assert pids == {server.process.pid for server in three} | {0}  # the dead are one
+
+
+async def test_strangers_do_not_read_it(people: People, settings: Settings) -> None:
+    near = msgspec.structs.replace(settings, metrics_networks=["127.0.0.1", "10.0.0.0/8"])
+    app = create_app(near)
+    async with app.lifespan():
+        for address, sent, status in (
+            ("127.0.0.1", {}, 200),
+            ("10.20.30.40", {}, 200),
+            ("192.0.2.1", {}, 401),
+            ("127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, 401),  # by a proxy: it may be anybody
+            ("192.0.2.1", people.user, 403),
+            ("192.0.2.1", people.operator, 200),
+            ("192.0.2.1", people.narrow, 200),
+        ):
+            transport = httpx.ASGITransport(app=app, client=(address, 1234))
+            async with httpx.AsyncClient(transport=transport, base_url="http://bank") as asking:
+                answer = await asking.get("/metrics", headers=sent)
+            assert answer.status_code == status, (address, sent, answer.text)
+
+
+async def test_it_answers_while_the_database_is_away(settings: Settings) -> None:
+    nowhere = msgspec.structs.replace(settings, database_url="postgresql://nobody:nothing@127.0.0.1:1/none")
+    app = create_app(nowhere)
+    async with (
+        app.lifespan(),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=app, client=("127.0.0.1", 1)), base_url="http://bank") as asking,
+    ):
+        body = (await asking.get("/metrics")).text
+    assert "http_server_request_duration_seconds" in body
+    assert sample(body, "app_phase_info", phase="0") == 1
+    assert "ledger_trial_balance_difference_minor" not in body  # not known: never 0
+
+
+async def test_a_slow_statement_is_counted_and_told_with_its_plan_and_without_values(
+    settings: Settings, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    telemetry.configure("info", "json")
+    monkeypatch.setattr(slow, "EXPLAIN_EVERY_S", 0.0)
+    db = Database(settings.database_url)
+    before = counters.SLOW_QUERIES._value.get()
+    secret = "nobody's business"
+    async with db.read() as read:
+        asked = text("SELECT name, pg_sleep(0.12) FROM (SELECT 1) AS one LEFT JOIN users ON name = :name")
+        await read.execute(asked, {"name": secret})
+        await read.execute(text("SELECT 1"))
+    await slow.all_told()
+    lane = await db.connect()
+    slow.listen_to(lane, db.connect)
+    await lane.fetch("SELECT pg_sleep(0.12) WHERE $1 <> ''", secret)
+    await lane.fetch("SELECT 1")  # by now it is known
+    await slow.all_told()
+    await lane.close()
+    await db.close()
+    assert counters.SLOW_QUERIES._value.get() == before + 2
+    said = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "slow_query" in line]
+    assert [re.sub(r"\s+", " ", each["statement"])[:12] for each in said] == ["SELECT name,", "SELECT pg_sl"]
+    assert all(each["ms"] >= 120 for each in said)
+    assert any("Join" in line for line in said[0]["plan"]), said
+    assert "Result" in said[1]["plan"][0]
+    assert all(secret not in json.dumps(each) for each in said)
