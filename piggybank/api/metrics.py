@@ -33,6 +33,10 @@ class _LastMinute(Collector):
         phase = self._phase
         yield InfoMetricFamily("app", "The program.", value={"version": piggybank.__version__})
         yield InfoMetricFamily("app_phase", "The phase.", value={"phase": str(phase.number), "name": phase.name, "profile": phase.profile})
+        limits = GaugeMetricFamily(figures.LIMIT.name, figures.LIMIT.says, labels=[figures.LIMIT.label])
+        for measure, limit in figures.limits(phase).items():
+            limits.add_metric([measure], limit)
+        yield limits
         if self._noted is None:
             return
         for gauge in figures.GAUGES:

@@ -17,11 +17,13 @@ from sqlalchemy import text
 
 from piggybank import ids, queues
 from piggybank.capacity.measuring import CacheFigures, DatabaseFigures
+from piggybank.capacity.phases import Phase
 from piggybank.capacity.shares import Share
 from piggybank.db import commits, partitions
 from piggybank.db.engines import Read
 from piggybank.settings import Settings, embedded_stores
 
+GIB = 1024**3
 AGE_OF_WHAT_IS_NOT_THERE_S = 0.0  # nothing waits
 
 Figure = float | dict[str, float]  # one number, or one for each value of the label
@@ -38,6 +40,7 @@ class Gauge(NamedTuple):
 
 GAUGES = (
     Gauge("app_phase", "Number of the phase that this runs as."),
+    Gauge("users", "Users of the installation."),
     Gauge("db_connections", "Connections of clients to the primary."),
     Gauge("db_max_connections", "As many as it takes."),
     Gauge("db_replicas", "Replicas that stream from the primary; missing where the role may not see them."),
@@ -65,7 +68,8 @@ GAUGES = (
     Gauge("cache_memory_bytes", "Memory that the cache uses."),
     Gauge("disk_free_ratio", "Of the disk with the data folder, what is free."),
 )
-# In the minute's row, not among its figures
+# Beside the minute's figures
+LIMIT = Gauge("phase_limit", "What the phase is made for.", "measure")
 UNKNOWN = Gauge("figure_unknown", "1: that figure is missing, and why.", "figure")
 
 
@@ -165,6 +169,7 @@ async def last_backup(read: Read) -> datetime | None:  # noqa: ARG001 - it will 
 def of_stores(database: DatabaseFigures, cache: CacheFigures | None) -> tuple[Figures, dict[str, str]]:
     """What `measuring` found, as figures."""
     found: Figures = {
+        "users": database.users,
         "db_connections": database.connections,
         "db_max_connections": database.max_connections,
         "db_size_bytes": database.database_bytes,
@@ -200,6 +205,17 @@ async def of_queue(url: str) -> tuple[Figures, dict[str, str]]:
         return {}, {"saq_queue_depth": why, "saq_oldest_job_age_seconds": why}
     finally:
         await queue.close()
+
+
+def limits(phase: Phase) -> dict[str, float]:
+    """What a phase is made for, by what is measured."""
+    return {
+        "tps": phase.tps_peak,
+        "transactions_a_day": phase.transactions_a_day,
+        "users": phase.users,
+        "database_bytes": phase.database_gib * GIB,
+        "connections": phase.max_connections,
+    }
 
 
 def of_shares(share: Share | None) -> Figures:

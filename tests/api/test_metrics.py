@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import msgspec
@@ -119,7 +120,7 @@ async def test_strangers_do_not_read_it(people: People, settings: Settings) -> N
             ("192.0.2.1", people.operator, 200),
             ("192.0.2.1", people.narrow, 200),
         ):
-            transport = httpx.ASGITransport(app=app, client=(address, 1234))
+            transport = httpx.ASGITransport(app=cast(Any, app), client=(address, 1234))
             async with httpx.AsyncClient(transport=transport, base_url="http://bank") as asking:
                 answer = await asking.get("/metrics", headers=sent)
             assert answer.status_code == status, (address, sent, answer.text)
@@ -130,7 +131,7 @@ async def test_it_answers_while_the_database_is_away(settings: Settings) -> None
     app = create_app(nowhere)
     async with (
         app.lifespan(),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app=app, client=("127.0.0.1", 1)), base_url="http://bank") as asking,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=cast(Any, app), client=("127.0.0.1", 1)), base_url="http://bank") as asking,
     ):
         body = (await asking.get("/metrics")).text
     assert "http_server_request_duration_seconds" in body

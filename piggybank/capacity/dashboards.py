@@ -1,0 +1,298 @@
+"""Grafana's dashboards, from one table: `deploy/grafana/dashboards/*.json` are made from it.
+
+Lines are drawn where an alert fires, from the alerts' own table, so a panel and its alert cannot say different things.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from piggybank.capacity import alerts
+
+FOLDER = Path("deploy/grafana/dashboards")
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+SCHEMA = 39  # of Grafana 10 and later
+WIDTH = 24
+STAT_WIDTH, STAT_HEIGHT = 4, 4
+GRAPH_WIDTH, GRAPH_HEIGHT = 12, 8
+RATE = "$__rate_interval"
+GREEN, YELLOW, RED = "green", "yellow", "red"
+COLORS = {"warning": YELLOW, "critical": RED}
+
+_PEOPLE = 'http_route!~"/health/live|/health/ready|/metrics"'
+_COUNT = "http_server_request_duration_seconds_count"
+_BUCKET = "http_server_request_duration_seconds_bucket"
+
+
+class Panel(NamedTuple):
+    """One picture: `lines` are (expression, legend); `alert`: whose thresholds are drawn; a `stat` is a number, else it is a graph."""
+
+    title: str
+    unit: str
+    lines: tuple[tuple[str, str], ...]
+    alert: str = ""
+    stat: bool = False
+    says: str = ""
+
+
+class Dashboard(NamedTuple):
+    """One page; its file and its UID are `piggybank-<name>`."""
+
+    name: str
+    title: str
+    panels: tuple[Panel, ...]
+
+
+def stat(title: str, unit: str, expression: str, alert: str = "", legend: str = "") -> Panel:
+    """A number."""
+    return Panel(title, unit, ((expression, legend),), alert, stat=True)
+
+
+def graph(title: str, unit: str, *lines: tuple[str, str], alert: str = "", says: str = "") -> Panel:
+    """Lines over time."""
+    return Panel(title, unit, lines, alert, says=says)
+
+
+def _quantiles(bucket: str, by: str = "le") -> tuple[tuple[str, str], ...]:
+    return tuple((f"histogram_quantile({rank / 100}, sum by ({by}) (rate({bucket}[{RATE}])))", f"p{rank}") for rank in (50, 95, 99))
+
+
+def _of_alert(name: str) -> str:
+    return alerts.expression(next(alert for alert in alerts.table() if alert.name == name))
+
+
+DASHBOARDS = (
+    Dashboard(
+        "overview",
+        "piggybank: overview",
+        (
+            stat("Phase", "none", "max(app_phase)"),
+            stat("Requests a second", "reqps", f"sum(rate({_COUNT}{{{_PEOPLE}}}[5m]))"),
+            stat("p95", "s", _of_alert("ApiSlow"), "ApiSlow"),
+            stat("Errors", "percentunit", _of_alert("ApiErrors"), "ApiErrors"),
+            stat("Postings a second", "ops", 'sum(rate(ledger_postings_total{outcome="posted"}[5m]))'),
+            stat("Books are off by", "none", "max(ledger_trial_balance_difference_minor)", "TrialBalanceBroken"),
+            graph("Time of requests", "s", *_quantiles(f"{_BUCKET}{{{_PEOPLE}}}"), alert="ApiSlow"),
+            graph("Requests", "reqps", (f"sum by (http_response_status_code) (rate({_COUNT}[{RATE}]))", "{{http_response_status_code}}")),
+            graph("Postings", "ops", (f"sum by (kind) (rate(ledger_postings_total[{RATE}]))", "{{kind}}")),
+            graph("Cache hit rate", "percentunit", (_of_alert("CacheMisses"), "hits"), alert="CacheMisses"),
+            graph("PostgreSQL's CPU, of all cores", "percentunit", ("max(db_cpu_ratio)", "used"), alert="DatabaseCpu"),
+            graph("Replication lag", "s", ("max by (replica) (replica_lag_seconds)", "{{replica}}"), alert="ReplicaLag"),
+        ),
+    ),
+    Dashboard(
+        "api",
+        "piggybank: API by route",
+        (
+            graph("Requests by route", "reqps", (f"sum by (http_route) (rate({_COUNT}[{RATE}]))", "{{http_route}}")),
+            graph(
+                "p95 by route",
+                "s",
+                (f"histogram_quantile(0.95, sum by (le, http_route) (rate({_BUCKET}[{RATE}])))", "{{http_route}}"),
+                alert="ApiSlow",
+            ),
+            graph(
+                "Answers of 4xx by route",
+                "reqps",
+                (f'sum by (http_route) (rate({_COUNT}{{http_response_status_code=~"4.."}}[{RATE}])) or vector(0)', "{{http_route}}"),
+            ),
+            graph(
+                "Answers of 5xx by route",
+                "reqps",
+                (f'sum by (http_route) (rate({_COUNT}{{http_response_status_code=~"5.."}}[{RATE}])) or vector(0)', "{{http_route}}"),
+            ),
+            graph("Idempotent replays", "ops", (f"sum(rate(ledger_idempotent_replays_total[{RATE}]))", "replays")),
+            graph(
+                "Movements refused",
+                "ops",
+                (f'sum by (outcome) (rate(ledger_postings_total{{outcome!="posted"}}[{RATE}])) or vector(0)', "{{outcome}}"),
+            ),
+        ),
+    ),
+    Dashboard(
+        "ledger",
+        "piggybank: ledger",
+        (
+            graph("Postings by kind", "ops", (f"sum by (kind, outcome) (rate(ledger_postings_total[{RATE}]))", "{{kind}} {{outcome}}")),
+            graph("Commands in a batch", "none", *_quantiles("ledger_batch_size_bucket")),
+            graph("Time of a batch", "s", *_quantiles("ledger_batch_duration_seconds_bucket")),
+            graph("Time of a commit", "s", *_quantiles("ledger_commit_duration_seconds_bucket")),
+            graph("Wait in the queue", "s", *_quantiles("ledger_queue_wait_seconds_bucket")),
+            graph("Batches posted again", "ops", (f"sum by (why) (rate(ledger_batch_retries_total[{RATE}])) or vector(0)", "{{why}}")),
+            graph("Outbox: oldest", "s", ("max(ledger_outbox_oldest_age_seconds)", "age"), alert="OutboxStuck"),
+            graph("Outbox: waiting", "none", ("max(ledger_outbox_waiting)", "events")),
+            graph(
+                "Books are off by, minor units",
+                "none",
+                ("max by (currency) (ledger_trial_balance_difference_minor)", "{{currency}}"),
+                alert="TrialBalanceBroken",
+            ),
+            graph(
+                "Writes refused, commits local", "none", ("max(ledger_writes_refused)", "refused"), ("max(ledger_commits_local)", "local")
+            ),
+        ),
+    ),
+    Dashboard(
+        "database",
+        "piggybank: PostgreSQL",
+        (
+            graph("CPU, of all cores", "percentunit", ("max(db_cpu_ratio)", "used"), alert="DatabaseCpu"),
+            graph("Connections", "percentunit", (_of_alert("ConnectionsShort"), "taken"), alert="ConnectionsShort"),
+            graph("Slow statements in ten minutes", "none", (_of_alert("SlowQueries"), "statements"), alert="SlowQueries"),
+            graph("Replication lag", "s", ("max by (replica) (replica_lag_seconds)", "{{replica}}"), alert="ReplicaLag"),
+            graph("Reads by who answered", "ops", (f"sum by (target, reason) (rate(db_reads_total[{RATE}]))", "{{target}} {{reason}}")),
+            graph("Replicas that stream", "none", ("max(db_replicas)", "replicas")),
+            graph("Size", "bytes", ("max(db_size_bytes)", "database")),
+            graph("Disk that is free", "percentunit", ("min(disk_free_ratio)", "free"), alert="DiskShort"),
+            graph("Months missing", "none", ("max(partitions_missing)", "missing"), alert="MonthMissing"),
+            graph("Age of the last good backup", "s", ("max(backup_age_seconds)", "age"), alert="BackupStale"),
+        ),
+    ),
+    Dashboard(
+        "stores",
+        "piggybank: cache and jobs",
+        (
+            graph("Look-ups", "ops", (f"sum by (kind, result) (rate(cache_lookups_total[{RATE}]))", "{{kind}} {{result}}")),
+            graph(
+                "Hit rate by kind",
+                "percentunit",
+                (
+                    f'sum by (kind) (rate(cache_lookups_total{{result="hit"}}[{RATE}])) / sum by (kind) (rate(cache_lookups_total[{RATE}]))',
+                    "{{kind}}",
+                ),
+                alert="CacheMisses",
+            ),
+            graph("Memory of the cache", "percentunit", ("max(cache_memory_ratio)", "used"), alert="CacheMemory"),
+            graph("Jobs in the queue", "none", ("max by (state) (saq_queue_depth)", "{{state}}")),
+            graph("Oldest job", "s", ("max(saq_oldest_job_age_seconds)", "age"), alert="JobsStuck"),
+            graph("Jobs by how they ended", "ops", (f"sum by (task, status) (rate(saq_jobs_total[{RATE}]))", "{{task}} {{status}}")),
+        ),
+    ),
+    Dashboard(
+        "provider",
+        "piggybank: payment provider",
+        (
+            graph("Events come late by", "s", *_quantiles("psp_webhook_lag_seconds_bucket"), alert="WebhookLag"),
+            graph("Wrong signatures in ten minutes", "none", (_of_alert("WebhookSignatures"), "events"), alert="WebhookSignatures"),
+            graph("Inbox: oldest", "s", ("max(ledger_inbox_oldest_age_seconds)", "age"), alert="InboxStuck"),
+            graph("Inbox: waiting", "none", ("max(ledger_inbox_waiting)", "events")),
+            graph("Payments that have not ended", "none", ("max by (status) (psp_open_payments)", "{{status}}")),
+            graph("Nobody knows", "none", ("max(psp_unknown_payouts)", "payouts"), alert="UnknownPayouts"),
+            graph("Events that name nothing of ours", "none", ("max(psp_unmatched_events)", "events"), alert="UnmatchedEvents"),
+            graph("Last compared with the statement", "s", ("max(reconciliation_age_seconds)", "age"), alert="ReconciliationStale"),
+        ),
+    ),
+    Dashboard(
+        "capacity",
+        "piggybank: capacity",
+        (
+            stat("Phase", "none", "max(app_phase)"),
+            stat("Of its peak", "percentunit", 'sum(rate(ledger_postings_total{outcome="posted"}[5m])) / max(phase_limit{measure="tps"})'),
+            stat(
+                "Of its day",
+                "percentunit",
+                'sum(increase(ledger_postings_total{outcome="posted"}[1d])) / max(phase_limit{measure="transactions_a_day"})',
+            ),
+            stat("Of its users", "percentunit", 'max(users) / max(phase_limit{measure="users"})'),
+            stat("Of its database", "percentunit", 'max(db_size_bytes) / max(phase_limit{measure="database_bytes"})'),
+            stat("Of its connections", "percentunit", _of_alert("ConnectionsShort"), "ConnectionsShort"),
+            graph(
+                "Postings a second, and the phase's peak",
+                "ops",
+                (f'sum(rate(ledger_postings_total{{outcome="posted"}}[{RATE}]))', "postings"),
+                ('max(phase_limit{measure="tps"})', "limit"),
+            ),
+            graph("Users, and the phase's", "none", ("max(users)", "users"), ('max(phase_limit{measure="users"})', "limit")),
+            graph(
+                "Database, and the phase's",
+                "bytes",
+                ("max(db_size_bytes)", "database"),
+                ('max(phase_limit{measure="database_bytes"})', "limit"),
+            ),
+            graph("Memory of the cache", "bytes", ("max(cache_memory_bytes)", "used")),
+        ),
+    ),
+)
+
+
+def document(dashboard: Dashboard) -> dict[str, Any]:
+    """As Grafana reads it."""
+    return {
+        "uid": f"piggybank-{dashboard.name}",
+        "title": dashboard.title,
+        "tags": ["piggybank"],
+        "schemaVersion": SCHEMA,
+        "editable": False,
+        "refresh": "30s",
+        "time": {"from": "now-6h", "to": "now"},
+        "timezone": "browser",
+        "templating": {
+            "list": [{"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "hide": 0, "refresh": 1}]
+        },
+        "links": [{"title": "piggybank", "type": "dashboards", "tags": ["piggybank"], "asDropdown": True, "includeVars": True}],
+        "panels": _placed(dashboard.panels),
+    }
+
+
+def text(dashboard: Dashboard) -> str:
+    """The file."""
+    return msgspec.json.format(msgspec.json.encode(document(dashboard)), indent=2).decode() + "\n"
+
+
+def _placed(panels: tuple[Panel, ...]) -> list[dict[str, Any]]:
+    placed = []
+    x = y = height = 0
+    for number, panel in enumerate(panels, 1):
+        width, wanted = (STAT_WIDTH, STAT_HEIGHT) if panel.stat else (GRAPH_WIDTH, GRAPH_HEIGHT)
+        if x + width > WIDTH or (height and wanted != height):
+            x, y = 0, y + height
+        height = wanted
+        placed.append(_panel(number, panel, {"h": height, "w": width, "x": x, "y": y}))
+        x += width
+    return placed
+
+
+def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
+    steps, shown = _thresholds(panel.alert)
+    defaults: dict[str, Any] = {"unit": panel.unit, "noValue": "no data", "thresholds": {"mode": "absolute", "steps": steps}}
+    if not panel.stat:
+        defaults["custom"] = {"thresholdsStyle": {"mode": "line" if shown else "off"}, "spanNulls": False}
+        defaults["min"] = 0
+    return {
+        "id": number,
+        "title": panel.title,
+        "description": panel.says or (f"Alert: {panel.alert}, {alerts.RUNBOOKS}/{panel.alert}.md" if panel.alert else ""),
+        "type": "stat" if panel.stat else "timeseries",
+        "datasource": SOURCE,
+        "gridPos": place,
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "options": {"reduceOptions": {"calcs": ["lastNotNull"]}}
+        if panel.stat
+        else {"legend": {"displayMode": "list", "placement": "bottom"}},
+        "targets": [
+            {"refId": chr(ord("A") + at), "datasource": SOURCE, "expr": expression, "legendFormat": legend}
+            for at, (expression, legend) in enumerate(panel.lines)
+        ],
+    }
+
+
+def _thresholds(name: str) -> tuple[list[dict[str, Any]], bool]:
+    """Steps of colour: up to a threshold and beyond it, or the other way round where less is worse."""
+    found = [alert for alert in alerts.table() if alert.name == name]
+    if not found:
+        return [{"color": GREEN, "value": None}], False
+    if found[0].above is not None:
+        rising = sorted(found, key=lambda alert: alert.threshold)
+        return [{"color": GREEN, "value": None}, *({"color": COLORS[each.severity], "value": each.threshold} for each in rising)], True
+    falling = sorted(found, key=lambda alert: alert.threshold)
+    steps = [{"color": COLORS[falling[0].severity], "value": None}]
+    steps += [{"color": COLORS[after.severity], "value": each.threshold} for each, after in zip(falling, falling[1:], strict=False)]
+    return [*steps, {"color": GREEN, "value": falling[-1].threshold}], True
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
+    for each in DASHBOARDS:
+        (folder / f"piggybank-{each.name}.json").write_text(text(each), encoding="utf-8")
