@@ -19,7 +19,7 @@ from piggybank import ids, queues
 from piggybank.capacity.measuring import CacheFigures, DatabaseFigures
 from piggybank.capacity.phases import Phase
 from piggybank.capacity.shares import Share
-from piggybank.db import commits, partitions
+from piggybank.db import partitions, standbys
 from piggybank.db.engines import Read
 from piggybank.settings import Settings, embedded_stores
 
@@ -111,7 +111,7 @@ FROM accounts
 GROUP BY currency
 """)
 
-_STANDBYS = text(commits.STANDBYS)
+_STANDBYS = text(standbys.CONFIRMING)
 
 
 async def look(read: Read, settings: Settings) -> tuple[Figures, dict[str, str]]:

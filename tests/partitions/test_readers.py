@@ -103,7 +103,7 @@ async def test_one_transaction_and_one_transfer(db: Database, archived: Books) -
         with pytest.raises(errors.NotFound):
             await history.one(db, row.id, only_user=stranger)
     for transfer in transfers:
-        assert len(await history.legs(db, transfer["transfer_id"])) == history.LEGS
+        assert len(await history.legs(db, transfer["transfer_id"])) == commands.TRANSFER_LEGS
     with pytest.raises(errors.Archived):
         await history.legs(db, ids.new_id(0, int(at(2).timestamp()) * 10**9))
     with pytest.raises(errors.NotFound):

@@ -73,7 +73,7 @@ async def test_servers_of_the_operators_own_carry_every_phase_under_load(outside
         await asyncio.to_thread(bank.do, "phase", "apply", "2")
         await shows_itself(bank)
         await reads_go_to_replicas(bank, load)
-        assert pooler.observed(outside.pooler_url, binaries.psql()).clients_active > 0
+        assert pooler.observed(outside.pooler_url, binaries.client("psql")).clients_active > 0
 
         refused = await asyncio.to_thread(bank.run, "phase", "apply", "3")
         assert (refused.returncode, "cache" in refused.stderr, "cache_url" in refused.stderr) == (1, True, True)

@@ -26,7 +26,8 @@ def bank(open_folder: Path) -> Iterator[Bank]:
     made = Bank(open_folder / "support", PIGGYBANK_PORT=str(store_files.free_ports(1)[0]))
     made.data_dir.mkdir()
     (made.data_dir / "piggybank.toml").write_text(
-        f'revio_key = "{KEY}"\nsmtp_url = "smtp://ada:{SHORT_KEY}@mail.example.com:587"\nmail_from = "{EMAIL}"\nrevio_fallback_email = "{EMAIL}"\n'
+        f'revio_key = "{KEY}"\nsmtp_url = "smtp://ada:{SHORT_KEY}@mail.example.com:587"\n'
+        f'mail_from = "{EMAIL}"\nrevio_fallback_email = "{EMAIL}"\n'
     )
     made.do("up", "--detach")
     yield made
