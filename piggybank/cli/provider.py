@@ -20,7 +20,7 @@ from piggybank.identity import audit
 from piggybank.ledger import Ledger
 from piggybank.revio import Refused, Unclear, Unsent, signatures
 from piggybank.settings import Settings
-from piggybank.wallet import comparison, reconciliation
+from piggybank.wallet import clearing, reconciliation
 from piggybank.wallet import provider as providers
 from piggybank.wallet.provider import Provider
 
@@ -55,7 +55,7 @@ def show_status(context: click.Context, *, as_json: bool) -> None:
     async def look(at: Provider) -> dict[str, Any]:
         mode = await at.mode()
         found: dict[str, Any] = {"mode": mode, "answers": False, "webhook": None, "balance": {}, "ours": {}, "why": ""}
-        found["ours"] = await comparison.clearing(at.db, mode)
+        found["ours"] = await clearing.owed(at.db, mode)
         try:
             client = await at.client()
             found["balance"] = {currency: standing.balance for currency, standing in (await client.balance()).items()}

@@ -21,7 +21,7 @@ from piggybank.revio import Client, Refused, statements
 from piggybank.revio.objects import Change, Money, Related, Snapshot
 from piggybank.revio.statements import Line
 from piggybank.settings import ProviderMode
-from piggybank.wallet import settlement
+from piggybank.wallet import clearing, settlement
 from piggybank.wallet.settlement import Entry, Unmatched
 
 LOOK_BACK_MOST = timedelta(days=31)
@@ -91,41 +91,12 @@ WHERE p.status = 'unknown' AND p.method = 'revio' AND p.provider = :provider
 ORDER BY p.id
 """)
 
-# What the provider owes us, by our book: all that it moved for accounts, and what has no user.
-LONG_READ = text("SET LOCAL statement_timeout = '300s'")
-_CLEARING = text("""
-WITH moved AS (
-    SELECT a.currency,
-           sum(CASE p.kind WHEN 'deposit' THEN p.paid - p.refunded - p.charged_back
-                           WHEN 'withdrawal' THEN CASE p.status WHEN 'returned' THEN 0 ELSE -p.paid END ELSE 0 END) AS amount
-    FROM payments p
-    JOIN accounts a ON a.bucket = p.bucket AND a.id = p.account_id
-    WHERE p.method = 'revio' AND p.provider = :provider
-    GROUP BY a.currency
-), entered AS (
-    SELECT currency, sum(CASE WHEN debit = 'clearing' THEN amount WHEN credit = 'clearing' THEN -amount ELSE 0 END) AS amount
-    FROM system_entries
-    WHERE provider = :provider
-    GROUP BY currency
-)
-SELECT currency, CAST(sum(amount) AS bigint) AS amount FROM (SELECT * FROM moved UNION ALL SELECT * FROM entered) AS parts
-GROUP BY currency
-""")
-
 _OLDEST_OPEN = text("""
 SELECT id FROM payments
 WHERE status IN ('processing', 'unknown') AND kind = 'withdrawal'
   AND method = 'revio' AND provider = :provider
 ORDER BY id
 LIMIT 1
-""")
-
-_UNDER_WAY = text("""
-SELECT a.currency, CAST(sum(p.amount) AS bigint) AS amount
-FROM payments p
-JOIN accounts a ON a.bucket = p.bucket AND a.id = p.account_id
-WHERE p.status IN ('processing', 'unknown') AND p.kind <> 'deposit' AND p.method = 'revio' AND p.provider = :provider
-GROUP BY a.currency
 """)
 
 
@@ -397,29 +368,17 @@ async def _unknown(run: Comparison) -> None:
 
 
 async def _balances(run: Comparison) -> None:
-    before = await clearing(run.db, run.mode)
+    before = await clearing.owed(run.db, run.mode)
     for _ in range(BALANCE_LOOKS):
         theirs = await run.client.balance()
-        after = await clearing(run.db, run.mode)
+        after = await clearing.owed(run.db, run.mode)
         if after == before:
             break
         before = after
-    under_way = await _under_way(run)
+    under_way = await clearing.under_way(run.db, run.mode)
     for currency in sorted(before.keys() | theirs.keys()):
         ours, owed = before.get(currency, 0), theirs[currency].balance if currency in theirs else 0
         going = under_way.get(currency, 0)
         if owed not in (ours, ours - going):  # a provider may book what is under way, or not yet
             what = f"what the provider owes us ({going} is under way)" if going else "what the provider owes us"
             run.differs("balance_differs", what, currency, ours=ours, theirs=owed)
-
-
-async def _under_way(run: Comparison) -> dict[str, int]:
-    async with run.db.write() as read:
-        return {row.currency: row.amount for row in await read.execute(_UNDER_WAY, {"provider": run.mode})}
-
-
-async def clearing(db: Database, mode: ProviderMode) -> dict[str, int]:
-    """What the provider owes us by our book, in minor units by currency."""
-    async with db.write() as read:  # the primary's: it is compared with what is so now
-        await read.execute(LONG_READ)  # it sums every payment there ever was
-        return {row.currency: row.amount for row in await read.execute(_CLEARING, {"provider": mode})}

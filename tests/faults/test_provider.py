@@ -23,7 +23,7 @@ from piggybank.db.engines import Database
 from piggybank.jobs import revio as jobs
 from piggybank.jobs.work import Work
 from piggybank.ledger import Ledger
-from piggybank.wallet import comparison, reconciliation
+from piggybank.wallet import clearing, reconciliation
 from piggybank.wallet.provider import Provider
 from tests.conftest import ROOT, SIMULATOR_KEY, Server, environment, start_simulator
 from tests.faults.conftest import Client, Place, new_key, running_place
@@ -273,7 +273,7 @@ async def the_books_agree(turmoil: Turmoil, work: Work) -> None:
         items = (await reconciliation.one(read, run.id)).items
     book = await whole_book(turmoil)
     # to the cent, on both sides
-    ours = await comparison.clearing(work.db, "simulator")
+    ours = await clearing.owed(work.db, "simulator")
     assert ours["ZAR"] == book["currencies"]["ZAR"]["balance"]
     # nothing was told to move money twice
     sent: Counter[str] = Counter()

@@ -15,6 +15,7 @@ from piggybank.db import partitions
 from piggybank.db.engines import Database
 from piggybank.identity import apikeys
 from piggybank.ledger import SYSTEM, Submission, balances, commands
+from piggybank.ledger.commands import TRANSFER_LEGS
 from piggybank.ledger.idempotency import Answer
 from piggybank.settings import Settings
 from piggybank.wallet import history
@@ -103,7 +104,7 @@ async def test_one_transaction_and_one_transfer(db: Database, archived: Books) -
         with pytest.raises(errors.NotFound):
             await history.one(db, row.id, only_user=stranger)
     for transfer in transfers:
-        assert len(await history.legs(db, transfer["transfer_id"])) == commands.TRANSFER_LEGS
+        assert len(await history.legs(db, transfer["transfer_id"])) == TRANSFER_LEGS
     with pytest.raises(errors.Archived):
         await history.legs(db, ids.new_id(0, int(at(2).timestamp()) * 10**9))
     with pytest.raises(errors.NotFound):

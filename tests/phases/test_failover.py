@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -91,11 +92,20 @@ def test_what_one_standby_confirmed_is_found_after_both_were_restarted(stores: E
     assert rows(stores) == [1, 2]
 
 
+def receivers(stores: Embedded, name: str) -> list[psutil.Process]:
+    """The processes that a standby receives the log with; its other children come and go."""
+    found = []
+    for child in psutil.Process(stores.running[name].pid).children():
+        with suppress(psutil.Error):
+            found += [child] if "walreceiver" in " ".join(child.cmdline()) else []
+    return found
+
+
 @pytest.mark.deep
 def test_a_standby_that_has_stalled_does_not_take_over(stores: Embedded) -> None:
     """It is connected and gets nothing: the old primary goes on, with all that was answered."""
-    postmaster = psutil.Process(stores.running["postgres-3"].pid)
-    [receiver] = [child for child in postmaster.children() if "walreceiver" in " ".join(child.cmdline())]
+    wait_until(lambda: receivers(stores, "postgres-3"))
+    [receiver] = receivers(stores, "postgres-3")
     receiver.suspend()
     try:
         stores.psql("SET synchronous_commit = on; INSERT INTO kept VALUES (2);")

@@ -79,7 +79,7 @@ def look(**changes: object) -> list[dict[str, object]]:
         "readable": True,
         "beat": "a",
         "application_name": "one",
-        "state": "streaming",
+        "streams": True,
         "replayed": 100,
     }
     return [said | changes]
@@ -103,7 +103,7 @@ async def test_a_replica_shows_what_was_written_before_the_last_look_that_it_has
         watch._seen(at, look(written=written, replayed=replayed))
         assert replica.shows_all_before == shows
     assert replica.fresh
-    for wrong in ({"state": "catchup"}, {"application_name": "other"}, {"state": None, "replayed": None}):
+    for wrong in ({"streams": False}, {"application_name": "other"}, {"streams": None, "replayed": None}):
         watch._seen(now, look(**wrong))
         assert not replica.fresh
         watch._seen(now, look())
