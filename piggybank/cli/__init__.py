@@ -31,6 +31,7 @@ COMMANDS = {
     "phase": ("piggybank.cli.phase:phase", "Which phase this runs as, what another would change, and the change."),
     "failover": ("piggybank.cli.phase:failover", "Make a standby the primary."),
     "capacity": ("piggybank.cli.capacity:capacity", "What is carried, against the phase's limits: which comes first, and when."),
+    "cost": ("piggybank.cli.cost:cost", "What a phase costs a month and a user, beside the design's figures."),
     "secrets": ("piggybank.cli.secrets:secrets", "New passwords and keys while people pay."),
     "users": ("piggybank.cli.people:users", "Create, invite, list and unlock users; one-time links."),
     "apikeys": ("piggybank.cli.people:apikeys", "Create, list and revoke API keys."),
