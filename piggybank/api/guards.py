@@ -85,6 +85,7 @@ ROUTES: dict[str, Access] = {
     "GET /v1/reports/summary": _everyone("accounts:read"),
     "GET /v1/ops/status": _staff("ops:read"),
     "GET /v1/ops/capacity": _staff("ops:read"),
+    "GET /v1/ops/capacity/forecast": _staff("ops:read"),
     "GET /v1/ops/cost": _staff("ops:read"),
     "GET /v1/ops/minutes": _staff("ops:read"),
     "GET /v1/ops/alerts": _staff("ops:read"),

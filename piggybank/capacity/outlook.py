@@ -54,7 +54,7 @@ class Outlook(Struct, frozen=True, kw_only=True):
     days: list[Day]
 
 
-class _Measure(NamedTuple):
+class Measure(NamedTuple):
     """`of`: a day's figure, `limit`: a phase's; `sizes` are what they are now, the rest peaks; `grows`: a line tells something."""
 
     name: str
@@ -67,6 +67,27 @@ class _Measure(NamedTuple):
     applies: Callable[[Phase], bool] = lambda _: True
     scales: bool = True  # a higher phase has a higher limit
 
+    def points(self, days: Sequence[Day]) -> list[tuple[int, float]]:
+        """(day, figure) of the days on which it is known."""
+        return [(day.day.toordinal(), value) for day in days if (value := self.of(day)) is not None]
+
+    def measured(self, points: Sequence[tuple[int, float]], today: date) -> float | None:
+        """What it is now; None where the last days do not tell."""
+        recent = [value for ordinal, value in points if ordinal > today.toordinal() - RECENT_DAYS]
+        return None if not recent else recent[-1] if self.size else max(recent)
+
+
+class Fit(NamedTuple):
+    """A straight line through points, by least squares; `spread`: of the xs about their mean, squared and summed."""
+
+    slope: float
+    mean_x: float
+    mean_y: float
+    spread: float
+
+    def at(self, x: float) -> float:
+        return self.mean_y + self.slope * (x - self.mean_x)
+
 
 def _whole(day: Day) -> float | None:
     return day.transactions if day.minutes >= WHOLE_DAY_MINUTES else None
@@ -78,22 +99,22 @@ def _connections_of(phase: Phase) -> float:
     return goal * (phase.max_connections if not phase.pooled else connections.pooler(phase)[0])
 
 
-def _measures(latest: Day | None) -> tuple[_Measure, ...]:
+def measures(latest: Day | None) -> tuple[Measure, ...]:
     """`latest`: what the servers said last of their own bounds; the phase's where they said nothing."""
     goal = phases.limits().goal
     max_connections = latest.max_connections if latest else None
     cache_max = latest.cache_max_bytes if latest else None
     return (
-        _Measure("transactions a second", "", lambda day: day.tps_peak, lambda phase: phase.tps_peak),
-        _Measure("transactions a day", "", _whole, lambda phase: phase.transactions_a_day),
-        _Measure("users", "", lambda day: day.users, lambda phase: phase.users, size=True),
-        _Measure(
+        Measure("transactions a second", "", lambda day: day.tps_peak, lambda phase: phase.tps_peak),
+        Measure("transactions a day", "", _whole, lambda phase: phase.transactions_a_day),
+        Measure("users", "", lambda day: day.users, lambda phase: phase.users, size=True),
+        Measure(
             "connections",
             "",
             lambda day: day.connections,
             lambda phase: goal.connections_used * (max_connections or phase.max_connections),
         ),
-        _Measure(
+        Measure(
             "replication lag",
             "ms",
             lambda day: day.lag_ms,
@@ -102,14 +123,14 @@ def _measures(latest: Day | None) -> tuple[_Measure, ...]:
             applies=lambda phase: phase.replicas > 0,
             scales=False,
         ),
-        _Measure(
+        Measure(
             "cache memory",
             "MiB",
             lambda day: None if day.cache_used_bytes is None else day.cache_used_bytes / MIB,
             lambda phase: goal.cache_memory_used * (cache_max / MIB if cache_max else phase.cache_memory_mib),
             size=True,
         ),
-        _Measure(
+        Measure(
             "cache hit rate",
             "%",
             lambda day: None if day.cache_hit_rate is None else 100 * day.cache_hit_rate,
@@ -119,7 +140,7 @@ def _measures(latest: Day | None) -> tuple[_Measure, ...]:
             below=True,
             scales=False,
         ),
-        _Measure(
+        Measure(
             "database size",
             "GiB",
             lambda day: None if day.database_bytes is None else day.database_bytes / MIB / 1_024,
@@ -135,9 +156,9 @@ def outlook(number: int, days: Sequence[Day], now: datetime) -> Outlook:
     latest = days[-1] if days else None
     known = sum(day.minutes for day in days) / 1_440
     span = (days[-1].day - days[0].day).days + 1 if days else 0
-    measures = [measure for measure in _measures(latest) if measure.applies(phase)]
-    limits = [_limit(measure, phase, days, now.date()) for measure in measures]
-    first = _first(limits, {measure.name for measure in measures if measure.scales})
+    asked = [measure for measure in measures(latest) if measure.applies(phase)]
+    limits = [_limit(measure, phase, days, now.date()) for measure in asked]
+    first = _first(limits, {measure.name for measure in asked if measure.scales})
     further = _next_phase(phase, first, {limit.name: limit for limit in limits}, now.date())
     return Outlook(
         phase=number,
@@ -157,24 +178,22 @@ def lines(found: Outlook) -> list[str]:
     head = f"phase {found.phase} ({found.phase_name}); {found.history_days:g} days of data"
     rows = [("measure", "measured", "limit", "used", "")]
     for limit in found.limits:
-        measured = NO_DATA if limit.measured is None else _figure(limit.measured, limit.unit)
+        measured = NO_DATA if limit.measured is None else figure(limit.measured, limit.unit)
         used = "" if limit.used is None else f"{limit.used:.0%}"
-        rows.append((limit.name, measured, _figure(limit.limit, limit.unit), used, "" if limit.measured is None else limit.says))
+        rows.append((limit.name, measured, figure(limit.limit, limit.unit), used, "" if limit.measured is None else limit.says))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     table = ["  ".join(part.ljust(width) for part, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
     return [head, "", *table, "", found.says]
 
 
-def _limit(measure: _Measure, phase: Phase, days: Sequence[Day], today: date) -> Limit:
-    points = [(day.day.toordinal(), value) for day in days if (value := measure.of(day)) is not None]
-    limit = round(measure.limit(phase), 3)
-    recent = [value for ordinal, value in points if ordinal > today.toordinal() - RECENT_DAYS]
-    if not recent:
+def _limit(measure: Measure, phase: Phase, days: Sequence[Day], today: date) -> Limit:
+    points = measure.points(days)
+    limit, measured = round(measure.limit(phase), 3), measure.measured(points, today)
+    if measured is None:
         says = NO_DATA if not points else f"no data of the last {RECENT_DAYS} days"
         return Limit(
             name=measure.name, unit=measure.unit, measured=None, limit=limit, used=None, growth_a_day=None, reached_on=None, says=says
         )
-    measured = recent[-1] if measure.size else max(recent)
     used = (limit / measured if measured else float("inf")) if measure.below else measured / limit
     growth, reached_on, says = _growth(measure, points, measured, limit, today)
     if used >= 1:
@@ -192,7 +211,7 @@ def _limit(measure: _Measure, phase: Phase, days: Sequence[Day], today: date) ->
 
 
 def _growth(
-    measure: _Measure, points: Sequence[tuple[int, float]], measured: float, limit: float, today: date
+    measure: Measure, points: Sequence[tuple[int, float]], measured: float, limit: float, today: date
 ) -> tuple[float | None, date | None, str]:
     """A day's growth, the day on which the limit is reached by it, and the same in words."""
     if not measure.grows:
@@ -200,7 +219,7 @@ def _growth(
     span = points[-1][0] - points[0][0] + 1
     if span < HISTORY_DAYS or len(points) < HISTORY_DAYS:
         return None, None, f"under {HISTORY_DAYS} days of data: no growth is told yet"
-    slope = slope_of(points)
+    slope = fitted(points).slope
     wait_days = (limit - measured) / slope if slope > 0 else float("inf")
     if wait_days > FORESEEN_DAYS:
         return slope, None, "not at the present growth"
@@ -208,10 +227,11 @@ def _growth(
     return slope, reached_on, f"reached about {reached_on} at the present growth"
 
 
-def slope_of(points: Sequence[tuple[float, float]]) -> float:
-    """Least squares: how much y grows with 1 of x. The xs must not all be the same."""
+def fitted(points: Sequence[tuple[float, float]]) -> Fit:
+    """Least squares. The xs must not all be the same."""
     mean_x, mean_y = sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    return Fit(sum((x - mean_x) * (y - mean_y) for x, y in points) / spread, mean_x, mean_y, spread)
 
 
 def _first(limits: Sequence[Limit], scaling: set[str]) -> Limit | None:
@@ -226,16 +246,16 @@ def _first(limits: Sequence[Limit], scaling: set[str]) -> Limit | None:
 def _next_phase(phase: Phase, first: Limit | None, limits: dict[str, Limit], today: date) -> int | None:
     """The lowest phase above in which nothing that scales is at its limit; None where there is no need, or no phase helps."""
     near = first is not None and first.reached_on is not None and first.reached_on <= today + timedelta(days=HORIZON_DAYS)
-    measures = {measure.name: measure for measure in _measures(None)}
-    if not near or first is None or not measures[first.name].scales:
+    named = {measure.name: measure for measure in measures(None)}
+    if not near or first is None or not named[first.name].scales:
         return None
-    return next((each.number for each in phases.table()[phase.number + 1 :] if _carries(each, measures, limits)), None)
+    return next((each.number for each in phases.table()[phase.number + 1 :] if _carries(each, named, limits)), None)
 
 
-def _carries(candidate: Phase, measures: dict[str, _Measure], limits: dict[str, Limit]) -> bool:
+def _carries(candidate: Phase, named: dict[str, Measure], limits: dict[str, Limit]) -> bool:
     """Whether the candidate's limits are above what is measured and reached soon."""
     for name, found in limits.items():
-        measure = measures[name]
+        measure = named[name]
         if found.measured is None or not measure.scales:
             continue
         if name == "connections":
@@ -258,7 +278,7 @@ def _says(phase: Phase, first: Limit | None, further: int | None, *, any_data: b
         if first.used is not None and first.used >= 1
         else f"is reached about {first.reached_on}, in {(first.reached_on - now).days} days"
     )
-    what = f"{first.name} comes first: {_figure(first.measured or 0, first.unit)} of {_figure(first.limit, first.unit)}; it {when}"
+    what = f"{first.name} comes first: {figure(first.measured or 0, first.unit)} of {figure(first.limit, first.unit)}; it {when}"
     if further is not None:
         return f"{what}. Next: phase {further} ({phases.of(further).name}), piggybank phase plan {further}"
     if first.reached_on > now + timedelta(days=HORIZON_DAYS):
@@ -266,6 +286,6 @@ def _says(phase: Phase, first: Limit | None, further: int | None, *, any_data: b
     return f"{what}. {MENDED_BY.get(first.name, 'No phase above carries more')}"
 
 
-def _figure(value: float, unit: str) -> str:
+def figure(value: float, unit: str) -> str:
     digits = 0 if value == int(value) or abs(value) >= 100 else 1 if abs(value) >= 1 else 3
     return f"{value:,.{digits}f}{'' if unit in ('', '%') else ' '}{unit}"

@@ -156,8 +156,8 @@ def test_phase_3_leads_to_what_is_beyond() -> None:
 
 
 def test_least_squares() -> None:
-    assert outlook.slope_of([(1, 5.0), (2, 7.0), (3, 9.0)]) == pytest.approx(2)
-    assert outlook.slope_of([(0, 0.0), (1, 3.0), (2, 0.0), (3, 3.0)]) == pytest.approx(0.6)
+    assert outlook.fitted([(1, 5.0), (2, 7.0), (3, 9.0)]).slope == pytest.approx(2)
+    assert outlook.fitted([(0, 0.0), (1, 3.0), (2, 0.0), (3, 3.0)]).slope == pytest.approx(0.6)
 
 
 def test_limits_are_the_tables() -> None:
