@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,13 +19,13 @@ import pytest
 
 from piggybank import settings as settings_file
 from piggybank import worker
-from piggybank.appliance import binaries, change, store_files, valkeys
+from piggybank.appliance import binaries, store_files, valkeys
 from piggybank.capacity import connections, phases, plan, railway
 from piggybank.capacity.phases import Phase
 from piggybank.capacity.standing import Facts
 from piggybank.cli import COMMANDS, serving
 from piggybank.settings import Settings
-from tests.conftest import ROOT, environment, run_apart
+from tests.conftest import ROOT, command, environment, run_apart
 from tests.deploy import npm, railway_files
 from tests.deploy.conftest import fetched
 
@@ -47,7 +48,7 @@ def folder(npm_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def projects(folder: Path) -> dict[int, dict[str, Any]]:
     """What the file says for each phase."""
     return {
-        phase.number: railway_files.evaluated(folder, npm.NODE, PIGGYBANK_PHASE=str(phase.number), PIGGYBANK_IMAGE=railway_files.IMAGE)
+        phase.number: railway_files.evaluated(folder, npm.NODE, PIGGYBANK_PHASE=str(phase.number), IMAGE=railway_files.IMAGE)
         for phase in BUILT
     }
 
@@ -146,9 +147,10 @@ def test_secrets_are_kept_and_never_made(projects: dict[int, dict[str, Any]]) ->
 def test_nothing_here_deletes() -> None:
     """What Railway calls destructive asks a person, always; and a partial deletes only its own."""
     flag = "--confirm" + "-destructive"
-    listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    texts = {path: (ROOT / path).read_bytes() for path in listed.split("\0") if path and (ROOT / path).is_file()}
-    assert [path for path, text in texts.items() if flag.encode() in text] == []
+    folders = ("deploy", "installer", "piggybank", ".ci")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()] + list(ROOT.glob("*.*"))
+    assert railway_files.MADE in files
+    assert [path for path in files if flag.encode() in path.read_bytes()] == []
     for one, other in ((0, 2), (2, 0), (1, 3), (3, 1)):
         assert flag not in "\n".join(railway.commands(phases.of(one), phases.of(other)))
 
@@ -165,13 +167,13 @@ def test_images_are_pinned_and_the_file_is_a_partial(projects: dict[int, dict[st
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"PIGGYBANK_IMAGE": railway_files.IMAGE}, "PIGGYBANK_PHASE is not set"),
-        ({"PIGGYBANK_IMAGE": railway_files.IMAGE, "PIGGYBANK_PHASE": ""}, "0 to 3"),
-        ({"PIGGYBANK_IMAGE": railway_files.IMAGE, "PIGGYBANK_PHASE": "4"}, "PIGGYBANK_PHASE is 4"),
-        ({"PIGGYBANK_PHASE": "1"}, "set PIGGYBANK_IMAGE"),
-        ({"PIGGYBANK_PHASE": "1", "PIGGYBANK_IMAGE": "you/piggybank"}, "set PIGGYBANK_IMAGE"),
-        ({"PIGGYBANK_PHASE": "1", "PIGGYBANK_IMAGE": "you/piggybank:latest"}, "set PIGGYBANK_IMAGE"),
-        ({"PIGGYBANK_PHASE": "1", "PIGGYBANK_IMAGE": "registry:5000/piggybank"}, "set PIGGYBANK_IMAGE"),
+        ({"IMAGE": railway_files.IMAGE}, "PIGGYBANK_PHASE is not set"),
+        ({"IMAGE": railway_files.IMAGE, "PIGGYBANK_PHASE": ""}, "0 to 3"),
+        ({"IMAGE": railway_files.IMAGE, "PIGGYBANK_PHASE": "4"}, "PIGGYBANK_PHASE is 4"),
+        ({"PIGGYBANK_PHASE": "1"}, "set IMAGE"),
+        ({"PIGGYBANK_PHASE": "1", "IMAGE": "you/piggybank"}, "set IMAGE"),
+        ({"PIGGYBANK_PHASE": "1", "IMAGE": "you/piggybank:latest"}, "set IMAGE"),
+        ({"PIGGYBANK_PHASE": "1", "IMAGE": "registry:5000/piggybank"}, "set IMAGE"),
     ],
 )
 def test_it_refuses_to_guess(folder: Path, given: dict[str, str], said: str) -> None:
@@ -180,7 +182,7 @@ def test_it_refuses_to_guess(folder: Path, given: dict[str, str], said: str) -> 
 
 def test_a_digest_is_a_version(folder: Path) -> None:
     digest = "you/piggybank@sha256:" + "0" * 64
-    said = railway_files.evaluated(folder, npm.NODE, PIGGYBANK_PHASE="1", PIGGYBANK_IMAGE=digest)
+    said = railway_files.evaluated(folder, npm.NODE, PIGGYBANK_PHASE="1", IMAGE=digest)
     assert service(said, "web")["source"]["image"] == digest
 
 
@@ -234,9 +236,12 @@ def test_the_commands_are_in_the_right_order() -> None:
     assert railway.commands(phases.of(2), phases.of(3))[-1] == "railway ssh --service worker piggybank partitions enable"
 
 
-async def test_phase_plan_prints_them(settings: Settings) -> None:
-    made = await change.plan(settings, 2, "railway")
-    assert made.command.splitlines() == railway.commands(phases.of(settings.phase), phases.of(2))
+def test_plan_and_apply_print_them_and_change_nothing(settings: Settings) -> None:
+    wanted = indent("\n".join(railway.commands(phases.of(settings.phase), phases.of(2))), "  ")
+    for verb in ("plan", "apply"):
+        said = command(settings, "phase", verb, "2", "--target", "railway")
+        assert said.rstrip().endswith(wanted)
+    assert command(settings, "phase", "show", "--json").startswith('{"phase": 0')
 
 
 # What it starts ------------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ declare const process: { env: Record<string, string | undefined> };
 export const partial = "piggybank";
 
 // Yours, with its version, as in "you/piggybank:0.1.0". Nobody publishes one: a name in here would be somebody's you do not know.
-const IMAGE = process.env.PIGGYBANK_IMAGE ?? "";
+const IMAGE = process.env.IMAGE ?? "";
 const VALKEY = "valkey/valkey:9.1.2";
-const REGION = process.env.PIGGYBANK_RAILWAY_REGION ?? "europe-west4-drams3a";
+const REGION = process.env.REGION ?? "europe-west4-drams3a";
 const PORT = "8080";
 const QUEUE_VOLUME_MB = 2_048; // growing it is safe, shrinking it is not possible
 const QUEUE_MIB = 256;
@@ -24,7 +24,7 @@ if (phase === undefined) {
   throw new Error(`PIGGYBANK_PHASE is ${process.env.PIGGYBANK_PHASE ?? "not set"}: say which phase this is to be, 0 to ${PHASES.length - 1}`);
 }
 if (!/^[^@\s]+:(?!latest$)[^:/@\s]+$|^[^@\s]+@sha256:[0-9a-f]{64}$/.test(IMAGE)) {
-  throw new Error("set PIGGYBANK_IMAGE to your own image with its version, as in you/piggybank:0.1.0; :latest is none");
+  throw new Error("set IMAGE to your own image with its version, as in you/piggybank:0.1.0; :latest is none");
 }
 
 // The shell is there for the password; `exec` so that SIGTERM reaches the server.
