@@ -135,7 +135,7 @@ def carry_out(made: Upgrade, tell: Tell, *, without_backup: bool = False) -> Non
             what=f"{made.after} did not come up; {made.before} runs again, and nothing was lost",
             do=f"look into {settings.data_dir}/logs/supervisor.log",
         ) from cause
-    for name in versions.remove_old(settings.data_dir):
+    for name in versions.remove_old(settings.data_dir, made.before):
         tell(f"removed {name}, which nothing runs from")
 
 

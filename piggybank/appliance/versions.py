@@ -26,7 +26,6 @@ from piggybank import errors
 from piggybank.appliance.embedded import Tell
 
 FOLDER, CURRENT, FINISHED, LOG = "versions", "current", "installed", "install.log"
-KEPT = 2  # the one that runs, and the one before
 LOCK = "piggybank/requirements.lock"  # in the wheel
 LOG_TAIL_LINES = 6
 PIP_ENVIRONMENT = {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
@@ -110,9 +109,9 @@ def install(data_dir: Path, file: Path, tell: Tell) -> str:
     return name
 
 
-def remove_old(data_dir: Path) -> list[str]:
-    """Keep the version in use, the one before it, and those that something still runs from (a store lives longer than an upgrade)."""
-    kept = {present(data_dir), *here(data_dir)[-KEPT:], *in_use(data_dir)}
+def remove_old(data_dir: Path, before: str) -> list[str]:
+    """Keep the version that runs, the one before, and those that something still runs from (a store lives longer than an upgrade)."""
+    kept = {present(data_dir), before, *in_use(data_dir)}
     gone = [name for name in here(data_dir) if name not in kept]
     for name in gone:
         shutil.rmtree(place(data_dir, name), ignore_errors=True)

@@ -101,7 +101,9 @@ def _take_data_dir(command: click.Command) -> None:
     if isinstance(command, click.Group):
         for below in command.commands.values():
             _take_data_dir(below)
-    elif all(parameter.name != "data_dir" for parameter in command.params):
+        if not command.invoke_without_command:
+            return
+    if all(parameter.name != "data_dir" for parameter in command.params):
         command.params.append(_data_dir_option())
 
 

@@ -152,15 +152,18 @@ def migrate(ctx: click.Context) -> None:
 
 @click.command()
 @click.option("--purge", is_flag=True, help="Delete the data folder, too: every account and every movement.")
-@click.option("--yes-delete-everything", is_flag=True, help="With --purge: do not ask for the folder's name.")
+@click.option("--yes-really", metavar="NAME", help="With --purge, for scripts: the installation's name, instead of typing it.")
 @click.pass_context
-def uninstall(ctx: click.Context, purge: bool, yes_delete_everything: bool) -> None:
-    """Stop, do not come back after a reboot, and say where the data is. Only --purge and the folder's name, typed, delete it.
+def uninstall(ctx: click.Context, purge: bool, yes_really: str | None) -> None:
+    """Stop, do not come back after a reboot, and say where the data is. Only --purge and the installation's name delete it.
+
+    Its name is its folder's: `piggybank` of /var/lib/piggybank.
 
     \b
     Examples:
       piggybank uninstall
       piggybank uninstall --purge
+      piggybank uninstall --purge --yes-really piggybank
     """
     settings = settings_of(ctx)
     place = settings.data_dir
@@ -170,10 +173,14 @@ def uninstall(ctx: click.Context, purge: bool, yes_delete_everything: bool) -> N
         raise errors.CannotProceed(
             what=f"{place} does not look like an installation; nothing was changed", do="name its folder: --data-dir"
         )
-    if purge and not yes_delete_everything:
+    if yes_really is not None and not purge:
+        raise click.UsageError("--yes-really goes with --purge")
+    if purge:
         click.echo(f"This deletes {place}: every account, every movement, every key. It cannot be undone.")
-        if click.prompt(f"Type the folder's name ({place.name}) to go on", default="", show_default=False) != place.name:
-            raise errors.CannotProceed(what="the name was not typed; nothing was changed", do=f"the data is in {place}")
+        if yes_really is None:
+            yes_really = click.prompt(f"Type the installation's name ({place.name}) to go on", default="", show_default=False)
+        if yes_really != place.name:
+            raise errors.CannotProceed(what=f"that is not its name, {place.name}; nothing was changed", do=f"the data is in {place}")
     ctx.invoke(down)
     if (unit := reboot.remove_unit(place)) is not None:
         click.echo(f"removed the systemd unit {unit}")

@@ -228,8 +228,10 @@ def test_uninstall_keeps_the_data_unless_told_twice(open_path: Path) -> None:
         (bank.data_dir / name).touch()
     assert bank.ask("uninstall").exit_code == 0
     assert bank.ask("uninstall", "--purge").exit_code == 1, "nobody typed the name"
+    assert bank.ask("uninstall", "--purge", "--yes-really", "another").exit_code == 1
+    assert bank.ask("uninstall", "--yes-really", bank.data_dir.name).exit_code == 2
     assert (bank.data_dir / "stores").is_dir()
-    assert bank.ask("uninstall", "--purge", "--yes-delete-everything").exit_code == 0
+    assert bank.ask("uninstall", "--purge", "--yes-really", bank.data_dir.name).exit_code == 0
     assert not bank.data_dir.exists()
 
 
@@ -260,11 +262,11 @@ def test_purge_takes_only_what_is_ours(open_path: Path) -> None:
     for path in (*kept, bank.data_dir / "stores" / "secrets.toml", bank.data_dir / "logs" / "web-1.log"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    said = bank.ask("uninstall", "--purge", "--yes-delete-everything")
+    said = bank.ask("uninstall", "--purge", "--yes-really", bank.data_dir.name)
     assert said.exit_code == 0
     assert sorted(path for path in bank.data_dir.rglob("*") if path.is_file()) == kept
     assert all(str(bank.data_dir / name) in said.stdout for name in ("bin", "letters"))
-    again = bank.ask("uninstall", "--purge", "--yes-delete-everything")
+    again = bank.ask("uninstall", "--purge", "--yes-really", bank.data_dir.name)
     assert again.exit_code == 1
     assert "does not look like an installation" in again.stderr
 

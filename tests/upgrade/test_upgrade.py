@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
+import tarfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -102,36 +102,51 @@ def place(open_folder: Path, wallet: Path) -> Iterator[Place]:
     made.run("down")
 
 
-def wheel(folder: Path, version: str, change: tuple[str, str, str] | None = None) -> Path:
-    """A wheel of the present tree as that version, with a part of it changed."""
-    folder.mkdir()
-    tree = folder / "tree"
-    tree.mkdir()
-    for name in ("piggybank", "alembic"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.lock"):
-        shutil.copy2(ROOT / name, tree)
-    (tree / "piggybank" / "__init__.py").write_text(f'"""piggybank"""\n\n__version__ = "{version}"\n', encoding="utf-8")
-    if change is not None:
-        path, old, new = change
-        text = (tree / path).read_text(encoding="utf-8")
-        assert old in text
-        (tree / path).write_text(text.replace(old, new, 1), encoding="utf-8")
-    tools = folder / "tools"
-    pip = [sys.executable, "-m", "pip"]
-    build = ["--quiet", "--require-hashes", "-r", str(ROOT / "requirements-build.lock")]
-    subprocess.run([*pip, "install", "--target", tools, *build], check=True, capture_output=True, timeout=INSTALL_TIMEOUT_S)
-    subprocess.run(
-        [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, tree],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(tools)},
-        timeout=INSTALL_TIMEOUT_S,
-    )
-    made = next(folder.glob("piggybank-*.whl"))
-    with zipfile.ZipFile(made) as archive:
-        assert versions.LOCK in archive.namelist()
-    return made
+class Workshop:
+    """Makes bundles of the present tree as another version, with a part of it changed; the libraries are collected once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tools, self.wheels = folder / "tools", folder / "wheels"
+        locked = ["--quiet", "--require-hashes", "--only-binary", ":all:"]
+        self._pip("install", *locked, "--target", str(self.tools), "-r", str(ROOT / "requirements-build.lock"))
+        self._pip("download", *locked, "--dest", str(self.wheels), "-r", str(ROOT / "requirements.lock"))
+
+    def make(self, version: str, change: tuple[str, str, str] | None = None) -> Path:
+        work = self.folder / version
+        tree = work / "tree"
+        for name in ("piggybank", "alembic"):
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.lock"):
+            shutil.copy2(ROOT / name, tree)
+        (tree / "piggybank" / "__init__.py").write_text(f'"""piggybank"""\n\n__version__ = "{version}"\n', encoding="utf-8")
+        if change is not None:
+            path, old, new = change
+            text = (tree / path).read_text(encoding="utf-8")
+            assert old in text
+            (tree / path).write_text(text.replace(old, new, 1), encoding="utf-8")
+        self._pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(work), str(tree))
+        with tarfile.open(work / "bundle.tar.gz", "w:gz", compresslevel=1) as archive:
+            for wheel in (*work.glob("*.whl"), *self.wheels.glob("*.whl")):
+                archive.add(wheel, f"piggybank/wheels/{wheel.name}")
+        return work / "bundle.tar.gz"
+
+    def _pip(self, *words: str) -> None:
+        command = [sys.executable, "-m", "pip", *words]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(self.tools)},
+            timeout=INSTALL_TIMEOUT_S,
+            check=False,
+        )
+        require("a package index", done.returncode == 0)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("workshop"))
 
 
 @asynccontextmanager
@@ -177,8 +192,8 @@ def test_from_the_wallet_to_the_present_without_a_failure(place: Place) -> None:
     place.do("verify")
 
 
-def test_on_to_the_next_version_by_its_wheel(place: Place, tmp_path: Path) -> None:
-    made = wheel(tmp_path / "next", "0.2.0")
+def test_on_to_the_next_version_by_its_bundle(place: Place, workshop: Workshop) -> None:
+    made = workshop.make("0.2.0")
 
     async def run() -> subprocess.CompletedProcess[str]:
         async with paying(place):
@@ -198,8 +213,8 @@ def test_on_to_the_next_version_by_its_wheel(place: Place, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("version", "change", "says"), [("0.3.0", BROKEN_WEB, "does not become ready"), ("0.3.1", BROKEN_SUPERVISOR, "runs again")]
 )
-def test_a_broken_version_is_taken_back(place: Place, tmp_path: Path, version: str, change: tuple[str, str, str], says: str) -> None:
-    made, before = wheel(tmp_path / "broken", version, change), versions.present(place.data_dir)
+def test_a_broken_version_is_taken_back(place: Place, workshop: Workshop, version: str, change: tuple[str, str, str], says: str) -> None:
+    made, before = workshop.make(version, change), versions.present(place.data_dir)
 
     async def run() -> subprocess.CompletedProcess[str]:
         async with paying(place):
