@@ -4,6 +4,7 @@ Lines are drawn where an alert fires, from the alerts' own table, so a panel and
 """
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,7 +160,8 @@ DASHBOARDS = (
                 "Hit rate by kind",
                 "percentunit",
                 (
-                    f'sum by (kind) (rate(cache_lookups_total{{result="hit"}}[{RATE}])) / sum by (kind) (rate(cache_lookups_total[{RATE}]))',
+                    f'sum by (kind) (rate(cache_lookups_total{{result="hit"}}[{RATE}]))'
+                    f" / sum by (kind) (rate(cache_lookups_total[{RATE}]))",
                     "{{kind}}",
                 ),
                 alert="CacheMisses",
@@ -287,8 +289,8 @@ def _thresholds(name: str) -> tuple[list[dict[str, Any]], bool]:
         rising = sorted(found, key=lambda alert: alert.threshold)
         return [{"color": GREEN, "value": None}, *({"color": COLORS[each.severity], "value": each.threshold} for each in rising)], True
     falling = sorted(found, key=lambda alert: alert.threshold)
-    steps = [{"color": COLORS[falling[0].severity], "value": None}]
-    steps += [{"color": COLORS[after.severity], "value": each.threshold} for each, after in zip(falling, falling[1:], strict=False)]
+    steps: list[dict[str, Any]] = [{"color": COLORS[falling[0].severity], "value": None}]
+    steps += [{"color": COLORS[after.severity], "value": each.threshold} for each, after in pairwise(falling)]
     return [*steps, {"color": GREEN, "value": falling[-1].threshold}], True
 
 
