@@ -73,6 +73,11 @@ WEBHOOK_LAG = Histogram("psp_webhook_lag_seconds", "Seconds from an event of the
 BAD_SIGNATURES = Counter("psp_webhook_signature_failures", "Events refused because no key of ours had signed them.")
 JOBS = Counter("saq_jobs", "Runs of jobs, by how they ended.", ["task", "status"])
 
+TABLE: tuple[Counter | Histogram, ...] = (
+    *(REQUESTS, POSTINGS, REPLAYS, BATCH_SIZE, BATCH_SECONDS, COMMIT_SECONDS, QUEUE_WAIT, RETRIES),
+    *(LOOKUPS, READS, SLOW_QUERIES, WEBHOOK_LAG, BAD_SIGNATURES, JOBS),
+)
+
 
 def all_processes() -> CollectorRegistry:
     """The counters of every process, the dead included; of this one alone where there is no folder."""
