@@ -5,6 +5,7 @@ are asked for in the background. The end is a drain: no longer ready, then nothi
 """
 
 # ruff: noqa: ARG001 - the chain in `dependencies`
+import asyncio
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -57,6 +58,7 @@ from piggybank.jobs.work import Work
 from piggybank.ledger import Ledger
 from piggybank.queues import Queue
 from piggybank.settings import Settings
+from piggybank.tracing import tracing
 from piggybank.wallet.provider import Provider
 from piggybank.worker import running_worker
 
@@ -202,6 +204,8 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         for part in (parts.db, parts.cache, parts.queue, parts.limiter, parts.provider):
             stack.push_async_callback(part.close)
+        tracing.start(parts.settings)
+        stack.push_async_callback(asyncio.to_thread, tracing.stop)
         await parts.db.start()
         await parts.ledger.start()
         stack.push_async_callback(parts.ledger.stop)

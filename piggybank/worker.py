@@ -28,6 +28,7 @@ from piggybank.jobs.work import Work
 from piggybank.ledger import Ledger
 from piggybank.queues import Queue
 from piggybank.settings import Settings
+from piggybank.tracing import tracing
 from piggybank.wallet.provider import Provider
 
 CONCURRENCY = 2  # jobs at once
@@ -53,6 +54,7 @@ async def _run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
     sharing = Sharing(db)
+    tracing.start(settings)
     await ledger.start()
     sharing.start()
     try:
@@ -62,6 +64,7 @@ async def _run(settings: Settings) -> None:
             _log.info("worker_stopping")
     finally:
         await ledger.stop()
+        await asyncio.to_thread(tracing.stop)
         await sharing.stop()
         await provider.close()
         await queue.close()

@@ -19,6 +19,7 @@ from piggybank import ids, metrics, telemetry
 from piggybank.api import bodies
 from piggybank.api.admission import Admission
 from piggybank.api.fast_path import FastPath
+from piggybank.tracing import tracing
 
 DRAIN_MAX_BYTES = 67_108_864  # of a body that is too large, before its answer
 DRAIN_MAX_S = 5
@@ -85,7 +86,11 @@ class Door:
                 await send({"type": "http.response.start", "status": status, "headers": self._dressed(given, scope, request_id)})
                 await send({"type": "http.response.body", "body": body, "more_body": False})
         finally:
-            metrics.request(method, scope.get("path_template", ""), status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            route = scope.get("path_template", "")
+            metrics.request(method, route, status, seconds)
+            if tracing.on:
+                tracing.request(method, route, status, seconds, headers.get(b"traceparent", b""), scope["state"]["request_id"])
             if not refused:  # those are counted, and told of once a second
                 self._tell(scope, method, status, started)
 

@@ -10,12 +10,15 @@ from piggybank import errors, metrics
 from piggybank.ledger import commands
 from piggybank.ledger.commands import Command
 from piggybank.ledger.rules import Outcome, Submission
+from piggybank.tracing import tracing
 
 POSTED = "posted"
 
 
 def count(batch: Iterable[Submission], outcomes: Iterable[Outcome], size: int, waited_s: float, took_s: float) -> None:
     """A batch that is committed."""
+    if tracing.on:
+        tracing.batch(size, took_s)
     metrics.BATCH_SIZE.observe(size)
     metrics.BATCH_SECONDS.observe(took_s)
     metrics.QUEUE_WAIT.observe(waited_s)

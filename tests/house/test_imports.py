@@ -16,7 +16,7 @@ FLOORS = {
     "work": {"identity", "wallet", "capacity", "reports", "checks", "archive"},
     "core": {"ledger", "revio", "simulator"},
     "storage": {"db", "cache", "queues"},
-    "ground": {"settings", "money", "ids", "telemetry", "metrics", "errors"},
+    "ground": {"settings", "money", "ids", "telemetry", "metrics", "tracing", "otlp", "errors"},
 }
 HEIGHT = {room: -number for number, rooms in enumerate(FLOORS.values()) for room in rooms}
 HANDED_ON = {"HOME", "PYTHONPATH"}  # read to be given to a child process, not to decide by

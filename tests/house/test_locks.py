@@ -60,7 +60,8 @@ def imported(folder: str) -> set[str]:
 def test_what_is_imported_is_asked_for(folder: str, with_dev: bool | None) -> None:
     """A library that only comes along with another one may leave with it. The installer runs before anything is installed."""
     about = project()
-    named = about["project"]["dependencies"] + about["project"]["optional-dependencies"]["embedded"] if with_dev is not None else []
+    extras = about["project"]["optional-dependencies"]
+    named = about["project"]["dependencies"] + extras["embedded"] + extras["tracing"] if with_dev is not None else []
     named += about["dependency-groups"]["dev"] if with_dev else []
     declared = {canonicalize_name(Requirement(requirement).name) for requirement in named}
     comes_from = packages_distributions()
