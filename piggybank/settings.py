@@ -144,6 +144,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics_networks: Annotated[
         list[str], Meta(description="Addresses or networks that may read `/metrics` without a token, if not through a proxy.")
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1", "::1"])
+    worker_metrics_port: Annotated[
+        int, Meta(ge=0, le=65_535, description="Port on which a worker answers `/metrics`, for containers; 0: none. It asks for no token.")
+    ] = 0
     alert_email: Annotated[str, Meta(description="Address that alerts are mailed to; needs `smtp_url` and `mail_from`.")] = ""
     alert_webhook_url: Annotated[str, Meta(description="URL that alerts are posted to as JSON.")] = ""
     alert_ping_url: Annotated[

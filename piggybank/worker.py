@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 import uvloop
+from prometheus_client import start_http_server
 from saq import CronJob, Worker
 
 from piggybank import errors, jobs, metrics, queues, telemetry
@@ -55,6 +56,7 @@ async def _run(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
     sharing = Sharing(db)
     tracing.start(settings)
+    close_metrics = _answer_metrics(settings)
     await ledger.start()
     sharing.start()
     try:
@@ -65,11 +67,26 @@ async def _run(settings: Settings) -> None:
     finally:
         await ledger.stop()
         await asyncio.to_thread(tracing.stop)
+        close_metrics()
         await sharing.stop()
         await provider.close()
         await queue.close()
         await cache.close()
         await db.close()
+
+
+def _answer_metrics(settings: Settings) -> Callable[[], None]:
+    """On a port of the worker's own where one is set (its counts are nobody else's in a container); returns how that ends."""
+    if not settings.worker_metrics_port:
+        return lambda: None
+    server, thread = start_http_server(settings.worker_metrics_port, settings.listen, metrics.all_processes())
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return close
 
 
 @asynccontextmanager

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from piggybank.capacity import figures, measuring, usage
+from piggybank.capacity import figures, measuring, usage, watching
 from piggybank.jobs.work import Work
 
 
@@ -19,6 +19,7 @@ async def record(work: Work) -> int:
 
 
 async def roll_up(work: Work) -> int:
-    """Old minutes into hours; answers how many rows went."""
+    """Old minutes into hours, and alerts that ended long ago away; answers how many rows went."""
+    now = datetime.now(UTC)
     async with work.db.write() as write:
-        return await usage.roll_up(write, datetime.now(UTC))
+        return await usage.roll_up(write, now) + await watching.prune(write, now)
