@@ -1,0 +1,98 @@
+{{- /* What cannot work is refused here, with what to do: a pod that fails later says less. */ -}}
+{{- define "pb.check" -}}
+{{- $v := include "pb.values" . | fromYaml -}}
+{{- $set := include "pb.nonNull" .Values | fromYaml -}}
+{{- $phase := int $v.phase -}}
+{{- $presets := .Files.Get "files/phases.yaml" | fromYaml -}}
+
+{{- range $part := list "web" "worker" -}}
+{{- $own := get $v $part -}}
+{{- if and $own.autoscaling.enabled (hasKey (get $set $part) "replicas") -}}
+{{- fail (printf "%s.replicas is fixed and %s.autoscaling.enabled is true: they exclude each other; take one of them out" $part $part) -}}
+{{- end -}}
+{{- if gt (int $own.autoscaling.minReplicas) (int $own.autoscaling.maxReplicas) -}}
+{{- fail (printf "%s.autoscaling.minReplicas is %d and maxReplicas %d: the least is more than the most" $part (int $own.autoscaling.minReplicas) (int $own.autoscaling.maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- if $v.worker.keda.enabled -}}
+{{- if $v.worker.autoscaling.enabled -}}
+{{- fail "worker.keda.enabled and worker.autoscaling.enabled: KEDA makes a HorizontalPodAutoscaler of its own; take one of them out" -}}
+{{- end -}}
+{{- if hasKey $set.worker "replicas" -}}
+{{- fail "worker.replicas is fixed and worker.keda.enabled is true: they exclude each other; take one of them out" -}}
+{{- end -}}
+{{- if $v.valkey.external -}}
+{{- fail "worker.keda.enabled with valkey.external: the queue's address is in a Secret, so KEDA is not told; scale by worker.autoscaling" -}}
+{{- end -}}
+{{- end -}}
+
+{{- if $v.postgres.external -}}
+{{- if not $v.existingSecret -}}
+{{- fail (printf "postgres.external is true and existingSecret is empty: name the Secret with database-url and owner-database-url%s" (ge $phase 2 | ternary ", replica-urls and, with a pooler, pooler-url" "")) -}}
+{{- end -}}
+{{- if $v.postgres.backup.objectStore -}}
+{{- fail "postgres.backup.objectStore with postgres.external: whoever runs that PostgreSQL makes its backups; take it out" -}}
+{{- end -}}
+{{- else -}}
+{{- if and (ge $phase 2) (lt (int $v.postgres.instances) 2) -}}
+{{- fail (printf "phase %d without standbys: postgres.instances is %d; reads go to standbys and a commit waits for one, so it is 3, or 2 at least" $phase (int $v.postgres.instances)) -}}
+{{- end -}}
+{{- if and $v.postgres.synchronous (lt (int $v.postgres.instances) 2) -}}
+{{- fail "postgres.synchronous is true and postgres.instances is 1: no commit would ever end; set postgres.instances to 2 or more" -}}
+{{- end -}}
+{{- if and (ge $phase 2) (not $v.postgres.synchronous) (eq $v.durability "synchronous") -}}
+{{- fail (printf "phase %d with postgres.synchronous false: every write would answer 503, since no standby confirms it; set durability to local if answered writes may be lost" $phase) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.valkey.external (not $v.existingSecret) -}}
+{{- fail "valkey.external is true and existingSecret is empty: name the Secret with cache-url and queue-url" -}}
+{{- end -}}
+{{- if and (gt (int $v.valkey.cache.masters) 1) (lt (int $v.valkey.cache.masters) 3) -}}
+{{- fail (printf "valkey.cache.masters is %d: a cluster has 3 masters or more, and 1 is no cluster" (int $v.valkey.cache.masters)) -}}
+{{- end -}}
+{{- if and (eq (int $v.valkey.cache.masters) 1) (gt (int $v.valkey.cache.replicas) 0) -}}
+{{- fail "valkey.cache.replicas without a cluster: nobody would make one of them take over; set masters to 3, or replicas to 0" -}}
+{{- end -}}
+{{- range $setting := concat (keys $v.settings) $v.secretSettings -}}
+{{- if has $setting (list "queue_url" "cache_url" "database_url" "owner_database_url" "replica_urls" "pooler_url") -}}
+{{- fail (printf "settings has %s: the chart sets it; with postgres.external or valkey.external it comes from existingSecret, and the queue is never the cache's cluster" $setting) -}}
+{{- end -}}
+{{- end -}}
+
+{{- if and $v.ingress.enabled (not $v.ingress.host) -}}
+{{- fail "ingress.enabled without ingress.host: name the host" -}}
+{{- end -}}
+{{- if and $v.gateway.enabled (or (not $v.gateway.host) (not $v.gateway.parentRefs)) -}}
+{{- fail "gateway.enabled needs gateway.host, and gateway.parentRefs with the Gateway's name" -}}
+{{- end -}}
+{{- if and (eq $v.provider.mode "live") (not (include "pb.publicUrl" (list . $v))) -}}
+{{- fail "provider.mode is live and nobody knows the public URL: Revio's events come there; set publicUrl, or ingress.host" -}}
+{{- end -}}
+{{- if and $v.metrics.prometheusRule (not (.Files.Get "files/rules.yml")) -}}
+{{- fail "metrics.prometheusRule: this chart carries no rules" -}}
+{{- end -}}
+{{- if not $v.trustedProxies -}}
+{{- fail "trustedProxies is empty: the pods speak plain HTTP behind a proxy; name its network" -}}
+{{- end -}}
+
+{{- /* as piggybank/capacity/connections.py counts them, a rollout's new processes included */ -}}
+{{- $web := include "pb.most" $v.web | int -}}
+{{- $worker := $v.worker.keda.enabled | ternary $v.worker.autoscaling.maxReplicas (include "pb.most" $v.worker) | int -}}
+{{- $surge := int $presets.surgePercent -}}
+{{- $count := 0 -}}
+{{- range $part := list $web $worker -}}
+{{- $count = add $count $part (div (add (mul $surge $part) 99) 100) -}}
+{{- end -}}
+{{- $pool := int $v.poolConnections -}}
+{{- $own := ge $phase 2 | ternary 2 1 -}}
+{{- $free := $v.postgres.pooler.enabled | ternary (int $v.postgres.pooler.clients) (sub (int $v.postgres.maxConnections) 10) -}}
+{{- if gt (mul $count (add $pool $own)) $free -}}
+{{- fail (printf "%d processes (%d web, %d worker, and a rollout's %d%% more) may open %d connections and %s takes %d: lower poolConnections, run fewer, or raise %s" $count $web $worker $surge (mul $count (add $pool $own)) ($v.postgres.pooler.enabled | ternary "the pooler" "PostgreSQL") $free ($v.postgres.pooler.enabled | ternary "postgres.pooler.clients" "postgres.maxConnections")) -}}
+{{- end -}}
+{{- if and $v.postgres.pooler.enabled (gt (int $v.postgres.pooler.connections) (sub (int $v.postgres.maxConnections) 10)) -}}
+{{- fail (printf "the pooler opens %d connections and PostgreSQL takes %d, 10 of them reserved: raise postgres.maxConnections" (int $v.postgres.pooler.connections) (int $v.postgres.maxConnections)) -}}
+{{- end -}}
+{{- if and (ge $phase 2) (gt (mul $count (add $pool 1)) (sub (int $v.postgres.maxConnections) 10)) -}}
+{{- fail (printf "%d processes may open %d connections to each standby, and it takes %d, 10 of them reserved: lower poolConnections, run fewer, or raise postgres.maxConnections" $count (mul $count (add $pool 1)) (int $v.postgres.maxConnections)) -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,89 @@
+"""Make the chart's `files/`: the phases from `phases.toml`, and copies of rules and dashboards, since Helm reads nothing outside a chart.
+
+Run it after changing one of them: `make chart`. A test compares.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from piggybank.capacity import phases
+from piggybank.capacity.phases import Phase
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy" / "helm" / "piggybank"
+RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+DASHBOARDS = ROOT / "deploy" / "grafana" / "dashboards"
+HEADING = "# Made from piggybank/capacity/phases.toml by `make chart`. Your own values win over these.\n"
+
+
+def preset(phase: Phase) -> dict[str, Any]:
+    """What a phase sets of the chart's values."""
+    replicated = phase.replicas > 0
+    return {
+        "poolConnections": phase.pool,
+        "web": scaled(phase.web, phase.web_max),
+        "worker": scaled(phase.worker, phase.worker_max),
+        "postgres": {
+            "instances": 1 + phase.replicas,
+            "synchronous": replicated,
+            "maxConnections": max(phase.max_connections, phase.replica_max_connections),  # a standby takes as many as its primary
+            "cpus": phase.postgres_cpus,
+            "memoryMiB": phase.postgres_memory_mib,
+            "storageGiB": phase.database_gib,
+            "pooler": {
+                "enabled": phase.pooled,
+                "clients": phase.pooler_clients or _first_pooled().pooler_clients,
+                "connections": phase.pooler_connections or _first_pooled().pooler_connections,
+                "readOnly": phase.pooled and replicated,
+            },
+        },
+        "valkey": {"cache": {"masters": phase.cache_masters, "replicas": phase.cache_replicas, "memoryMiB": phase.cache_memory_mib}},
+        "months": phase.partitions,
+    }
+
+
+def scaled(least: int, most: int) -> dict[str, Any]:
+    """One part's replicas: `replicas` counts where it is not scaled by itself."""
+    return {"replicas": least, "autoscaling": {"enabled": most > least, "minReplicas": least, "maxReplicas": most}}
+
+
+def files() -> dict[str, str]:
+    """Every file below `files/` that is made, by its path there."""
+    made = {"phases.yaml": _phases()}
+    if RULES.exists():
+        made["rules.yml"] = RULES.read_text(encoding="utf-8")
+    for path in sorted(DASHBOARDS.glob("*.json")):
+        made[f"dashboards/{path.name}"] = path.read_text(encoding="utf-8")
+    return made
+
+
+def _phases() -> str:
+    rollout = phases.limits().rollout
+    table: dict[str, Any] = {str(number): preset(phases.of(number)) for number in phases.BUILT_PHASES}
+    table["autoscaling"] = {"cpuPercent": round(100 * rollout.cpu_used), "memoryPercent": round(100 * rollout.memory_used)}
+    table["surgePercent"] = round(100 * rollout.surge)
+    return HEADING + yaml.safe_dump(table, sort_keys=False)
+
+
+def _first_pooled() -> Phase:
+    """For somebody who puts a pooler there earlier."""
+    return next(phase for phase in phases.table() if phase.pooled)
+
+
+def main() -> None:
+    """Write what differs, and take away what has no source any more."""
+    wanted = files()
+    folder = CHART / "files"
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and str(path.relative_to(folder)) not in wanted:
+            path.unlink()
+    for name, text in wanted.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
