@@ -80,8 +80,18 @@ class Nodes(Reached):
         ports = store_files.free_ports(2 * NODES)
         self.nodes = [Node("127.0.0.1", ports[number], ports[NODES + number]) for number in range(NODES)]
 
+    @property
+    def all_urls(self) -> str:
+        """The address of all of them."""
+        return f"redis+cluster://:{quote(PASSWORD)}@" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
     def start(self) -> Observed:
         """Start who does not run; wait until they are one cluster."""
+        self.start_processes()
+        return cache_cluster.form(self.nodes, PASSWORD)
+
+    def start_processes(self) -> None:
+        """Start who does not run."""
         for number, node in enumerate(self.nodes):
             if number not in self._processes or self._processes[number].poll() is not None:
                 folder = self._folder / f"node-{number}"
@@ -89,7 +99,12 @@ class Nodes(Reached):
                 (folder / "valkey.conf").write_text(cache_cluster.cluster_conf(node, f'"{PASSWORD}"', folder, MEMORY_MIB))
                 with (folder / "log").open("ab") as log:
                     self._processes[number] = subprocess.Popen([self._program, folder / "valkey.conf"], stdout=log, stderr=log)
-        return cache_cluster.form(self.nodes, PASSWORD)
+
+    def lose(self, member: Member) -> None:
+        """kill -9, and its disk is gone, too."""
+        number = next(number for number, node in enumerate(self.nodes) if node.port == member.port)
+        self.kill(member)
+        (self._folder / f"node-{number}" / cache_cluster.NODES_FILE).unlink()
 
     def kill(self, member: Member) -> None:
         """kill -9."""

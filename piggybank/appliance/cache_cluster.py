@@ -5,11 +5,12 @@ repeated at every start: it meets again who moved to another port, hands out wha
 replica that was promoted stays a master.
 """
 
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from msgspec import Struct
 from redis import Redis
@@ -28,6 +29,7 @@ FORM_TIMEOUT_S = 60
 ANSWER_TIMEOUT_S = 2.0
 POLL_S = 0.1
 NODES_FILE = "nodes.conf"
+BUS_AFTER = 10_000  # the bus's port is so many after the clients', where nobody says otherwise
 
 
 class Node(NamedTuple):
@@ -104,6 +106,45 @@ def form(nodes: Sequence[Node], password: str) -> Observed:
         return _observe(clients[nodes[0]])
     finally:
         for client in clients.values():
+            client.close()
+
+
+def form_at(url: str) -> Observed:
+    """The same for the nodes that the setting `cache_url` names, where each is looked up anew; raises OSError, too.
+
+    Nodes are containers here: their names stay, their addresses do not, and one whose disk was lost comes back as another. What is down
+    and at none of these addresses is forgotten, when all that are there agree that it is none of them.
+    """
+    password = unquote(urlsplit(url).password or "")
+    nodes = [_node_at(socket.gethostbyname(host), port, password) for host, port in cluster_nodes(url)]
+    seen = observed(nodes, password)
+    if seen.is_whole and len(seen.members) == len(nodes):
+        return seen
+    _forget_gone(nodes, password)
+    return form(nodes, password)
+
+
+def _node_at(host: str, port: int, password: str) -> Node:
+    client = _client(Node(host, port, 0), password)
+    try:
+        return Node(host, port, int(client.config_get("cluster-port")["cluster-port"]) or port + BUS_AFTER)
+    except RedisError as cause:
+        raise errors.StoreFailed(store="cache cluster", says=f"{host}:{port}: {cause}") from cause
+    finally:
+        client.close()
+
+
+def _forget_gone(nodes: Sequence[Node], password: str) -> None:
+    clients = [_client(node, password) for node in nodes]
+    try:
+        here = {_ask(client, "CLUSTER MYID") for client in clients}
+        for client in clients:
+            for gone in {one.node_id for one in _members(client) if not one.up} - here:
+                _ask(client, "CLUSTER FORGET", gone)
+    except (OSError, RedisError):
+        return  # not all are there: who is missing may come back
+    finally:
+        for client in clients:
             client.close()
 
 

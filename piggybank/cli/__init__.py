@@ -37,6 +37,8 @@ COMMANDS = {
     "apikeys": ("piggybank.cli.people:apikeys", "Create, list and revoke API keys."),
     "currencies": ("piggybank.cli.ledger:currencies", "List, enable and disable currencies."),
     "support-bundle": ("piggybank.cli.support:support_bundle", "What somebody needs to help, in one file, without a secret."),
+    "cache": ("piggybank.cli.cache:cache", "Form the cache's cluster out of its nodes, on containers."),
+    "selftest": ("piggybank.cli.selftest:selftest", "Make a deposit, take it back, and check the trial balance."),
     "uninstall": ("piggybank.cli.appliance:uninstall", "Stop and remove; the data stays unless told twice."),
 }
 

@@ -17,10 +17,13 @@ from piggybank import errors, telemetry
 from piggybank import settings as settings_file
 from piggybank.appliance import change, data_folder, folder, overview, processes, reboot, supervisor, system_user, topology, web
 from piggybank.capacity import phases
+from piggybank.db import schema
 from piggybank.settings import Settings
 
 UP_TIMEOUT_S = 180  # the first start makes a database cluster
 DOWN_TIMEOUT_S = 180
+WAIT_WITHIN_S = 300
+WITHIN_MOST_S = 86_400
 POLL_S = 0.1
 LOG_TAIL_CHARACTERS = 2_000
 PIPED_WIDTH_CHARACTERS = 180  # where no terminal says its width
@@ -134,18 +137,35 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--wait", is_flag=True, help="Change nothing: wait until the schema is at this version or past it, as containers do.")
+@click.option(
+    "--within",
+    metavar="SECONDS",
+    type=click.IntRange(0, WITHIN_MOST_S),
+    help=f"How long to wait; without --wait for the database to answer.  [default: {WAIT_WITHIN_S} with --wait, else 0]",
+)
 @click.pass_context
-def migrate(ctx: click.Context) -> None:
+def migrate(ctx: click.Context, wait: bool, within: int | None) -> None:
     """Bring the database's schema to this version; safe to repeat, and from several machines at once.
 
+    With --wait it does not migrate: it ends with 0 when somebody else has, and with 1 and the reason when nobody did in time.
+
     \b
-    Example:
+    Examples:
       piggybank migrate
+      piggybank migrate --within 600
+      piggybank migrate --wait --within 900
     """
     settings = settings_of(ctx)
     if not settings.owner_database_url:
         raise errors.CannotProceed(what=f"no database is known in {settings.data_dir}", do="start one: piggybank up")
     telemetry.configure(settings.log_level, "console")
+    if wait:
+        asyncio.run(schema.wait(settings.database_url, WAIT_WITHIN_S if within is None else within, _tell))
+        click.echo("the schema is there")
+        return
+    if within:
+        asyncio.run(schema.wait_for_database(settings.owner_database_url, within, _tell))
     applied = asyncio.run(supervisor.bring_schema(settings))
     click.echo(f"applied: {', '.join(applied)}" if applied else "nothing to do: the schema is at this version")
 
@@ -201,6 +221,10 @@ def uninstall(ctx: click.Context, purge: bool, yes_really: str | None) -> None:
 def settings_of(ctx: click.Context) -> Settings:
     """Those of the folder that the command line names."""
     return settings_file.load((ctx.find_root().obj or {}).get("data_dir"))
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _as_phase(settings: Settings, number: int) -> Settings:
@@ -278,12 +302,12 @@ def _print_status(found: dict[str, Any]) -> None:
     if not found["running"] and not any(process["pid"] for process in found["processes"]) and not any(found["stores"].values()):
         console.print("not running; start it: piggybank up")
         return
-    schema = found["schema"]
-    if schema["revision"] is None and not found["stores"]["database"]:
+    revision = found["schema"]
+    if revision["revision"] is None and not found["stores"]["database"]:
         console.print("schema unknown: the database does not answer")
     else:
-        behind = "" if schema["at_head"] else f", this version knows {schema['head']}: piggybank migrate"
-        console.print(f"schema {schema['revision'] or 'missing'}{behind}")
+        behind = "" if revision["at_head"] else f", this version knows {revision['head']}: piggybank migrate"
+        console.print(f"schema {revision['revision'] or 'missing'}{behind}")
     if found["provider"]["mode"] == "simulator":
         console.print(f"payments: [bold]SIMULATOR[/], no real money moves; its page: {found['provider']['simulator_url']}")
     elif found["provider"]["mode"] == "live":

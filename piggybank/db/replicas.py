@@ -7,9 +7,10 @@ while it is less than MAX_LAG_MS ago. So a look that comes late, a primary that 
 are one thing: the moment grows old. Ten minutes without a write do not, since nothing is missing. (`replay_lag` itself is not believed:
 of a replay that stands still it tells for up to ten seconds what it was before.)
 
-Where the role may not see that view (it needs pg_read_all_stats), or a replica has no `cluster_name`, the replica itself is asked how
-far it is. That number means something only if both follow the same history, so it must show a heartbeat too: a row that the worker
-writes each second, one that this process has seen on the primary within HEARTBEAT_MISSING_S.
+Where the role may not see that view (it needs pg_read_all_stats), or a replica has no `cluster_name` of its own (CloudNativePG gives all
+servers of a cluster the same), the replica itself is asked how far it is. That number means something only if both follow the same
+history, so it must show a heartbeat too: a row that the worker writes each second, one that this process has seen on the primary within
+HEARTBEAT_MISSING_S.
 """
 
 import asyncio
@@ -46,7 +47,7 @@ LONG_AGO = float("-inf")
 _LOOK = f"""
 SELECT left(pg_walfile_name(pg_current_wal_flush_lsn()), 8) AS timeline,
        CAST(pg_current_wal_flush_lsn() - '0/0'::pg_lsn AS bigint) AS written,
-       {standbys.MAY_SEE} AS readable,
+       {standbys.MAY_SEE} AS readable, current_setting('cluster_name') AS name,
        (SELECT beat FROM heartbeat) AS beat,
        session.application_name, sender.{standbys.STREAMS} AS streams, CAST(sender.replay_lsn - '0/0'::pg_lsn AS bigint) AS replayed
 FROM (VALUES (1)) AS one
@@ -150,6 +151,7 @@ class Watch:
         self._beats: deque[tuple[float, object]] = deque(maxlen=BEATS)  # until when it was the last one
         self._timeline = ""
         self._readable = False
+        self._name = ""  # of the primary
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -194,7 +196,7 @@ class Watch:
             self._beats.clear()
             for replica in self._replicas:
                 replica.shows_all_before = LONG_AGO
-        self._readable = first["readable"]
+        self._readable, self._name = first["readable"], first["name"]
         self._looks.append((asked_at, first["written"]))
         if self._beats and self._beats[-1][1] == first["beat"]:
             self._beats.pop()
@@ -210,7 +212,7 @@ class Watch:
                 replica.shows_all_before = LONG_AGO
 
     def _asks_the_replica(self, replica: Replica) -> bool:
-        return not (self._readable and replica.cluster_name)
+        return not (self._readable and replica.cluster_name and replica.cluster_name != self._name)
 
     def _prove(self, replica: Replica, replayed: int) -> None:
         """It has replayed so much: which look's end of the log is behind it?"""

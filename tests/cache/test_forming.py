@@ -2,11 +2,14 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from piggybank.appliance import cache_cluster
 from piggybank.appliance.cache_cluster import SLOTS, Node
+from piggybank.settings import Settings
 from tests.clusters import PASSWORD, Nodes
+from tests.conftest import command
 
 from .conftest import until
 
@@ -28,6 +31,19 @@ def test_nodes_on_other_ports_are_met_again(nodes: Nodes) -> None:
     assert after.is_whole
     assert {one.node_id for one in after.members} == {one.node_id for one in before.members}
     assert {one.port for one in after.members} == {node.port for node in nodes.nodes}
+
+
+def test_by_its_address_a_cluster_is_formed_again_though_a_disk_was_lost(nodes: Nodes, fresh_settings: Settings) -> None:
+    before = nodes.observe()
+    lost = before.replicas[0]
+    nodes.lose(lost)
+    nodes.start_processes()
+    settings = msgspec.structs.replace(fresh_settings, cache_url=nodes.all_urls)
+    assert command(settings, "cache", "form").strip() == "ok: 3 masters and 3 replicas hold all slots"
+    after = {one.node_id for one in nodes.observe().members}
+    assert len(after) == 6
+    assert {one.node_id for one in before.members} - after == {lost.node_id}
+    assert cache_cluster.form_at(nodes.all_urls).is_whole, "again: nothing changes"
 
 
 async def test_a_dead_replica_is_seen(nodes: Nodes) -> None:

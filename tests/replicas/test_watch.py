@@ -77,6 +77,7 @@ def look(**changes: object) -> list[dict[str, object]]:
         "timeline": "1",
         "written": 100,
         "readable": True,
+        "name": "primary",
         "beat": "a",
         "application_name": "one",
         "streams": True,
@@ -133,6 +134,20 @@ async def test_a_replica_of_another_history_is_not_believed() -> None:
     assert replica.fresh, "a beat late, as it may be"
     watch._introduced(replica, introduced._replace(follows=False))
     assert not replica.fresh, "it is a primary itself"
+
+
+async def test_servers_that_share_a_name_are_asked_themselves() -> None:
+    """As CloudNativePG has it: `cluster_name` is the cluster's, and the standbys stream under names of their own."""
+    watch, replica = await unwatched()
+    now = time.monotonic()
+    watch._seen(now, look(name="one", application_name="one-2"))
+    introduced = Introduction(name="one", follows=True, replayed=90, beat="a")
+    watch._introduced(replica, introduced)
+    assert not replica.fresh, "it is behind"
+    watch._introduced(replica, introduced._replace(replayed=100))
+    assert replica.fresh
+    watch._seen(now, look(name="one", application_name="one-2", timeline="2"))
+    assert not replica.fresh
 
 
 async def test_a_replay_that_stands_still_is_noticed_though_the_standby_confirms(place: Place) -> None:

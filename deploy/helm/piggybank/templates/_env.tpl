@@ -1,6 +1,6 @@
 {{- /*
-pb.env (dict "root" $ "v" <values>): every setting of the application, the same in all of its
-pods. Passwords come from Secrets and are put into addresses by Kubernetes, so a password is to be letters and digits.
+pb.env (dict "root" $ "v" <values> "part" "web"): every setting of the application, the same in all of its pods but
+for where it listens. Passwords come from Secrets and are put into addresses by Kubernetes, so a password is to be letters and digits.
 */ -}}
 {{- define "pb.env" -}}
 {{- $root := .root -}}
@@ -19,15 +19,16 @@ pods. Passwords come from Secrets and are put into addresses by Kubernetes, so a
 - {name: PIGGYBANK_DATA_DIR, value: /var/lib/piggybank}
 - {name: HOME, value: /var/lib/piggybank}
 - {name: PIGGYBANK_PHASE, value: {{ $phase | quote }}}
-- {name: PIGGYBANK_LISTEN, value: 0.0.0.0}
-- {name: PIGGYBANK_PORT, value: "8080"}
+{{- /* the web pods listen; everybody else is told where the API is reached, which the simulator's events come to */}}
+- {name: PIGGYBANK_LISTEN, value: {{ eq .part "web" | ternary "0.0.0.0" (printf "%s-web" $name) }}}
+- {name: PIGGYBANK_PORT, value: {{ eq .part "web" | ternary 8080 (int $v.web.service.port) | quote }}}
 - {name: PIGGYBANK_TRUSTED_PROXIES, value: {{ join "," $v.trustedProxies | quote }}}
 {{- with include "pb.publicUrl" (list $root $v) }}
 - {name: PIGGYBANK_PUBLIC_URL, value: {{ . | quote }}}
 {{- end }}
 - {name: PIGGYBANK_WEB_PROCESSES, value: {{ include "pb.least" $v.web | quote }}}
 - {name: PIGGYBANK_WORKER_PROCESSES, value: {{ include "pb.least" $v.worker | quote }}}
-- {name: PIGGYBANK_POOL_CONNECTIONS, value: {{ .pool | default $v.poolConnections | int | quote }}}
+- {name: PIGGYBANK_POOL_CONNECTIONS, value: {{ $v.poolConnections | int | quote }}}
 - {name: PIGGYBANK_DURABILITY, value: {{ $v.durability }}}
 {{- if $v.postgres.external }}
 - {name: PIGGYBANK_DATABASE_URL, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: database-url}}}
@@ -74,7 +75,7 @@ pods. Passwords come from Secrets and are put into addresses by Kubernetes, so a
 {{- end }}
 - {name: PIGGYBANK_PROVIDER_MODE, value: {{ $v.provider.mode }}}
 {{- if eq $v.provider.mode "simulator" }}
-- {name: PIGGYBANK_SIMULATOR_LISTEN, value: {{ .own | default (list (printf "%s-simulator" $name)) | first }}}
+- {name: PIGGYBANK_SIMULATOR_LISTEN, value: {{ eq .part "simulator" | ternary "0.0.0.0" (printf "%s-simulator" $name) }}}
 - {name: PIGGYBANK_SIMULATOR_PORT, value: "8081"}
 - {name: PIGGYBANK_SIMULATOR_URL, value: {{ $v.provider.simulatorUrl | quote }}}
 {{- end }}
