@@ -1,21 +1,34 @@
-"""Make the chart's `files/`: the phases from `phases.toml`, and copies of rules and dashboards, since Helm reads nothing outside a chart.
+"""Make what the chart has from elsewhere: the phases from `phases.toml`, the names of the settings, copies of rules and dashboards (Helm
+reads nothing outside a chart).
 
 Run it after changing one of them: `make chart`. A test compares.
 """
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from piggybank.capacity import phases
 from piggybank.capacity.phases import Phase
+from piggybank.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "piggybank"
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
 DASHBOARDS = ROOT / "deploy" / "grafana" / "dashboards"
 HEADING = "# Made from piggybank/capacity/phases.toml by `make chart`. Your own values win over these.\n"
+SCHEMA = CHART / "values.schema.json"
+# Settings that the chart has values of its own for.
+OWN_SETTINGS = frozenset(
+    "data_dir listen port tls_cert tls_key insecure trusted_proxies public_url web_processes worker_processes phase replica_urls pooler_url "
+    "pool_connections durability database_url owner_database_url cache_url queue_url provider_mode simulator_listen simulator_port "
+    "simulator_url simulator_key".split()
+)
+_SECRET = re.compile("key|secret|password|token$|smtp_url")  # these come from a Secret, not from the values
 
 
 def preset(phase: Phase) -> dict[str, Any]:
@@ -59,6 +72,14 @@ def files() -> dict[str, str]:
     return made
 
 
+def schema() -> str:
+    """`values.schema.json` with the settings of this version in it."""
+    made = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    names = sorted({field.name for field in msgspec.structs.fields(Settings)} - OWN_SETTINGS)
+    made["$defs"] = {"anySetting": {"enum": names}, "openSetting": {"enum": [name for name in names if not _SECRET.search(name)]}}
+    return json.dumps(made, indent=1) + "\n"
+
+
 def _phases() -> str:
     rollout = phases.limits().rollout
     table: dict[str, Any] = {str(number): preset(phases.of(number)) for number in phases.BUILT_PHASES}
@@ -83,6 +104,7 @@ def main() -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    SCHEMA.write_text(schema(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""What is there beside the rendered objects: what the operator of PostgreSQL makes of them, and the Secrets that people make.
+
+Facts of CloudNativePG 1.30: Services, the Secret of the owner, and the labels of the pods, by its documents and source.
+"""
+
+from typing import Any, NamedTuple
+
+from tests.helm.rendering import RELEASE, Document, containers, of_kind, pod_templates
+
+POSTGRES_PORT = 5432
+OWNER_KEYS = {"username", "user", "password", "dbname", "host", "port", "pgpass", "uri", "jdbc-uri", "fqdn-uri", "fqdn-jdbc-uri"}
+
+OUR_KEYS = set(
+    "valkey-password simulator-key revio-key revio-brand-id smtp-url database-url owner-database-url replica-urls pooler-url"
+    " cache-url queue-url".split()
+)
+
+
+class Pods(NamedTuple):
+    """Pods that are alike: their labels, and the ports that they have by name."""
+
+    name: str
+    labels: dict[str, str]
+    ports: dict[str, int]
+
+
+def operator_pods(found: list[Document]) -> list[Pods]:
+    """Servers and poolers."""
+    made = []
+    for cluster in of_kind(found, "Cluster"):
+        name = cluster["metadata"]["name"]
+        for number in range(1, cluster["spec"]["instances"] + 1):
+            role = "primary" if number == 1 else "replica"
+            labels = {"cnpg.io/cluster": name, "cnpg.io/instanceName": f"{name}-{number}", "cnpg.io/instanceRole": role}
+            made.append(
+                Pods(f"{name}-{number}", {**labels, "cnpg.io/podRole": "instance"}, {"postgresql": 5432, "metrics": 9187, "status": 8000})
+            )
+    for pooler in of_kind(found, "Pooler"):
+        name = pooler["metadata"]["name"]
+        own = pooler["spec"]["template"]["metadata"]["labels"]
+        made.append(Pods(name, {**own, "cnpg.io/poolerName": name, "cnpg.io/podRole": "pooler"}, {"pgbouncer": 5432, "metrics": 9127}))
+    return made
+
+
+def operator_services(found: list[Document]) -> list[Document]:
+    """`-rw`, `-ro` and `-r` of each cluster, and one for each pooler."""
+    made = []
+    for cluster in of_kind(found, "Cluster"):
+        name = cluster["metadata"]["name"]
+        for suffix, more in (("rw", {"cnpg.io/instanceRole": "primary"}), ("ro", {"cnpg.io/instanceRole": "replica"}), ("r", {})):
+            made.append(_service(f"{name}-{suffix}", {"cnpg.io/cluster": name, **more}))
+    return made + [
+        _service(each["metadata"]["name"], {"cnpg.io/poolerName": each["metadata"]["name"]}) for each in of_kind(found, "Pooler")
+    ]
+
+
+def _service(name: str, selector: dict[str, str]) -> Document:
+    return {
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"selector": selector, "ports": [{"port": POSTGRES_PORT, "targetPort": POSTGRES_PORT}]},
+    }
+
+
+def chart_pods(found: list[Document]) -> list[Pods]:
+    """Those of the chart's own templates."""
+    return [
+        Pods(
+            name,
+            pod["metadata"]["labels"],
+            {port["name"]: port["containerPort"] for container in containers(pod) for port in container.get("ports", [])},
+        )
+        for name, pod in pod_templates(found)
+    ]
+
+
+def secrets(found: list[Document]) -> dict[str, set[str]]:
+    """Keys that a Secret has, by its name: those that NOTES and values.yaml tell people to make, and the operator's own."""
+    made = {f"{RELEASE}-piggybank-secrets": OUR_KEYS, "stores": OUR_KEYS, "piggybank": OUR_KEYS}
+    made |= {f"{RELEASE}-piggybank-application": {"username", "password"}}
+    return made | {f"{cluster['metadata']['name']}-app": OWNER_KEYS for cluster in of_kind(found, "Cluster")}
+
+
+def all_pods(found: list[Document]) -> list[Pods]:
+    return chart_pods(found) + operator_pods(found)
+
+
+def all_services(found: list[Document]) -> list[Document]:
+    return of_kind(found, "Service") + operator_services(found)
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    """A label selector as Kubernetes reads it; an empty one takes everybody."""
+    for name, value in selector.get("matchLabels", {}).items():
+        if labels.get(name) != value:
+            return False
+    for rule in selector.get("matchExpressions", []):
+        inside = labels.get(rule["key"]) in rule.get("values", [])
+        if {"In": not inside, "NotIn": inside, "Exists": rule["key"] not in labels, "DoesNotExist": rule["key"] in labels}[
+            rule["operator"]
+        ]:
+            return False
+    return True

@@ -1,0 +1,481 @@
+"""One value, the phase, says everything; what somebody sets wins in every phase; what cannot work is refused with a sentence."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import helm_python as helm
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+import piggybank
+from deploy.helm import sync
+from piggybank.appliance import cache_cluster
+from piggybank.capacity import connections, phases
+from piggybank.capacity.connections import Processes
+from tests.helm.rendering import (
+    EVERYTHING,
+    EXTERNAL,
+    KEDA,
+    PHASES,
+    Document,
+    Refused,
+    Values,
+    containers,
+    documents,
+    from_file,
+    from_set,
+    notes,
+    of_kind,
+    one,
+    pod_templates,
+    rendered,
+)
+
+CRDS = Path(__file__).with_name("crds")
+KUBERNETES = ("1.29", "1.37")  # the oldest that the chart says it takes, and the newest with schemas here
+PROFILES: dict[str, Values] = {"plain": {}, "everything": EVERYTHING, "keda": KEDA, "external": EXTERNAL}
+profiles = pytest.mark.parametrize("profile", PROFILES)
+in_every_phase = pytest.mark.parametrize("phase", PHASES)
+
+
+def environment(found: list[Document], part: str = "web") -> dict[str, Any]:
+    """Of the first container of a Deployment."""
+    container = one(found, "Deployment", f"-{part}")["spec"]["template"]["spec"]["containers"][0]
+    return {variable["name"]: variable.get("value") for variable in container["env"]}
+
+
+# One source ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_chart_has_from_elsewhere_is_as_it_is_there() -> None:
+    made = sync.files()
+    there = {str(path.relative_to(sync.CHART / "files")) for path in (sync.CHART / "files").rglob("*") if path.is_file()}
+    assert there == set(made), "run: make chart"
+    for name, text in made.items():
+        assert (sync.CHART / "files" / name).read_text(encoding="utf-8") == text, f"{name} differs; run: make chart"
+    assert sync.SCHEMA.read_text(encoding="utf-8") == sync.schema(), "run: make chart"
+
+
+def test_the_chart_is_of_this_version_and_helm_has_nothing_to_say() -> None:
+    about = yaml.safe_load((sync.CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert about["appVersion"] == piggybank.__version__
+    for phase in PHASES:
+        report = helm.lint(sync.CHART, {"phase": phase}, strict=True)
+        assert [message for message in report["messages"] if message["severity"] > 1] == []
+
+
+@in_every_phase
+def test_set_is_the_file_and_the_file_says_nothing_else(phase: int) -> None:
+    path = sync.CHART / f"values-phase{phase}.yaml"
+    assert yaml.safe_load(path.read_text(encoding="utf-8")) == {"phase": phase}
+    assert rendered(from_file(path)) == rendered(from_set(f"phase={phase}"))
+
+
+def leaves(values: Values, *path: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= leaves(value, *path, name) if isinstance(value, dict) else {".".join((*path, name)): value}
+    return found
+
+
+PRESET = leaves(sync.preset(phases.of(0)))
+
+
+def test_what_is_null_is_the_phases_and_the_rest_is_not() -> None:
+    defaults = leaves(yaml.safe_load((sync.CHART / "values.yaml").read_text(encoding="utf-8")))
+    assert {name for name, value in defaults.items() if value is None} == set(PRESET)
+
+
+@in_every_phase
+def test_counts_are_those_of_the_table(phase: int) -> None:
+    wanted, found = phases.of(phase), documents({"phase": phase})
+    for part, least, most in (("web", wanted.web, wanted.web_max), ("worker", wanted.worker, wanted.worker_max)):
+        spec = one(found, "Deployment", f"-{part}")["spec"]
+        if most > least:
+            scaler = one(found, "HorizontalPodAutoscaler", f"-{part}")["spec"]
+            assert (scaler["minReplicas"], scaler["maxReplicas"]) == (least, most)
+            assert [metric["resource"]["target"]["averageUtilization"] for metric in scaler["metrics"]] == [65, 80]
+            assert {"scaleUp", "scaleDown"} == scaler["behavior"].keys()
+            assert "replicas" not in spec
+        else:
+            assert spec["replicas"] == least
+        assert spec["strategy"]["rollingUpdate"]["maxSurge"] == f"{phases.limits().rollout.surge:.0%}"
+    cluster = one(found, "Cluster", "-postgres")["spec"]
+    assert cluster["instances"] == 1 + wanted.replicas
+    assert ("synchronous" in cluster["postgresql"]) == (wanted.replicas > 0)
+    assert int(cluster["postgresql"]["parameters"]["max_connections"]) >= max(wanted.max_connections, wanted.replica_max_connections)
+    assert cluster["resources"]["requests"] == {"cpu": str(wanted.postgres_cpus), "memory": f"{wanted.postgres_memory_mib}Mi"}
+    assert cluster["storage"]["size"] == f"{wanted.database_gib}Gi"
+    poolers = of_kind(found, "Pooler")
+    assert [pooler["spec"]["type"] for pooler in poolers] == (["rw", "ro"] if wanted.pooled else [])
+    for pooler in poolers[:1]:
+        limits, count = pooler["spec"]["pgbouncer"]["parameters"], pooler["spec"]["instances"]
+        assert int(limits["max_client_conn"]) * count == wanted.pooler_clients
+        assert int(limits["default_pool_size"]) * count == wanted.pooler_connections
+        assert pooler["spec"]["pgbouncer"]["poolMode"] == "transaction"
+    cache = one(found, "StatefulSet", "-cache-cluster" if wanted.clustered else "-cache")["spec"]
+    assert cache["replicas"] == wanted.cache_masters + wanted.cache_replicas
+    conf = one(found, "ConfigMap", "-valkey")["data"]["cache-cluster.conf" if wanted.clustered else "cache.conf"]
+    assert f"maxmemory {wanted.cache_memory_mib // cache['replicas']}mb" in conf
+    assert one(found, "StatefulSet", "-queue")["spec"]["replicas"] == 1
+    assert [job for job in of_kind(found, "Job") if "-months-" in job["metadata"]["name"]] != [] or not wanted.partitions
+    said = environment(found)
+    assert (said["PIGGYBANK_PHASE"], said["PIGGYBANK_POOL_CONNECTIONS"]) == (str(phase), str(wanted.pool))
+    assert ("PIGGYBANK_POOLER_URL" in said) == wanted.pooled
+    assert len((said.get("PIGGYBANK_REPLICA_URLS") or "").split(",")) == (1 + wanted.replicas if wanted.replicas else 1)
+
+
+def test_a_cluster_node_is_configured_as_the_supervisor_does_it() -> None:
+    node = cache_cluster.cluster_conf(cache_cluster.Node("127.0.0.1", 6379, 16379), "secret", Path("/data"), 2_048)
+    ours = dict(line.split(" ", 1) for line in node.splitlines() if line and not line.startswith("#"))
+    conf = one(documents({"phase": 3}), "ConfigMap", "-valkey")["data"]["cache-cluster.conf"]
+    theirs = dict(line.split(" ", 1) for line in conf.splitlines())
+    different = {"dir"}  # in quotes
+    for name in theirs.keys() - different:
+        assert theirs[name] == ours[name], name
+    by_the_start_script = {"requirepass", "masterauth", "cluster-announce-ip"}
+    left_to_the_image = {"bind", "port", "cluster-port", "daemonize", "set-proc-title", "logfile", "loglevel"}
+    assert ours.keys() - theirs.keys() == by_the_start_script | left_to_the_image
+
+
+# What somebody sets --------------------------------------------------------------------------------------------------
+
+Where = tuple[str, str, tuple[str | int, ...]]
+
+
+def at(found: list[Document], kind: str, name: str, *path: str | int) -> Any:
+    node: Any = one(found, kind, name)
+    for step in path:
+        node = node[step]
+    return node
+
+
+PARAMETERS = ("spec", "postgresql", "parameters")
+# for each value that a phase sets: another one, what else it takes, and where it shows
+OVERRIDES: dict[str, tuple[Any, Values, Any]] = {
+    "poolConnections": (3, {}, lambda found: int(environment(found)["PIGGYBANK_POOL_CONNECTIONS"])),
+    "postgres.instances": (4, {}, lambda found: at(found, "Cluster", "-postgres", "spec", "instances")),
+    "postgres.synchronous": (
+        False,
+        {"durability": "local"},
+        lambda found: "synchronous" in at(found, "Cluster", "-postgres", "spec", "postgresql"),
+    ),
+    "postgres.maxConnections": (444, {}, lambda found: int(at(found, "Cluster", "-postgres", *PARAMETERS, "max_connections"))),
+    "postgres.cpus": (3, {}, lambda found: int(at(found, "Cluster", "-postgres", "spec", "resources", "requests", "cpu"))),
+    "postgres.memoryMiB": (4_000, {}, lambda found: int(at(found, "Cluster", "-postgres", *PARAMETERS, "shared_buffers")[:-2]) * 4),
+    "postgres.storageGiB": (77, {}, lambda found: int(at(found, "Cluster", "-postgres", "spec", "storage", "size")[:-2])),
+    "postgres.pooler.enabled": (True, {}, lambda found: "PIGGYBANK_POOLER_URL" in environment(found)),
+    "postgres.pooler.clients": (
+        1_400,
+        {"postgres": {"pooler": {"enabled": True}}},
+        lambda found: 2 * int(at(found, "Pooler", "-rw", "spec", "pgbouncer", "parameters", "max_client_conn")),
+    ),
+    "postgres.pooler.connections": (
+        62,
+        {"postgres": {"pooler": {"enabled": True}}},
+        lambda found: 2 * int(at(found, "Pooler", "-rw", "spec", "pgbouncer", "parameters", "default_pool_size")),
+    ),
+    "postgres.pooler.readOnly": (
+        False,
+        {"postgres": {"pooler": {"enabled": True}}},
+        lambda found: len(of_kind(found, "Pooler")) == 2,
+    ),
+    "months": (True, {}, lambda found: any("-months-" in job["metadata"]["name"] for job in of_kind(found, "Job"))),
+    "valkey.cache.masters": (
+        4,
+        {"valkey": {"cache": {"replicas": 4}}},
+        lambda found: at(found, "StatefulSet", "-cache-cluster", "spec", "replicas") - 4,
+    ),
+    "valkey.cache.replicas": (
+        5,
+        {"valkey": {"cache": {"masters": 3}}},
+        lambda found: at(found, "StatefulSet", "-cache-cluster", "spec", "replicas") - 3,
+    ),
+    "valkey.cache.memoryMiB": (
+        600,
+        {"valkey": {"cache": {"masters": 1, "replicas": 0}}},
+        lambda found: int(at(found, "ConfigMap", "-valkey", "data", "cache.conf").split()[1][:-2]),
+    ),
+}
+for part in ("web", "worker"):
+    scaled: Values = {part: {"autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 5}}}
+
+    def scaler(found: list[Document], key: str, part: str = part) -> Any:
+        return at(found, "HorizontalPodAutoscaler", f"-{part}", "spec", key)
+
+    OVERRIDES |= {
+        f"{part}.replicas": (5, {}, lambda found, part=part: at(found, "Deployment", f"-{part}", "spec", "replicas")),
+        f"{part}.autoscaling.enabled": (
+            True,
+            {},
+            lambda found, part=part: any(each["metadata"]["name"].endswith(part) for each in of_kind(found, "HorizontalPodAutoscaler")),
+        ),
+        f"{part}.autoscaling.minReplicas": (2, scaled, lambda found, scaler=scaler: scaler(found, "minReplicas")),
+        f"{part}.autoscaling.maxReplicas": (6, scaled, lambda found, scaler=scaler: scaler(found, "maxReplicas")),
+    }
+
+
+def nested(path: str, value: Any) -> Values:
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return dict(value)
+
+
+def test_every_value_of_a_phase_is_tried() -> None:
+    assert set(OVERRIDES) == set(PRESET)
+
+
+@pytest.mark.parametrize("path", OVERRIDES)
+def test_what_somebody_sets_stays_from_phase_to_phase(path: str) -> None:
+    value, beside, shown = OVERRIDES[path]
+    set_by_somebody = (beside, nested(path, value))
+    for phase in (0, 3, 1):
+        assert shown(documents({"phase": phase}, *set_by_somebody)) == value, phase
+    different = [shown(documents({"phase": phase}, beside, nested(path, None))) for phase in (0, 3) if _renders(phase, beside)]
+    assert any(other != value for other in different), "the phase would have set something else"
+
+
+def _renders(phase: int, values: Values) -> bool:
+    try:
+        rendered({"phase": phase}, values)
+    except Refused:
+        return False
+    return True
+
+
+def test_null_is_the_phases_again() -> None:
+    for phase in PHASES:
+        assert rendered({"phase": phase}, *(nested(path, None) for path in PRESET)) == rendered({"phase": phase})
+
+
+# What is refused -----------------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "phase 4": (["phase=4"], "phase 4 is not built: phases 0 to 3 are"),
+    "replicas and autoscaling": (
+        ["web.replicas=3", "web.autoscaling.enabled=true"],
+        "web.replicas is fixed and web.autoscaling.enabled is true",
+    ),
+    "the same of the worker": (["worker.replicas=3", "worker.autoscaling.enabled=true"], "worker.replicas is fixed"),
+    "least above most": (["phase=3", "web.autoscaling.minReplicas=21"], "minReplicas is 21 and maxReplicas 20"),
+    "KEDA and autoscaling": (
+        ["worker.keda.enabled=true", "worker.autoscaling.enabled=true"],
+        "KEDA makes a HorizontalPodAutoscaler of its own",
+    ),
+    "KEDA and replicas": (["worker.keda.enabled=true", "worker.replicas=2"], "worker.replicas is fixed and worker.keda.enabled"),
+    "KEDA without an address": (["worker.keda.enabled=true", "valkey.external=true", "existingSecret=a"], "so KEDA is not told"),
+    "no standbys": (["phase=2", "postgres.instances=1"], "phase 2 without standbys"),
+    "nobody to wait for": (["postgres.synchronous=true"], "no commit would ever end"),
+    "a wait that nobody ends": (["phase=3", "postgres.synchronous=false"], "every write would answer 503"),
+    "no address of the database": (["postgres.external=true"], "name the Secret with database-url"),
+    "no addresses of the replicas": (["phase=2", "postgres.external=true"], "replica-urls"),
+    "no address of the Valkeys": (["valkey.external=true"], "name the Secret with cache-url"),
+    "backups of what is not ours": (["postgres.external=true", "existingSecret=a", "postgres.backup.objectStore=b"], "makes its backups"),
+    "two masters": (["valkey.cache.masters=2"], "a cluster has 3 masters or more"),
+    "a lonely replica": (["valkey.cache.replicas=1"], "nobody would make one of them take over"),
+    "no host": (["ingress.enabled=true"], "ingress.enabled without ingress.host"),
+    "no Gateway": (["gateway.enabled=true", "gateway.host=a.example.com"], "gateway.parentRefs"),
+    "events to nowhere": (["provider.mode=live"], "nobody knows the public URL"),
+    "plain HTTP to everybody": (["trustedProxies=null"], "trustedProxies is empty"),
+    "connections": (["phase=1", "poolConnections=10"], "PostgreSQL takes 90: lower poolConnections"),
+    "clients of the pooler": (["phase=3", "poolConnections=50"], "postgres.pooler.clients"),
+    "servers of the pooler": (["postgres.pooler.enabled=true", "postgres.pooler.connections=95"], "raise postgres.maxConnections"),
+    "connections to a standby": (["phase=3", "postgres.maxConnections=150"], "to each standby"),
+}
+MISSPELT = {
+    "a name": (["web.replica=3"], "additional properties 'replica' not allowed"),
+    "a setting": (["settings.logg_level=debug"], "invalid propertyName 'logg_level'"),
+    "a setting of the chart": (["settings.queue_url=x"], "invalid propertyName 'queue_url'"),
+    "a secret in the values": (["settings.revio_key=x"], "invalid propertyName 'revio_key'"),
+    "a type": (["phase=two"], "at '/phase': got string, want integer"),
+    "a mode": (["provider.mode=test"], "value must be one of 'simulator', 'live'"),
+    "a number": (["web.replicas=0"], "minimum: got 0, want 1"),
+    "a quantity": (["web.resources.requests.memory=256 MB"], "does not match pattern"),
+}
+
+
+@pytest.mark.parametrize("name", [*REFUSED, *MISSPELT])
+def test_what_cannot_work_is_refused_with_a_sentence(name: str) -> None:
+    expressions, sentence = (REFUSED | MISSPELT)[name]
+    with pytest.raises(Refused) as refused:
+        rendered(from_set(*expressions))
+    assert sentence in str(refused.value)
+
+
+def test_every_sentence_of_the_chart_is_tried() -> None:
+    text = (sync.CHART / "templates" / "_check.tpl").read_text(encoding="utf-8")
+    never_by_values = 2  # a chart without rules; a setting that the schema has refused before
+    assert text.count("{{- fail ") == len(REFUSED) - 3 + never_by_values  # phase 4 elsewhere; of web and worker one; replicas are one, too
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@in_every_phase
+def test_connections_are_counted_as_the_product_counts_them(phase: int, pooled: bool) -> None:
+    """Around the bound: what `piggybank phase plan` takes the chart takes, and what it refuses the chart refuses."""
+    answers = set()
+    for pool in (2, 3, 5, 7, 8, 12, 25, 26, 27):
+        for web in (2, 9, 20):
+            table = phases.of(phase)
+            most = max(table.max_connections, table.replica_max_connections)
+            values = {
+                "phase": phase,
+                "poolConnections": pool,
+                "web": {"replicas": web},
+                "worker": {"replicas": 4},
+                "postgres": {"pooler": {"enabled": pooled}},
+            }
+            short = connections.shortages(table, Processes(web, 4, pool), max_connections=most, pooled=pooled)
+            # the table gives a standby its own number, the chart all servers the same, less those that are reserved
+            assert _renders(phase, values) == (not short), (pool, web, short)
+            answers.add(not short)
+    assert answers == {True, False}
+
+
+# Shapes --------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def crds() -> dict[tuple[str, str], Any]:
+    """Strict: what is not in the schema would be dropped in silence."""
+    found = {}
+    for path in CRDS.glob("*.json"):
+        crd = json.loads(path.read_text(encoding="utf-8"))
+        found[f"{crd['group']}/{crd['version']}", crd["kind"]] = jsonschema.Draft202012Validator(_closed(crd["schema"]))
+    return found
+
+
+def _closed(node: Any, *, top: bool = True) -> Any:
+    if isinstance(node, list):
+        return [_closed(each, top=False) for each in node]
+    if not isinstance(node, dict):
+        return node
+    made = {name: _closed(value, top=False) for name, value in node.items()}
+    if "x-kubernetes-int-or-string" in node:
+        made["type"] = ["integer", "string"]
+    if top:
+        made["properties"] = {**made["properties"], "metadata": {}}
+    if (
+        isinstance(node.get("properties"), dict)
+        and "additionalProperties" not in node
+        and "x-kubernetes-preserve-unknown-fields" not in node
+    ):
+        made["additionalProperties"] = False
+    return made
+
+
+def misshapen(document: Document) -> list[str]:
+    key = document["apiVersion"], document["kind"]
+    if key in crds():
+        return [f"{error.json_path}: {error.message}" for error in crds()[key].iter_errors(document)]
+    try:
+        for version in KUBERNETES:
+            kubernetes_validate.validate(document, version, strict=True)
+    except kubernetes_validate.ValidationError as cause:
+        return [f"{'.'.join(map(str, cause.path))}: {cause.message}"]
+    return []
+
+
+@profiles
+@in_every_phase
+def test_every_object_has_the_shape_that_kubernetes_takes(phase: int, profile: str) -> None:
+    found = documents({"phase": phase}, PROFILES[profile])
+    wrong = {f"{each['kind']} {each['metadata']['name']}": misshapen(each) for each in found}
+    assert {name: said for name, said in wrong.items() if said} == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("Deployment", ("spec", "replica"), 2),
+        ("Deployment", ("spec", "template", "spec", "containers", 0, "ports", 0, "containerPort"), "http"),
+        ("HorizontalPodAutoscaler", ("spec", "maxReplicas"), "many"),
+        ("NetworkPolicy", ("spec", "policyType"), ["Ingress"]),
+        ("Job", ("spec", "template", "spec", "restartPolicies"), "OnFailure"),
+        ("Cluster", ("spec", "postgresql", "synchronous", "dataDurability"), "always"),
+        ("Cluster", ("spec", "instance"), 3),
+        ("Pooler", ("spec", "pgbouncer", "poolMode"), "statement"),
+        ("ScheduledBackup", ("spec", "method"), "dump"),
+        ("ServiceMonitor", ("spec", "endpoints", 0, "intervall"), "15s"),
+        ("HTTPRoute", ("spec", "rules", 0, "backendRefs", 0, "port"), "http"),
+    ],
+)
+def test_a_wrong_shape_is_seen(kind: str, path: tuple[str | int, ...], value: Any) -> None:
+    document = of_kind(documents({"phase": 3}, EVERYTHING), kind)[0]
+    assert misshapen(document) == []
+    node: Any = document
+    for step in path[:-1]:
+        node = node[step]
+    node[path[-1]] = value
+    assert misshapen(document) != []
+
+
+def test_every_kind_is_looked_at() -> None:
+    kinds = {document["kind"] for values in (EVERYTHING, KEDA) for document in documents({"phase": 3}, values)}
+    looked_at = {kind for _, kind in crds()} & kinds
+    assert looked_at >= {"Cluster", "Pooler", "ScheduledBackup", "ScaledObject", "TriggerAuthentication", "ServiceMonitor", "HTTPRoute"}
+
+
+# The migration -------------------------------------------------------------------------------------------------------
+
+
+def test_the_migration_is_a_job_of_its_own_name_and_no_hook() -> None:
+    names = set()
+    for values in ({}, {"image": {"tag": "2.0.0"}}, {"settings": {"log_level": "debug"}}, {"phase": 1}):
+        job = next(job for job in of_kind(documents(values), "Job"))
+        assert "annotations" not in job["metadata"]
+        names.add(job["metadata"]["name"])
+        assert len(job["metadata"]["name"]) <= 63
+    assert len(names) == 4, "a Job cannot be changed: another spec is another Job"
+    assert rendered({}) == rendered({}), "and the same is the same"
+    for _, pod in pod_templates(documents({"phase": 3})):
+        waits = [container["args"] for container in containers(pod) if container["name"] == "wait-for-schema"]
+        serves = {"web", "worker", "simulator", "months"} & {container["name"] for container in containers(pod)}
+        assert bool(waits) == bool(serves)
+        assert all(args[:2] == ["migrate", "--wait"] for args in waits)
+
+
+# Notes ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expressions", "said"),
+    [
+        ([], "SIMULATOR: no real money moves"),
+        ([], "No backup"),
+        ([], "One copy of the database, and no archive"),
+        ([], "Nobody reaches it from outside"),
+        ([], "create secret generic bank-piggybank-application --type=kubernetes.io/basic-auth"),
+        (["web.replicas=1"], "One web pod"),
+        (["web.replicas=1"], "web has 1 at most; phase 0 is made for 2"),
+        (["phase=3", "postgres.storageGiB=50"], "postgres.storageGiB is 50; phase 3 is made for 1000"),
+        (["phase=2", "durability=local"], "losing the primary may lose answered writes"),
+        (["ingress.enabled=true", "ingress.host=a.example.com"], "tokens and passwords travel in clear"),
+        (["networkPolicy.enabled=false"], "networkPolicy is off"),
+        (["postgres.external=true", "existingSecret=a"], "`piggybank doctor` says whether"),
+    ],
+)
+def test_notes_judge(expressions: list[str], said: str) -> None:
+    assert said in notes(from_set(*expressions))
+
+
+def test_notes_are_quiet_where_all_is_well() -> None:
+    assert [line for line in notes({"phase": 3}, EVERYTHING).splitlines() if line.startswith("!")] == []
+
+
+# Managed clouds ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cloud", ["eks", "gke"])
+@in_every_phase
+def test_managed_clouds_bring_their_own_stores(cloud: str, phase: int) -> None:
+    found = documents({"phase": phase}, from_file(sync.CHART / f"values-{cloud}.yaml"))
+    assert of_kind(found, "Cluster", "Pooler", "StatefulSet") == of_kind(found, "StatefulSet")
+    assert [each["metadata"]["name"] for each in of_kind(found, "StatefulSet")] == ["bank-piggybank-simulator"]
+    said = environment(found)
+    assert said["PIGGYBANK_DURABILITY"] == "local"
+    assert ("PIGGYBANK_REPLICA_URLS" in said) == (phase >= 2)
+    assert [misshapen(each) for each in found if misshapen(each)] == []
