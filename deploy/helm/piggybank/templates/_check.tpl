@@ -1,9 +1,9 @@
 {{- /* What cannot work is refused here, with what to do: a pod that fails later says less. */ -}}
 {{- define "pb.check" -}}
-{{- $v := include "pb.values" . | fromYaml -}}
-{{- $set := include "pb.nonNull" .Values | fromYaml -}}
+{{- $v := include "pb.values" . | fromJson -}}
+{{- $set := include "pb.nonNull" .Values | fromJson -}}
 {{- $phase := int $v.phase -}}
-{{- $presets := .Files.Get "files/phases.yaml" | fromYaml -}}
+{{- $presets := .Files.Get "files/phases.json" | fromJson -}}
 
 {{- range $part := list "web" "worker" -}}
 {{- $own := get $v $part -}}
@@ -52,11 +52,6 @@
 {{- end -}}
 {{- if and (eq (int $v.valkey.cache.masters) 1) (gt (int $v.valkey.cache.replicas) 0) -}}
 {{- fail "valkey.cache.replicas without a cluster: nobody would make one of them take over; set masters to 3, or replicas to 0" -}}
-{{- end -}}
-{{- range $setting := concat (keys $v.settings) $v.secretSettings -}}
-{{- if has $setting (list "queue_url" "cache_url" "database_url" "owner_database_url" "replica_urls" "pooler_url") -}}
-{{- fail (printf "settings has %s: the chart sets it; with postgres.external or valkey.external it comes from existingSecret, and the queue is never the cache's cluster" $setting) -}}
-{{- end -}}
 {{- end -}}
 
 {{- if and $v.ingress.enabled (not $v.ingress.host) -}}

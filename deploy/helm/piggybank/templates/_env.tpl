@@ -79,7 +79,7 @@ for where it listens. Passwords come from Secrets and are put into addresses by 
 - {name: PIGGYBANK_SIMULATOR_PORT, value: "8081"}
 - {name: PIGGYBANK_SIMULATOR_URL, value: {{ $v.provider.simulatorUrl | quote }}}
 {{- end }}
-{{- range $setting := include "pb.secretSettings" $v | fromYamlArray }}
+{{- range $setting := include "pb.secretSettings" $v | fromJsonArray }}
 - {name: PIGGYBANK_{{ upper $setting }}, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: {{ kebabcase $setting }}}}}
 {{- end }}
 {{- range $setting, $value := $v.settings }}
@@ -90,7 +90,7 @@ for where it listens. Passwords come from Secrets and are put into addresses by 
 {{- /* secret settings: those that the provider's mode needs, and the user's */ -}}
 {{- define "pb.secretSettings" -}}
 {{- $needed := eq .provider.mode "live" | ternary (list "revio_key" "revio_brand_id") (list "simulator_key") -}}
-{{- concat $needed .secretSettings | uniq | toYaml -}}
+{{- concat $needed .secretSettings | uniq | toJson -}}
 {{- end -}}
 
 {{- define "pb.least" -}}{{ .autoscaling.enabled | ternary .autoscaling.minReplicas .replicas | int }}{{- end -}}

@@ -75,7 +75,7 @@ volumeMounts:
 {{- $v := .v -}}
 {{- $part := .part -}}
 {{- $own := get $v $part -}}
-{{- $aims := (.root.Files.Get "files/phases.yaml" | fromYaml).autoscaling -}}
+{{- $aims := (.root.Files.Get "files/phases.json" | fromJson).autoscaling -}}
 {{- if $own.autoscaling.enabled }}
 ---
 apiVersion: autoscaling/v2

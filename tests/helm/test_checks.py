@@ -1,0 +1,168 @@
+"""The parts fit together in every phase; and each check sees the fault that it is there for."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from deploy.helm import sync
+from tests.helm import checks
+from tests.helm.checks import CHECKS, Check
+from tests.helm.rendering import EVERYTHING, EXTERNAL, KEDA, PHASES, Document, Values, documents, from_file, of_kind, one
+
+PROFILES: dict[str, Values] = {
+    "plain": {},
+    "everything": EVERYTHING,
+    "keda": KEDA,
+    "external": EXTERNAL,
+    "eks": from_file(sync.CHART / "values-eks.yaml"),
+    "gke": from_file(sync.CHART / "values-gke.yaml"),
+}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_parts_fit_together(phase: int, profile: str) -> None:
+    found = documents({"phase": phase}, PROFILES[profile])
+    assert {check.__name__: check(found) for check in CHECKS if check(found)} == {}
+
+
+def test_the_network_is_asked_about_every_address() -> None:
+    made, _ = checks.edges(documents({"phase": 3}))
+    asked = {(edge.source.name.removeprefix("Deployment bank-piggybank-"), edge.target.name, edge.port) for edge in made}
+    for target, port in (
+        ("bank-piggybank-postgres-1", 5432),
+        ("bank-piggybank-postgres-3", 5432),
+        ("bank-piggybank-postgres-pooler-rw", 5432),
+        ("StatefulSet bank-piggybank-queue", 6379),
+        ("StatefulSet bank-piggybank-cache-cluster", 6379),
+        ("StatefulSet bank-piggybank-simulator", 8081),
+    ):
+        assert ("web", target, port) in asked
+    assert ("Pod bank-piggybank-test-deposit", "Deployment bank-piggybank-web", 8080) in asked
+    assert ("StatefulSet bank-piggybank-simulator", "Deployment bank-piggybank-web", 8080) in asked
+
+
+Seed = Callable[[list[Document]], Any]
+
+
+def web(found: list[Document]) -> Document:
+    container: Document = one(found, "Deployment", "-web")["spec"]["template"]["spec"]["containers"][0]
+    return container
+
+
+def variable(found: list[Document], name: str) -> Document:
+    return next(each for each in web(found)["env"] if each["name"] == name)
+
+
+def policy(found: list[Document], name: str) -> Document:
+    spec: Document = one(found, "NetworkPolicy", name)["spec"]
+    return spec
+
+
+FAULTS: list[tuple[Check, Seed]] = [
+    (checks.selectors, lambda found: one(found, "Service", "-web")["spec"]["selector"].update({"app.kubernetes.io/component": "api"})),
+    (checks.selectors, lambda found: one(found, "Deployment", "-web")["spec"]["selector"]["matchLabels"].update(a="b")),
+    (checks.selectors, lambda found: one(found, "PodDisruptionBudget", "-web")["spec"]["selector"]["matchLabels"].update(a="b")),
+    (
+        checks.selectors,
+        lambda found: one(found, "Deployment", "-web")["spec"]["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"].update(
+            matchLabels={"a": "b"}
+        ),
+    ),
+    (checks.selectors, lambda found: policy(found, "-queue")["podSelector"]["matchLabels"].update(a="b")),
+    (checks.selectors, lambda found: one(found, "ServiceMonitor", "-web")["spec"]["selector"]["matchLabels"].update(a="b")),
+    (checks.selectors, lambda found: one(found, "Service", "-instance-2")["spec"]["selector"].update({"cnpg.io/instanceName": "other"})),
+    (checks.targets, lambda found: one(found, "HorizontalPodAutoscaler", "-web")["spec"]["scaleTargetRef"].update(name="other")),
+    (checks.targets, lambda found: one(found, "Pooler", "-rw")["spec"]["cluster"].update(name="other")),
+    (checks.targets, lambda found: one(found, "ServiceAccount", "bank-piggybank")["metadata"].update(name="other")),
+    (checks.targets, lambda found: one(found, "ConfigMap", "-valkey")["metadata"].update(name="other")),
+    (checks.targets, lambda found: web(found)["volumeMounts"].append({"name": "other", "mountPath": "/other"})),
+    (checks.targets, lambda found: one(found, "StatefulSet", "-queue")["spec"].update(serviceName="other")),
+    (checks.targets, lambda found: found.append(deepcopy(one(found, "Service", "-web")))),
+    (checks.scaled_once, lambda found: one(found, "Deployment", "-web")["spec"].update(replicas=3)),
+    (checks.scaled_once, lambda found: found.append(deepcopy(one(found, "HorizontalPodAutoscaler", "-web")))),
+    (checks.ports, lambda found: web(found)["readinessProbe"]["httpGet"].update(port="https")),
+    (checks.ports, lambda found: one(found, "Service", "-web")["spec"]["ports"][0].update(targetPort="https")),
+    (checks.ports, lambda found: one(found, "Service", "-instance-1")["spec"]["ports"][0].update(targetPort=5433)),
+    (
+        checks.ports,
+        lambda found: one(found, "Ingress", "-web")["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"].update(
+            port={"name": "https"}
+        ),
+    ),
+    (checks.ports, lambda found: one(found, "HTTPRoute", "-web")["spec"]["rules"][0]["backendRefs"][0].update(port=8080)),
+    (checks.ports, lambda found: one(found, "ServiceMonitor", "-web")["spec"]["endpoints"][0].update(port="metrics")),
+    (checks.secret_keys, lambda found: variable(found, "PIGGYBANK_REVIO_KEY")["valueFrom"]["secretKeyRef"].update(key="revio_key")),
+    (checks.secret_keys, lambda found: variable(found, "APPLICATION_PASSWORD")["valueFrom"]["secretKeyRef"].update(name="other")),
+    (
+        checks.secret_keys,
+        lambda found: variable(found, "PIGGYBANK_OWNER_DATABASE_URL")["valueFrom"]["secretKeyRef"].update(key="connection"),
+    ),
+    (
+        checks.secret_keys,
+        lambda found: one(found, "Cluster", "-postgres")["spec"]["managed"]["roles"][0]["passwordSecret"].update(name="x"),
+    ),
+    (checks.nothing_secret, lambda found: found.append({"kind": "Secret", "metadata": {"name": "a"}})),
+    (checks.nothing_secret, lambda found: variable(found, "VALKEY_PASSWORD").update(value="hunter2")),
+    (checks.nothing_secret, lambda found: variable(found, "PIGGYBANK_DATABASE_URL").update(value="postgresql://a:hunter2@b:5432/c")),
+    (checks.environment, lambda found: web(found)["env"].append({"name": "PIGGYBANK_LOGLEVEL", "value": "info"})),
+    (checks.environment, lambda found: variable(found, "PIGGYBANK_PORT").update(value="http")),
+    (checks.environment, lambda found: variable(found, "PIGGYBANK_CACHE_URL").update(value="redis+cluster://:$(VALKEY)@a:1")),
+    (checks.environment, lambda found: variable(found, "PIGGYBANK_TRUSTED_PROXIES").update(value="")),
+    (checks.environment, lambda found: web(found)["env"].append(web(found)["env"][-1])),
+    (checks.quantities, lambda found: web(found)["resources"]["requests"].update(memory="256MB")),
+    (checks.quantities, lambda found: web(found)["resources"]["requests"].update(memory="1Gi")),
+    (checks.quantities, lambda found: one(found, "Cluster", "-postgres")["spec"]["storage"].update(size="a lot")),
+    (checks.scalable, lambda found: web(found)["resources"]["requests"].pop("memory")),
+    (checks.scalable, lambda found: one(found, "HorizontalPodAutoscaler", "-worker")["spec"]["metrics"].pop()),
+    (
+        checks.scalable,
+        lambda found: one(found, "Deployment", "-web")["spec"]["template"]["spec"]["initContainers"][0].pop("resources"),
+    ),
+    (checks.restricted, lambda found: web(found)["securityContext"].update(readOnlyRootFilesystem=False)),
+    (checks.restricted, lambda found: web(found)["securityContext"].pop("capabilities")),
+    (
+        checks.restricted,
+        lambda found: one(found, "StatefulSet", "-queue")["spec"]["template"]["spec"]["securityContext"].pop("runAsNonRoot"),
+    ),
+    (checks.restricted, lambda found: of_kind(found, "Job")[0]["spec"]["template"]["spec"].pop("automountServiceAccountToken")),
+    (checks.patience, lambda found: one(found, "Deployment", "-web")["spec"]["template"]["spec"].update(terminationGracePeriodSeconds=35)),
+    (
+        checks.patience,
+        lambda found: (
+            one(found, "Deployment", "-worker")["spec"]["template"]["spec"].pop("terminationGracePeriodSeconds")
+            and one(found, "Deployment", "-worker")["spec"]["template"]["spec"].update(terminationGracePeriodSeconds=20)
+        ),
+    ),
+    (checks.network, lambda found: variable(found, "PIGGYBANK_QUEUE_URL").update(value="redis://:$(VALKEY_PASSWORD)@bank-queue:6379/0")),
+    (
+        checks.network,
+        lambda found: variable(found, "PIGGYBANK_POOLER_URL").update(value="postgresql://a@bank-piggybank-postgres-pooler-rw:6432/a"),
+    ),
+    (checks.network, lambda found: policy(found, "-stores")["egress"].pop(0)),
+    (checks.network, lambda found: policy(found, "-stores")["podSelector"]["matchExpressions"][0]["values"].remove("worker")),
+    (checks.network, lambda found: policy(found, "-cache-cluster")["ingress"].pop(0)),
+    (checks.network, lambda found: policy(found, "-postgres")["ingress"][0]["from"].pop(0)),
+    (checks.network, lambda found: policy(found, "-pooler")["ingress"][0]["ports"][0].update(port=6432)),
+    (checks.network, lambda found: policy(found, "-web")["ingress"].pop(1)),
+    (checks.network, lambda found: policy(found, "-queue")["ingress"][0].pop("from")),
+    (
+        checks.network,
+        lambda found: found.remove(one(found, "NetworkPolicy", "-default-deny")) or found.remove(one(found, "NetworkPolicy", "-queue")),
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS)), ids=lambda number: f"{FAULTS[number][0].__name__}-{number}")
+def test_a_fault_is_seen(number: int) -> None:
+    check, seed = FAULTS[number]
+    found = documents({"phase": 3}, EVERYTHING)
+    assert check(found) == []
+    seed(found)
+    assert check(found) != []
+
+
+def test_every_check_has_a_fault() -> None:
+    assert {check for check, _ in FAULTS} == set(CHECKS)

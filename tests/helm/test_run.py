@@ -1,0 +1,128 @@
+"""Render to run: what stands in the manifests is started, asked and stopped, on real stores."""
+
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from piggybank.db import migrate
+from tests.conftest import run_apart
+from tests.helm.pods import JOB_TIMEOUT_S, NAME, PASSWORDS, Pods, release, template
+from tests.helm.rendering import documents, of_kind
+from tests.standbys import until
+
+OWNER = "piggybank_owner"
+
+
+def owner_url(pods: Pods) -> str:
+    return f"postgresql://{OWNER}:{PASSWORDS['owner']}@127.0.0.1:{pods.services[f'{NAME}-postgres-rw:5432']}/piggybank"
+
+
+async def value(pods: Pods, query: str) -> Any:
+    connection = await asyncpg.connect(owner_url(pods))
+    try:
+        return await connection.fetchval(query)
+    finally:
+        await connection.close()
+
+
+def jobs(pods: Pods, name: str) -> list[Any]:
+    return [job["spec"]["template"]["spec"] for job in of_kind(pods.found, "Job") if f"-{name}-" in job["metadata"]["name"]]
+
+
+@pytest.mark.parametrize("phase", [0, *(pytest.param(phase, marks=pytest.mark.deep) for phase in (1, 2, 3))])
+def test_what_is_rendered_runs(phase: int, open_path: Path) -> None:
+    found = documents({"phase": phase})
+    with release(found, open_path) as pods:
+        web, worker = template(found, "Deployment", "-web"), template(found, "Deployment", "-worker")
+        simulator = template(found, "StatefulSet", "-simulator")
+
+        # pods wait for the schema, and do not make it
+        waiting = web["initContainers"][0]
+        first = pods.start("web", waiting)
+        pods.said("web", waiting, "waiting")
+        assert run_apart(lambda: value(pods, "SELECT to_regclass('public.alembic_version')")) is None
+        [migration] = jobs(pods, "migrate")
+        said = pods.run("migrate", migration["containers"][0])
+        assert f"applied: 0001" in said
+        assert "role_not_limited" not in said
+        assert first.wait(JOB_TIMEOUT_S) == 0
+        limits = run_apart(lambda: value(pods, "SELECT array_to_string(rolconfig, ' ') FROM pg_roles WHERE rolname = 'piggybank_app'"))
+        assert all(f"{name}={limit}" in limits for name, limit in list(migrate.ROLE_SETTINGS.items())[:3])
+        assert run_apart(lambda: value(pods, "SELECT pg_has_role('piggybank_app', 'pg_read_all_stats', 'USAGE')"))
+        for months in jobs(pods, "months"):
+            pods.run("months", months["initContainers"][0])
+            assert "months are on" in pods.run("months", months["containers"][0])
+        for keeper in [each for each in of_kind(found, "Deployment") if each["metadata"]["name"].endswith("cache-keeper")]:
+            container = keeper["spec"]["template"]["spec"]["containers"][0]
+            pods.start("cache-keeper", container)
+            pods.said("cache-keeper", container, "ok: 3 masters and 3 replicas hold all slots")
+
+        serving = {"web": web, "worker": worker, "simulator": simulator}
+        for part, spec in serving.items():
+            pods.run(part, spec["initContainers"][0])
+            pods.start(part, spec["containers"][0])
+        for part in ("web", "simulator"):
+            pods.wait_started(part, serving[part]["containers"][0])
+            assert pods.probe(part, serving[part]["containers"][0], "livenessProbe")
+        pods.wait_ready("web", web["containers"][0])
+        pods.said("worker", worker["containers"][0], "worker_started")
+
+        [test] = template(found, "Pod", "-test-deposit")["containers"]
+        assert "accounts balance" in pods.run("test", test)
+        run_apart(lambda: pay_by_card(pods))
+        if phase >= 2:
+            run_apart(lambda: reads_go_to_replicas(pods))
+        for part, spec in serving.items():
+            assert pods.terminate(part, spec["containers"][0]) == 0, part
+
+
+def client(pods: Pods, token: str = "") -> httpx.AsyncClient:
+    url = f"http://127.0.0.1:{pods.services[f'{NAME}-web:80']}/v1"
+    return httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30, trust_env=False)
+
+
+def key(pods: Pods) -> str:
+    worker = template(pods.found, "Deployment", "-worker")["containers"][0]
+    scopes = "users:write,accounts:write,accounts:read,ledger:write,payments:write,ops:read"
+    words = {"args": ["apikeys", "create", "--name", "test", "--scopes", scopes, "--token-only"], "name": "apikeys"}
+    return pods.run("worker", {**worker, **words}).splitlines()[-1]
+
+
+async def pay_by_card(pods: Pods) -> None:
+    """Over every edge of the simulator: the web asks it, people pay there, its event comes to the web, the worker posts it."""
+    async with client(pods, key(pods)) as http:
+        user = (await http.post("/users", json={"external_id": "a person"})).json()["id"]
+        account = (await http.post("/accounts", json={"user_id": user, "currency": "ZAR"})).json()["id"]
+        registered = (await http.get("/ops/status")).status_code
+        assert registered == 200
+        answer = await http.post(
+            f"/accounts/{account}/deposits", json={"amount": 15_000, "method": "revio"}, headers={"Idempotency-Key": "card"}
+        )
+        assert answer.status_code == 202, answer.text
+        payment = answer.json()["payment"]
+        page = payment["checkout_url"].replace("localhost:8081", f"127.0.0.1:{pods.services[f'{NAME}-simulator:8081']}")
+        assert (await http.post(f"{page}pay")).status_code < 400
+
+        async def completed() -> bool:
+            return (await http.get(f"/payments/{payment['id']}")).json()["status"] == "completed"
+
+        await until(completed)
+        balance = (await http.get(f"/accounts/{account}/balance")).json()
+        assert balance["balance"] == 15_000
+
+
+async def reads_go_to_replicas(pods: Pods) -> None:
+    """All three servers are named, the primary is known for one, and both standbys answer."""
+    async with client(pods, key(pods)) as http:
+        accounts = (await http.get("/accounts")).json()["items"]
+
+        async def both() -> bool:
+            for account in accounts:
+                await http.get(f"/accounts/{account['id']}/transactions", params={"limit": 7})
+            reads = (await http.get("/ops/status")).json()["reads"]
+            return len([name for name, count in reads["replicas"].items() if count]) >= 2 if isinstance(reads["replicas"], dict) else True
+
+        await until(both)
