@@ -22,11 +22,14 @@ DASHBOARDS = ROOT / "deploy" / "grafana" / "dashboards"
 MADE_FROM = "Made from piggybank/capacity/phases.toml by `make chart`. Your own values win over these."
 SCHEMA = CHART / "values.schema.json"
 # Settings that the chart has values of its own for.
-OWN_SETTINGS = frozenset(
-    "data_dir listen port tls_cert tls_key insecure trusted_proxies public_url web_processes worker_processes phase replica_urls pooler_url "
-    "pool_connections durability database_url owner_database_url cache_url queue_url provider_mode simulator_listen simulator_port "
-    "simulator_url simulator_key".split()
-)
+OWN_SETTINGS = {
+    "data_dir",
+    "phase",
+    *("listen", "port", "tls_cert", "tls_key", "insecure", "trusted_proxies", "public_url"),
+    *("web_processes", "worker_processes", "pool_connections", "durability"),
+    *("database_url", "owner_database_url", "replica_urls", "pooler_url", "cache_url", "queue_url"),
+    *("provider_mode", "simulator_listen", "simulator_port", "simulator_url", "simulator_key"),
+}
 _SECRET = re.compile("key|secret|password|token$|smtp_url")  # these come from a Secret, not from the values
 
 

@@ -127,7 +127,7 @@ def form_at(url: str) -> Observed:
 def _node_at(host: str, port: int, password: str) -> Node:
     client = _client(Node(host, port, 0), password)
     try:
-        return Node(host, port, int(client.config_get("cluster-port")["cluster-port"]) or port + BUS_AFTER)
+        return Node(host, port, int(client.config_get("cluster-port")["cluster-port"] or 0) or port + BUS_AFTER)
     except RedisError as cause:
         raise errors.StoreFailed(store="cache cluster", says=f"{host}:{port}: {cause}") from cause
     finally:

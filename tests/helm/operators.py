@@ -10,10 +10,20 @@ from tests.helm.rendering import RELEASE, Document, containers, of_kind, pod_tem
 POSTGRES_PORT = 5432
 OWNER_KEYS = {"username", "user", "password", "dbname", "host", "port", "pgpass", "uri", "jdbc-uri", "fqdn-uri", "fqdn-jdbc-uri"}
 
-OUR_KEYS = set(
-    "valkey-password simulator-key revio-key revio-brand-id smtp-url database-url owner-database-url replica-urls pooler-url"
-    " cache-url queue-url".split()
-)
+OUR_KEYS = {
+    "valkey-password",
+    "simulator-key",
+    "revio-key",
+    "revio-brand-id",
+    "smtp-url",
+    "metrics-token",
+    "database-url",
+    "owner-database-url",
+    "replica-urls",
+    "pooler-url",
+    "cache-url",
+    "queue-url",
+}
 
 
 class Pods(NamedTuple):
@@ -87,6 +97,11 @@ def all_pods(found: list[Document]) -> list[Pods]:
 
 def all_services(found: list[Document]) -> list[Document]:
     return of_kind(found, "Service") + operator_services(found)
+
+
+def chosen_by(selector: dict[str, Any], pods: list[Pods]) -> list[Pods]:
+    """Those that a selector finds."""
+    return [each for each in pods if selects(selector, each.labels)]
 
 
 def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:

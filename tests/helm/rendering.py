@@ -77,7 +77,7 @@ def documents(*values: Values) -> list[Document]:
         document
         for name, text in rendered(*values).items()
         if not name.endswith("NOTES.txt")
-        for document in yaml.load_all(text, yaml.CSafeLoader)  # noqa: S506 - the safe one, in C
+        for document in yaml.load_all(text, yaml.CSafeLoader)
         if document
     ]
 
