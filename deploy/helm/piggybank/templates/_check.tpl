@@ -87,7 +87,8 @@
 {{- if and $v.postgres.pooler.enabled (gt (int $v.postgres.pooler.connections) (sub (int $v.postgres.maxConnections) 10)) -}}
 {{- fail (printf "the pooler opens %d connections and PostgreSQL takes %d, 10 of them reserved: raise postgres.maxConnections" (int $v.postgres.pooler.connections) (int $v.postgres.maxConnections)) -}}
 {{- end -}}
-{{- if and (ge $phase 2) (gt (mul $count (add $pool 1)) (sub (int $v.postgres.maxConnections) 10)) -}}
-{{- fail (printf "%d processes may open %d connections to each standby, and it takes %d, 10 of them reserved: lower poolConnections, run fewer, or raise postgres.maxConnections" $count (mul $count (add $pool 1)) (int $v.postgres.maxConnections)) -}}
+{{- $each := 3 -}}{{- /* db/replicas.py: CONNECTIONS, whatever the pool */ -}}
+{{- if and (ge $phase 2) (gt (mul $count $each) (sub (int $v.postgres.maxConnections) 10)) -}}
+{{- fail (printf "%d processes may open %d connections to each standby, and it takes %d, 10 of them reserved: run fewer, or raise postgres.maxConnections" $count (mul $count $each) (int $v.postgres.maxConnections)) -}}
 {{- end -}}
 {{- end -}}
