@@ -290,7 +290,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "connections": (["phase=1", "poolConnections=10"], "PostgreSQL takes 90: lower poolConnections"),
     "clients of the pooler": (["phase=3", "poolConnections=50"], "postgres.pooler.clients"),
     "servers of the pooler": (["postgres.pooler.enabled=true", "postgres.pooler.connections=95"], "raise postgres.maxConnections"),
-    "connections to a standby": (["phase=3", "postgres.maxConnections=150"], "to each standby"),
+    "connections to a standby": (["phase=3", "postgres.maxConnections=100"], "to each standby"),
 }
 MISSPELT = {
     "a name": (["web.replica=3"], "additional properties 'replica' not allowed"),
