@@ -277,6 +277,12 @@ def counting_folder(environment: Mapping[str, str] | None = None) -> Path | None
     return Path(given) if given else None
 
 
+def helm_release(environment: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Name and namespace of the release that this pod is of, as the chart says them."""
+    environment = os.environ if environment is None else environment
+    return environment.get("HELM_RELEASE", "piggybank"), environment.get("HELM_NAMESPACE", "default")
+
+
 def default_data_dir() -> Path:
     """`/var/lib/piggybank` for root, else below the user's own data folder."""
     if os.geteuid() == 0:

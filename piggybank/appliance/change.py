@@ -14,7 +14,7 @@ import msgspec
 from piggybank import errors
 from piggybank import settings as settings_file
 from piggybank.appliance import data_folder, external, folder, observed, orders, topology
-from piggybank.capacity import phases, railway
+from piggybank.capacity import helm, phases, railway
 from piggybank.capacity.plan import Plan, Refusal
 from piggybank.capacity.plan import plan as planned
 from piggybank.capacity.standing import Facts, Target
@@ -24,7 +24,6 @@ from piggybank.settings import Settings
 ASK_TIMEOUT_S = 5.0
 COMMANDS: dict[str, str] = {
     "compose": "PIGGYBANK_PHASE={number} docker compose --profile {profile} up --detach --remove-orphans",
-    "helm": "helm upgrade piggybank deploy/helm/piggybank --reuse-values --set phase={number}",
 }
 
 _FACTS = f"""
@@ -77,7 +76,7 @@ async def plan(settings: Settings, number: int, target: Target | None = None) ->
             for finding in await external.check(settings, number, caches=not _caches_are_here(settings))
         ]
         made = msgspec.structs.replace(made, refused=outside)
-    return Change(made, target, _command(settings.phase, number, target))
+    return Change(made, target, _command(settings, number, target))
 
 
 def apply(settings: Settings, number: int) -> Iterator[str]:
@@ -92,10 +91,14 @@ def apply(settings: Settings, number: int) -> Iterator[str]:
     yield from orders.carry_out(settings.data_dir, "phase", str(number))
 
 
-def _command(current: int, number: int, target: Target) -> str:
+def _command(settings: Settings, number: int, target: Target) -> str:
+    current, phase = phases.of(settings.phase), phases.of(number)
     if target == "railway":
-        return "\n".join(railway.commands(phases.of(current), phases.of(number)))
-    return COMMANDS[target].format(number=number, profile=phases.of(number).profile) if target in COMMANDS else ""
+        return "\n".join(railway.commands(current, phase))
+    if target == "helm":
+        release = helm.Release.of(*settings_file.helm_release(), settings.database_url)
+        return "\n".join(helm.commands(release, current, phase))
+    return COMMANDS[target].format(number=number, profile=phase.profile) if target in COMMANDS else ""
 
 
 async def _facts(settings: Settings, target: Target) -> Facts:

@@ -1,6 +1,7 @@
 """One value, the phase, says everything; what somebody sets wins in every phase; what cannot work is refused with a sentence."""
 
 import json
+import subprocess
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,7 @@ from deploy.helm import sync
 from piggybank.appliance import cache_cluster
 from piggybank.capacity import connections, phases
 from piggybank.capacity.connections import Processes
+from tests.conftest import require
 from tests.helm.rendering import (
     EVERYTHING,
     EXTERNAL,
@@ -487,6 +489,36 @@ def test_notes_judge(expressions: list[str], said: str) -> None:
 
 def test_notes_are_quiet_where_all_is_well() -> None:
     assert [line for line in notes({"phase": 3}, EVERYTHING).splitlines() if line.startswith("!")] == []
+
+
+# Alerts and dashboards -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not sync.RULES.exists(), reason="there are no rules to carry")
+def test_promtool_takes_the_rules_as_they_are_rendered(tmp_path: Path) -> None:
+    require("promtool")
+    rule = one(documents({"metrics": {"prometheusRule": True}}), "PrometheusRule", "bank-piggybank")
+    assert misshapen(rule) == []
+    for name, groups, well in (("rules.yml", rule["spec"], True), ("broken.yml", _broken(rule["spec"]), False)):
+        (tmp_path / name).write_text(yaml.safe_dump(groups))
+        done = subprocess.run(["promtool", "check", "rules", str(tmp_path / name)], capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == well, done.stdout + done.stderr
+    count = sum(len(group["rules"]) for group in rule["spec"]["groups"])
+    assert rule["spec"] == yaml.safe_load(sync.RULES.read_text(encoding="utf-8"))
+    assert count > 0
+
+
+def _broken(groups: Values) -> Values:
+    broken: Values = json.loads(json.dumps(groups))
+    broken["groups"][0]["rules"][0]["expr"] = "sum by (le"
+    return broken
+
+
+@pytest.mark.skipif(not any(sync.DASHBOARDS.glob("*.json")), reason="there are no dashboards to carry")
+def test_dashboards_are_carried_whole() -> None:
+    config = one(documents({"metrics": {"dashboards": True}}), "ConfigMap", "-dashboards")
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert config["data"] == {path.name: path.read_text(encoding="utf-8") for path in sync.DASHBOARDS.glob("*.json")}
 
 
 # Managed clouds ------------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ for where it listens. Passwords come from Secrets and are put into addresses by 
 {{- end }}
 - {name: PIGGYBANK_DATA_DIR, value: /var/lib/piggybank}
 - {name: HOME, value: /var/lib/piggybank}
+- {name: HELM_RELEASE, value: {{ $root.Release.Name }}}
+- {name: HELM_NAMESPACE, value: {{ $root.Release.Namespace }}}
 - {name: PIGGYBANK_PHASE, value: {{ $phase | quote }}}
 {{- /* the web pods listen; everybody else is told where the API is reached, which the simulator's events come to */}}
 - {name: PIGGYBANK_LISTEN, value: {{ eq .part "web" | ternary "0.0.0.0" (printf "%s-web" $name) }}}
