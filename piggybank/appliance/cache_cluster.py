@@ -171,7 +171,7 @@ def node_url(url: str, host: str, port: int) -> str:
     """The address of one node of the cluster that `url` names."""
     parts = urlsplit(plain_url(url))
     who = parts.netloc.rpartition("@")[0]
-    return f"{parts.scheme.partition('+')[0]}://{who + '@' if who else ''}{host}:{port}/0"
+    return f"{parts.scheme.partition('+')[0]}://{who + '@' if who else ''}{host}:{port}/0{'?' + parts.query if parts.query else ''}"
 
 
 def _client(node: Node, password: str) -> Redis:

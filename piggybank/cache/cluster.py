@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio import RedisCluster
 from redis.asyncio.cluster import ClusterNode
@@ -222,6 +222,7 @@ class Cluster:
             username=unquote(parts.username) if parts.username else None,
             password=unquote(parts.password) if parts.password else None,
             ssl=parts.scheme.startswith(("rediss", "valkeys")),
+            ssl_ca_certs=next(iter(parse_qs(parts.query).get("ssl_ca_certs", [])), None),  # as redis-py takes it of one server's address
             require_full_coverage=False,
             retry=Retry(NoBackoff(), 0),  # a miss now is worth more than a value later
             max_connections=servers.MAX_CONNECTIONS,
