@@ -1,6 +1,7 @@
 """One value, the phase, says everything; what somebody sets wins in every phase; what cannot work is refused with a sentence."""
 
 import json
+import re
 import subprocess
 from functools import cache
 from importlib.resources import files
@@ -485,6 +486,18 @@ def test_the_migration_is_a_job_of_its_own_name_and_no_hook() -> None:
 )
 def test_notes_judge(expressions: list[str], said: str) -> None:
     assert said in notes(from_set(*expressions))
+
+
+def test_the_readme_makes_the_secrets_that_pods_and_notes_name() -> None:
+    readme = (sync.ROOT / "README.md").read_text(encoding="utf-8")
+    made = set(re.findall(r"create secret generic (piggybank-\S+)", readme))
+    with helm.Chart.load(sync.CHART) as chart:
+        said = chart.render({}, name="piggybank", namespace="bank")
+    assert made == set(re.findall(r"create secret generic (\S+)", said["piggybank/templates/NOTES.txt"]))
+    web = said["piggybank/templates/web.yaml"]
+    assert made == set(re.findall(r"secretKeyRef: {name: (piggybank-(?!postgres)\S+),", web))
+    keys = set(re.findall(r"--from-literal=([\w-]+)=", readme))
+    assert keys == {"username", "password", "valkey-password", "simulator-key"}
 
 
 def test_notes_are_quiet_where_all_is_well() -> None:

@@ -61,6 +61,11 @@ def policy(found: list[Document], name: str) -> Document:
     return spec
 
 
+def without(found: list[Document], *policies: str) -> None:
+    for name in policies:
+        found.remove(one(found, "NetworkPolicy", name))
+
+
 FAULTS: list[tuple[Check, Seed]] = [
     (checks.selectors, lambda found: one(found, "Service", "-web")["spec"]["selector"].update({"app.kubernetes.io/component": "api"})),
     (checks.their_own, lambda found: one(found, "Deployment", "-web")["spec"]["selector"]["matchLabels"].update(a="b")),
@@ -148,7 +153,7 @@ FAULTS: list[tuple[Check, Seed]] = [
     (network.network, lambda found: policy(found, "-pooler")["ingress"][0]["ports"][0].update(port=6432)),
     (network.network, lambda found: policy(found, "-web")["ingress"].pop(1)),
     (network.network, lambda found: policy(found, "-queue")["ingress"][0].pop("from")),
-    (network.network, lambda found: [found.remove(one(found, "NetworkPolicy", name)) for name in ("-default-deny", "-queue")]),
+    (network.network, lambda found: without(found, "-default-deny", "-queue")),
 ]
 
 

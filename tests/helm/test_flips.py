@@ -20,7 +20,8 @@ PAIRS = [(current, target) for current in phases.BUILT_PHASES for target in phas
 def test_every_step_renders_and_the_last_is_the_phase(current: int, target: int) -> None:
     before, after = phases.of(current), phases.of(target)
     values: Values = {"phase": current}
-    instances, waits = [], []
+    instances: list[int] = []
+    waits: list[bool] = []
     for command in helm.commands(HERE, before, after):
         words = shlex.split(re.sub(r"\$\(kubectl .*?tr -dc 0-9\)", str(before.database_gib), command))
         if words[0] == "kubectl":

@@ -53,7 +53,7 @@ def imported(folder: str) -> set[str]:
     nodes = [node for tree in trees for node in ast.walk(tree)]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
-    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"piggybank", "installer", "tests"}
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"piggybank", "installer", "tests", "deploy"}
 
 
 @pytest.mark.parametrize(("folder", "with_dev"), [("piggybank", False), ("alembic", False), ("tests", True), ("installer", None)])
