@@ -27,7 +27,7 @@ ip addr add 198.51.100.2/24 dev out
 ip link set out up
 ip link set nowhere up
 ip route add default dev out
-sent() { cat /sys/class/net/out/statistics/tx_packets; }
+sent() { awk '$1 == "out:" { print $11 }' /proc/net/dev; }
 """
 AIRGAPPED = (
     NETWORK
