@@ -32,7 +32,9 @@ READS = 40  # of a round of the load
 PATIENCE_S = 300.0
 CALM_S = 0.02
 FORGED = 6
-SLOW_ROUNDS, SLOW_AT_ONCE = 6, 10
+SLOW_ROUNDS, SLOW_AT_ONCE = 8, 10
+HELD_S = 0.4
+AGAIN_S = 40.0  # within each minute
 # While nobody makes backups there is no age of one; in an installation that is well something is written down.
 NOT_THERE = {"absent(app_phase)", "max(backup_age_seconds)"}
 
@@ -84,6 +86,7 @@ class Load:
                     for _ in range(READS // len(self.accounts)):
                         self._ask(connection, "GET", path)
             time.sleep(CALM_S)
+        connection.close()
 
     def _ask(
         self, connection: http.client.HTTPConnection, method: str, path: str, body: str = "", more: dict[str, str] | None = None
@@ -207,9 +210,9 @@ def test_faults_raise_exactly_their_alerts_once_and_they_end(bank: Bank, load: L
             assert time.time() - started < PATIENCE_S, firing()
             forge(bank)
             be_slow(bank, load)
-            time.sleep(5)
-        # what waits for the cache is told of when it has waited for a minute
-        assert firing() - before - expected <= {"OutboxStuck"}, firing()
+            time.sleep(AGAIN_S)
+        # what waits for the cache is told of when it has waited for a minute, and reads that wait for a table are slow requests
+        assert firing() - before - expected <= {"OutboxStuck", "ApiSlow"}, firing()
     finally:
         os.kill(cache, signal.SIGCONT)
         asyncio.run(execute(replica, "SELECT pg_wal_replay_resume()"))
@@ -234,22 +237,24 @@ def forge(bank: Bank) -> None:
 
 
 def be_slow(bank: Bank, load: Load) -> None:
-    """Reads that wait for a table that somebody else has for 150 ms."""
+    """Reads that wait for a table that somebody else has."""
 
     def read(_: int) -> None:
         load.get("/v1/users", external_id="nobody")
 
-    async def hold() -> None:
+    async def hold(held: threading.Event) -> None:
         connection = await asyncpg.connect(bank.stores.addresses()["owner_database_url"])
         async with connection.transaction():
             await connection.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
-            await connection.execute("SELECT pg_sleep(0.15)")
+            held.set()
+            await connection.execute(f"SELECT pg_sleep({HELD_S})")
         await connection.close()
 
     with ThreadPoolExecutor(SLOW_AT_ONCE + 1) as pool:
         for _ in range(SLOW_ROUNDS):
-            holding = pool.submit(lambda: asyncio.run(hold()))
-            time.sleep(0.03)
+            held = threading.Event()
+            holding = pool.submit(lambda held=held: asyncio.run(hold(held)))  # type: ignore[misc]
+            held.wait(30)
             list(pool.map(read, range(SLOW_AT_ONCE)))
             holding.result()
 
