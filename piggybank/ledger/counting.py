@@ -1,7 +1,7 @@
 """What the ledger counts: once for each batch, whatever its size."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
 
 import prometheus_client
@@ -9,22 +9,24 @@ import prometheus_client
 from piggybank import errors, metrics
 from piggybank.ledger import commands
 from piggybank.ledger.commands import Command
-from piggybank.ledger.rules import Outcome, Submission
+from piggybank.ledger.posting import Posted
+from piggybank.ledger.rules import Submission
 from piggybank.tracing import tracing
 
 POSTED = "posted"
 
 
-def count(batch: Iterable[Submission], outcomes: Iterable[Outcome], size: int, waited_s: float, took_s: float) -> None:
+def count(batch: Sequence[Submission], posted: Posted, waited_s: float, took_s: float) -> None:
     """A batch that is committed."""
     if tracing.on:
-        tracing.batch(size, took_s)
-    metrics.BATCH_SIZE.observe(size)
+        tracing.batch(len(batch), took_s)
+    metrics.BATCH_SIZE.observe(len(batch))
     metrics.BATCH_SECONDS.observe(took_s)
+    metrics.COMMIT_SECONDS.observe(posted.commit_s)
     metrics.QUEUE_WAIT.observe(waited_s)
     decided: Counter[tuple[str, str]] = Counter()
     replays = 0
-    for submission, outcome in zip(batch, outcomes, strict=True):
+    for submission, outcome in zip(batch, posted.outcomes, strict=True):
         if outcome.replayed:
             replays += 1
         else:

@@ -25,7 +25,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from piggybank import errors, ids, metrics
+from piggybank import errors, ids
 from piggybank.db import commits, slow, standbys
 from piggybank.db.engines import Database
 from piggybank.ledger import balances, commands, idempotency, settlements
@@ -162,14 +162,15 @@ class OutcomeLost(Exception):
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """A committed batch: an outcome a submission, the balances that changed with the outbox row that tells of them, and the
-    accounts that were locked by somebody else (with `skip_locked` only).
+    """A committed batch: an outcome a submission, the balances that changed with the outbox row that tells of them, the
+    accounts that were locked by somebody else (with `skip_locked` only), and the seconds of its COMMIT.
     """
 
     outcomes: list[Outcome]
     changed: list[balances.Stored]
     outbox_id: UUID | None
     busy: frozenset[UUID]
+    commit_s: float
 
 
 class Line:
@@ -184,12 +185,12 @@ class Line:
         self.committing_since = 0.0
         self.transaction = ""
 
-    async def commit(self) -> None:
-        """COMMIT, however long a standby takes; never cancelled, only dropped. Raises OutcomeLost."""
+    async def commit(self) -> float:
+        """COMMIT, however long a standby takes; never cancelled, only dropped. The seconds that it took. Raises OutcomeLost."""
         self.committing_since = time.monotonic()
         try:
             await commits.commit(self.connection, self.waits_for)
-            metrics.COMMIT_SECONDS.observe(time.monotonic() - self.committing_since)
+            return time.monotonic() - self.committing_since
         except (
             commits.Unconfirmed,
             OSError,
@@ -267,8 +268,8 @@ async def post(
     except BaseException:
         await line.rollback()
         raise
-    await line.commit()
-    return Posted(outcomes, changed, outbox_id, book.busy)
+    commit_s = await line.commit()
+    return Posted(outcomes, changed, outbox_id, book.busy, commit_s)
 
 
 async def _read_keys(connection: asyncpg.Connection, book: Book, batch: Sequence[Submission]) -> None:

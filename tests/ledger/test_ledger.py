@@ -7,7 +7,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from piggybank import errors, ids, money
+from piggybank import errors, ids, metrics, money
 from piggybank.api.transactions import DepositRequest
 from piggybank.db.engines import Database
 from piggybank.ledger import SYSTEM, Actor, Ledger, Submission, commands
@@ -291,3 +291,18 @@ async def test_a_caller_who_hangs_up_cancels_nothing(ledger: Ledger, open_accoun
     assert await sql.fetchval("SELECT balance FROM accounts WHERE id = $1", account) == 5
     with pytest.raises(errors.ShuttingDown):
         await ask(ledger, commands.Deposit(account_id=account, amount=5))
+
+
+async def test_what_cannot_be_counted_is_answered_and_not_posted_again(
+    ledger: Ledger, open_account: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: float) -> None:
+        raise OSError("no space left on device")
+
+    account = await open_account()
+    monkeypatch.setattr(metrics.BATCH_SIZE, "observe", fail)
+    deposit = Submission(commands.Deposit(account_id=account, amount=10), SYSTEM, "", b"")  # without a key nothing would tell the second
+    outcomes = await ledger.submit_many([deposit, deposit])
+    assert [getattr(outcome, "decision", outcome).balance for outcome in outcomes] == [10, 20]  # type: ignore[union-attr]
+    monkeypatch.undo()
+    assert (await done(ledger, commands.Deposit(account_id=account, amount=1))).balance == 21
