@@ -11,6 +11,7 @@ Labels are few and ours: a route's template, never a path; no account, no person
 
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -24,9 +25,10 @@ from prometheus_client.registry import Collector
 
 from piggybank import settings
 
-FILES = {"counter": 131_072, "histogram": 1_048_576}  # bytes of each: more than all series of one process take
+FILES = {"counter": 131_072, "histogram": 4_194_304}  # bytes of each: more than all series of one process take (6 KiB a route and status)
 _DEAD = 0  # in a pid's place: no process has it
 _LOCK = "lock"
+_HEADER_BYTES = 8  # of each file
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)  # 0.2 and 0.5 are thresholds
 WAITS = (*SECONDS, 30.0)
@@ -39,19 +41,87 @@ GONE = 499  # the client did not wait for its answer
 PROBES = ("/health/live", "/health/ready", "/metrics")  # asked by machines: they say nothing of how people are served
 
 
-def _prepare(here: Path) -> None:
-    """Make this process's files; where that cannot be, it counts for itself alone."""
+def fold(here: Path) -> None:
+    """Add the files of processes that ended to the one of all the dead: else each restart would leave two for ever.
+
+    Raises OSError where the disk has no room for that: then they stay, and are read as they are.
+    """
+    if not any(not psutil.pid_exists(pid) for _, pid, _ in _files(here)):
+        return
+    with _locked(here, fcntl.LOCK_EX):
+        for kind, pid, path in _files(here):
+            if not psutil.pid_exists(pid):
+                _add(path, here / f"{kind}_{_DEAD}.db", FILES[kind])
+                path.unlink()
+
+
+def _add(path: Path, whole: Path, size: int) -> None:
+    known = list(MmapedDict.read_all_values_from_file(str(path)))  # type: ignore[no-untyped-call]
+    _allocate(whole, size)
+    with whole.open("ab") as file:  # room for all of it, should none of it be there yet
+        file.write(bytes(max(0, _used(path) + _used(whole) + _HEADER_BYTES - file.tell())))
+    total = MmapedDict(str(whole))  # type: ignore[no-untyped-call]
     try:
+        for key, value, _, _ in known:
+            total.write_value(key, total.read_value(key)[0] + value, 0.0)  # type: ignore[no-untyped-call]
+    finally:
+        total.close()  # type: ignore[no-untyped-call]
+
+
+def _used(path: Path) -> int:
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(4), sys.byteorder)
+
+
+def _allocate(path: Path, size: int) -> None:
+    """A file of that size whose every page is on the disk, where there is none; nobody sees half of it."""
+    if path.exists():
+        return
+    making = path.with_suffix(".new")
+    try:
+        making.write_bytes(bytes(size))
+        making.rename(path)
+    finally:
+        making.unlink(missing_ok=True)
+
+
+def _files(here: Path) -> list[tuple[str, int, Path]]:
+    """(kind, pid, path) of what living and dead processes left, without the sum of the dead."""
+    found = []
+    for path in here.glob("*.db"):
+        kind, _, pid = path.stem.rpartition("_")
+        if kind in FILES and pid.isdigit() and int(pid) != _DEAD:
+            found.append((kind, int(pid), path))
+    return found
+
+
+@contextmanager
+def _locked(here: Path, how: int) -> Iterator[None]:
+    handle = os.open(here / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _prepared(here: Path | None) -> Path | None:
+    """That folder, with this process's files in it; None where that cannot be: then it counts for itself alone."""
+    if here is None:
+        return None
+    try:
+        with suppress(Exception):  # whatever the dead left: it keeps nobody from starting
+            fold(here)  # also where nobody ever asks
         for kind, size in FILES.items():
-            path = here / f"{kind}_{os.getpid()}.db"
-            if not path.exists():  # else of a dead process of the same number, whose counts go on
-                path.write_bytes(bytes(size))
+            _allocate(here / f"{kind}_{os.getpid()}.db", size)  # one that is there is of a dead process of the same number: it goes on
+        with _locked(here, fcntl.LOCK_SH):
+            return here
     except OSError:
         values.ValueClass = values.MutexValue
+        return None
 
 
-if (_here := settings.counting_folder()) is not None:
-    _prepare(_here)
+_here = _prepared(settings.counting_folder())
 
 REQUESTS = Histogram(
     "http_server_request_duration_seconds",
@@ -81,17 +151,16 @@ TABLE: tuple[Counter | Histogram, ...] = (
 
 def all_processes() -> CollectorRegistry:
     """The counters of every process, the dead included; of this one alone where there is no folder."""
-    here = settings.counting_folder()
-    if here is None:
+    if _here is None:
         return REGISTRY
     registry = CollectorRegistry()
-    registry.register(_Together(here))
+    registry.register(_Together(_here))
     return registry
 
 
 def wipe(here: Path) -> None:
     """Begin at 0: nobody counts in it now."""
-    for file in here.glob("*.db"):
+    for file in (*here.glob("*.db"), *here.glob("*.new")):
         with suppress(OSError):
             file.unlink()
 
@@ -103,45 +172,11 @@ class _Together(Collector):
         self._here = here
 
     def collect(self) -> Iterator[object]:  # type: ignore[override] # prometheus_client's own are Iterable[Metric], which these are
-        fold(self._here)
+        with suppress(OSError):
+            fold(self._here)
         with _locked(self._here, fcntl.LOCK_SH):
             files = [str(path) for path in self._here.glob("*.db")]
             yield from MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
-
-
-def fold(here: Path) -> None:
-    """Add the files of processes that ended to the one of all the dead: else each restart would leave two for ever."""
-    if not any(not psutil.pid_exists(pid) for _, pid, _ in _files(here)):
-        return
-    with _locked(here, fcntl.LOCK_EX):
-        for kind, pid, path in _files(here):
-            if psutil.pid_exists(pid):
-                continue
-            total = MmapedDict(str(here / f"{kind}_{_DEAD}.db"))  # type: ignore[no-untyped-call]
-            for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):  # type: ignore[no-untyped-call]
-                total.write_value(key, total.read_value(key)[0] + value, 0.0)  # type: ignore[no-untyped-call]
-            total.close()  # type: ignore[no-untyped-call]
-            path.unlink()
-
-
-def _files(here: Path) -> list[tuple[str, int, Path]]:
-    """(kind, pid, path) of what living and dead processes left, without the sum of the dead."""
-    found = []
-    for path in here.glob("*.db"):
-        kind, _, pid = path.stem.rpartition("_")
-        if pid.isdigit() and int(pid) != _DEAD:
-            found.append((kind, int(pid), path))
-    return found
-
-
-@contextmanager
-def _locked(here: Path, how: int) -> Iterator[None]:
-    handle = os.open(here / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o640)
-    try:
-        fcntl.flock(handle, how)
-        yield
-    finally:
-        os.close(handle)
 
 
 def request(method: str, route: str, status: int, seconds: float) -> None:

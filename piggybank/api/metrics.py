@@ -4,6 +4,7 @@ Read without a token from this machine or from `metrics_networks`, if the reques
 machine. Else with a key that has `ops:read`. It answers while the database is away, without what is kept there.
 """
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -59,7 +60,9 @@ async def read_metrics(db: Database, settings: Settings) -> Response[bytes]:
     """Prometheus's text format."""
     last = CollectorRegistry()
     last.register(_LastMinute(await _last(db), settings.phase))
-    body = generate_latest(metrics.all_processes()) + generate_latest(last)
+    # files of all processes are read and added up, under a lock: no deposit waits for that
+    counted = await asyncio.to_thread(generate_latest, metrics.all_processes())
+    body = counted + generate_latest(last)
     return Response(body, media_type=CONTENT_TYPE_LATEST)
 
 

@@ -1,7 +1,10 @@
 """`/metrics`: right with several processes, by route and never by path, closed to strangers, and what is slow is told without values."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any, cast
 import httpx
 import msgspec
 import pytest
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
@@ -166,3 +170,30 @@ async def test_a_slow_statement_is_counted_and_told_with_its_plan_and_without_va
     assert any("Join" in line for line in said[0]["plan"]), said
     assert "Result" in said[1]["plan"][0]
     assert all(secret not in json.dumps(each) for each in said)
+
+
+def _counted(folder: Path, times: int) -> int:
+    """A process that counts so many jobs and ends; its pid."""
+    code = f"import os\nfrom piggybank import metrics\nmetrics.JOBS.labels('archive', 'complete').inc({times})\nprint(os.getpid())"
+    environment = {**os.environ, COUNTING_FOLDER: str(folder)}
+    return int(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, timeout=60).stdout)
+
+
+def test_the_dead_are_one_though_nobody_looks(tmp_path: Path) -> None:
+    last = [_counted(tmp_path, times) for times in (1, 2, 4)][-1]
+    assert {int(path.stem.rpartition("_")[2]) for path in tmp_path.glob("*.db")} == {0, last}
+    for path in tmp_path.glob("*.db"):  # a hole would be a page that a full disk does not give
+        assert path.stat().st_blocks * 512 >= path.stat().st_size
+    counters.fold(tmp_path)
+    assert sum(value for _, value, _, _ in MmapedDict.read_all_values_from_file(str(tmp_path / "counter_0.db"))) == 7
+
+
+def test_where_nobody_can_count_together_each_counts_for_itself(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(COUNTING_FOLDER, str(tmp_path / "not there"))
+    server = start_server(settings, store_files.free_ports(1)[0])
+    try:
+        assert "ledger_batch_size_count" in scrape(server)
+    finally:
+        server.stop()
