@@ -262,6 +262,12 @@ class StandbysNotVisible(Error):
     retryable = True
 
 
+class InRecovery(Error):
+    """This database was restored from a backup: it is only read until an operator runs `piggybank restore finish`."""
+
+    retryable = True
+
+
 class Overloaded(Error):
     """Too much at once; nothing was changed. Try again."""
 

@@ -154,7 +154,8 @@ class _Rounds:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await _know_epoch(self._work)
-                await self._part(self._work)
+                if not self._work.db.recovering:
+                    await self._part(self._work)
         except TimeoutError as cause:
             self._tell(type(cause).__name__)
         except errors.Error as cause:
@@ -215,7 +216,8 @@ class _JobWorker(Worker[Any]):
 
 def _cron(work: Work, name: str, job: jobs.Job) -> CronJob[Any]:
     async def run(_context: object) -> int:
-        return await job.run(work)
+        await _know_epoch(work)
+        return 0 if work.db.recovering else await job.run(work)
 
     run.__qualname__ = name  # what SAQ calls it by
     return CronJob(run, job.cron, timeout=job.timeout_s, retries=job.retries, ttl=NOT_KEPT)
@@ -236,7 +238,7 @@ async def _know_epoch(work: Work) -> None:
     if time.monotonic() - work.cache.known_at < jobs.SWEEP_EVERY_S:
         return
     async with work.db.read() as session:
-        epoch, closed = await installation.epoch(session)
+        epoch, closed, work.db.recovering = await installation.epoch(session)
     work.cache.know(epoch, closed=closed)
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from piggybank import errors, telemetry
 from piggybank.cache import Cache
-from piggybank.db import installation, migrate
+from piggybank.db import installation, migrate, recovery
 from piggybank.db.engines import Database
 from piggybank.ledger import Ledger
 
@@ -23,7 +23,8 @@ LOOK_EVERY_S = 1.0  # so soon everybody knows another epoch (`db/installation.py
 LOOK_AGAIN_S = 0.5  # while the database is away or behind
 
 _INSTALLATION = text(
-    "SELECT epoch, (SELECT version_num FROM alembic_version) AS revision, extract(epoch FROM clock_timestamp()) AS now FROM installation"
+    f"SELECT epoch, {recovery.RECOVERING} AS recovering, (SELECT version_num FROM alembic_version) AS revision,"
+    " extract(epoch FROM clock_timestamp()) AS now FROM installation"
 )
 
 _log = telemetry.logger("health")
@@ -77,7 +78,7 @@ class Readiness:
         self.reachable = True
         self.revision = row.revision
         self.clock_off_s = max(0.0, before - float(row.now), float(row.now) - after)  # what the round trip cannot explain
-        epoch, closed = installation.epoch_of(row.epoch)
+        epoch, closed, self._db.recovering = installation.epoch_of(row.epoch, recovering=row.recovering)
         self._cache.know(epoch, closed=closed)
 
     async def _watch(self) -> None:

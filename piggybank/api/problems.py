@@ -55,6 +55,7 @@ STATUS: dict[type[errors.Error], int] = {
     errors.DatabaseUnavailable: 503,
     errors.NoSynchronousStandby: 503,
     errors.StandbysNotVisible: 503,
+    errors.InRecovery: 503,
     errors.StorageFull: 503,
     errors.Overloaded: 503,
     errors.AccountBusy: 503,

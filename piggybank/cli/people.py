@@ -284,7 +284,7 @@ def _run(ctx: click.Context, command: Callable[[Here], Awaitable[_T]]) -> _T:
             async with db.read() as read:
                 if await read.scalar(text("SELECT to_regclass('public.installation')")) is None:
                     raise errors.SchemaBehind
-                epoch, closed = await installation.epoch(read)
+                epoch, closed, _ = await installation.epoch(read)
             cache.know(epoch, closed=closed)
             return await command(Here(chosen, db, Tokens(db, cache)))
         finally:

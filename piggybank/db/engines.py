@@ -93,6 +93,7 @@ class Database:
         self.url = url
         self.waits_for = waits_for
         self.storage = storage or Storage()
+        self.recovering = False  # restored, and not finished: whoever looks at the installation's row says so
         self._statements = UNPREPARED if pooling == "transaction" else {}
         self.engine = open_engine(url, pooling, pool)
 
@@ -153,9 +154,11 @@ class Database:
 
         `replays`: it may write nothing and answer that all was done before, which then must be as sure as a commit. Not `lasting`: it
         waits for no standby, for what is of the hour only and must be written down also while there is none.
-        Raises `errors.DatabaseUnavailable` and StorageFull; where commits wait for a standby NoSynchronousStandby, too; when nobody can
-        tell whether it was committed OutcomeUnknown.
+        Raises `errors.InRecovery`, `errors.DatabaseUnavailable` and StorageFull; where commits wait for a standby NoSynchronousStandby,
+        too; when nobody can tell whether it was committed OutcomeUnknown.
         """
+        if self.recovering:
+            raise errors.InRecovery
         self.storage.check()
         with said_plainly():
             async with Write(self.engine, expire_on_commit=False) as session:

@@ -14,13 +14,14 @@ import asyncpg
 from sqlalchemy import text
 
 from piggybank import errors
+from piggybank.db import recovery
 from piggybank.db.engines import Current
 from piggybank.settings import ProviderMode
 
 ASK_TIMEOUT_S = 5.0
 CLOSED = "+"
 EVERYBODY_KNOWS_S = 3.0  # three looks
-_EPOCH = text("SELECT epoch FROM installation")
+_EPOCH = text(f"SELECT epoch, {recovery.RECOVERING} AS recovering FROM installation")
 
 
 async def stored_mode(url: str) -> ProviderMode | None:
@@ -66,16 +67,18 @@ class Epoch(NamedTuple):
 
     epoch: str
     closed: bool
+    recovering: bool  # it was restored, and takes no writes before `piggybank restore finish`
 
 
-def epoch_of(stored: str) -> Epoch:
+def epoch_of(stored: str, *, recovering: bool = False) -> Epoch:
     """What the row's `epoch` says."""
-    return Epoch(stored.removeprefix(CLOSED), stored.startswith(CLOSED))
+    return Epoch(stored.removeprefix(CLOSED), stored.startswith(CLOSED), recovering)
 
 
 async def epoch(read: Current) -> Epoch:
     """Of which past the cache's entries are."""
-    return epoch_of(await read.scalar(_EPOCH) or "")
+    row = (await read.execute(_EPOCH)).one_or_none()
+    return epoch_of(row.epoch, recovering=row.recovering) if row else epoch_of("")
 
 
 async def close_cache(owner_url: str) -> None:

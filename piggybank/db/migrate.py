@@ -38,10 +38,10 @@ SEES_STANDBYS = "pg_read_all_stats"  # whether they stream and confirm: asked fr
 _LOCAL = {"synchronous_commit": "local"}
 
 _GRANTS = {
-    "SELECT": "currencies, installation, reports, archived_months, account_checkpoints",
+    "SELECT": "currencies, installation, reports, archived_months, account_checkpoints, backups, archived_wal, drills, restores",
     "SELECT, INSERT": "transactions, effects, audit_log, system_entries, reconciliation_items, booked_transactions",
     "SELECT, INSERT, UPDATE": "users, sessions, api_keys, links, accounts, payments, provider_keys, provider_events, "
-    "resolutions, reconciliations",
+    "resolutions, reconciliations, lost_payments",
     "SELECT, INSERT, DELETE": "idempotency_keys, usage_minutes, minute_shares",
     "SELECT, UPDATE": "heartbeat",
     "SELECT, INSERT, UPDATE, DELETE": "outbox, failed_sign_ins, alerts",

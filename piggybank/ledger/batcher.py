@@ -127,8 +127,8 @@ class Ledger:
     async def submit(self, submission: Submission) -> Outcome:
         """Post one command: a batch of one, or part of a larger one.
 
-        Raises what is not an answer: Overloaded, ShuttingDown, DatabaseUnavailable, NoSynchronousStandby, StandbysNotVisible, StorageFull,
-        AccountBusy, IdempotencyKeyInUse, OutcomeUnknown, InternalError.
+        Raises what is not an answer: Overloaded, ShuttingDown, InRecovery, DatabaseUnavailable, NoSynchronousStandby, StandbysNotVisible,
+        StorageFull, AccountBusy, IdempotencyKeyInUse, OutcomeUnknown, InternalError.
         """
         return await self._enqueue(self._queue, submission, MAX_QUEUE)
 
@@ -145,6 +145,8 @@ class Ledger:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         if self.draining:
             future.set_exception(errors.ShuttingDown())
+        elif self._db.recovering:
+            future.set_exception(errors.InRecovery())
         elif self._waits_for_standby > STANDBY_LATE_S:
             future.set_exception(errors.NoSynchronousStandby())
         elif self._db.storage.full:

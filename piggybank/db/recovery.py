@@ -1,0 +1,67 @@
+"""Whether a database is in recovery: restored from a backup, and not yet compared with what the provider did since.
+
+It opens for reading only (`db/writes.py`), so nobody writes, whichever version of the program comes along; the row in `restores` is why,
+which lets processes say so at once, and stop their jobs. What is made known of backups is in tables, too: every process can read those.
+"""
+
+from datetime import datetime
+from uuid import uuid4
+
+import asyncpg
+from msgspec import Struct
+
+from piggybank import ids
+from piggybank.db import writes
+
+RECOVERING = "EXISTS (SELECT FROM restores WHERE finished_at IS NULL)"  # of a statement that reads the installation's row
+
+
+class Restore(Struct, frozen=True, kw_only=True):
+    """A restore: from which backup, and the moment up to which the database knew everything."""
+
+    backup_id: str
+    point: datetime
+    restored_at: datetime
+    finished_at: datetime | None
+
+
+async def begin(owner_url: str, backup_id: str, point: datetime) -> None:
+    """Put a database that was restored just now into recovery, with an epoch that no cache has seen. For the owner, before anybody else.
+
+    `point`: up to there it knows everything.
+    """
+    connection = await writes.open_mover(owner_url)
+    try:
+        await writes.stop(connection)
+        async with connection.transaction():
+            await connection.execute("UPDATE restores SET finished_at = now() WHERE finished_at IS NULL")  # of the backup's own past
+            await connection.execute(
+                "INSERT INTO restores (id, backup_id, point, restored_at) VALUES ($1, $2, $3, now())", ids.new_id(0), backup_id, point
+            )
+            await connection.execute("UPDATE installation SET epoch = $1", uuid4().hex[:8])
+    finally:
+        await connection.close()
+
+
+async def current(connection: asyncpg.Connection) -> Restore | None:
+    """The restore that is not finished."""
+    row = await connection.fetchrow("SELECT backup_id, point, restored_at, finished_at FROM restores WHERE finished_at IS NULL")
+    return Restore(**row) if row else None
+
+
+async def is_recovering(connection: asyncpg.Connection) -> bool:
+    """Also before the migration that knows of it."""
+    if await connection.fetchval("SELECT to_regclass('public.restores')") is None:
+        return False
+    return bool(await connection.fetchval(f"SELECT {RECOVERING}"))
+
+
+async def end(owner_url: str, application_role: str, report: bytes) -> None:
+    """Writes go on from here."""
+    connection = await writes.open_mover(owner_url)
+    try:
+        await connection.execute("UPDATE restores SET finished_at = now(), report = $1 WHERE finished_at IS NULL", report.decode())
+        await writes.allow(connection)
+        await writes.end_sessions(connection, application_role)
+    finally:
+        await connection.close()
