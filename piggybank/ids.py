@@ -5,6 +5,7 @@ user: 48 bits milliseconds, version, 12 bits fraction, variant, 54 random bits, 
 its shard without a look-up, a range of ids is a range of time, and ids made one after the other land side by side in an index.
 """
 
+import hashlib
 import os
 import secrets
 import struct
@@ -37,11 +38,23 @@ def new_bucket() -> int:
     return secrets.randbelow(BUCKETS)
 
 
-def new_id(bucket: int, now_ns: int | None = None) -> UUID:
-    """A new id in `bucket`, at `now_ns` (default: now)."""
+def mark_of(name: str) -> int:
+    """A fingerprint that takes the place of an id's random bits."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 11
+
+
+def mark_in(row_id: UUID) -> int:
+    """The random bits of an id, or the mark that it was made with."""
+    return (row_id.int >> 8) & ((1 << 53) - 1)
+
+
+def new_id(bucket: int, now_ns: int | None = None, mark: int | None = None) -> UUID:
+    """A new id in `bucket`, at `now_ns` (default: now); with a `mark` it tells whether it was made for the same thing as another."""
     milliseconds, rest = divmod(time.time_ns() if now_ns is None else now_ns, _NS_PER_MS)
     fraction = (rest << 12) // _NS_PER_MS
-    return UUID(int=(milliseconds << 80) | _VERSION_AND_VARIANT | (fraction << 64) | (random_64() >> 11 << 8) | bucket)
+    return UUID(
+        int=(milliseconds << 80) | _VERSION_AND_VARIANT | (fraction << 64) | ((random_64() >> 11 if mark is None else mark) << 8) | bucket
+    )
 
 
 def following_id(last: UUID | None, bucket: int, now_ns: int) -> UUID:

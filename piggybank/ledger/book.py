@@ -123,6 +123,7 @@ class Book:
 
     def __init__(self, now_ns: int) -> None:
         self.now_ns = now_ns
+        self.mark: int | None = None  # of the key of the command that is being decided
         self.accounts: dict[UUID, Account] = {}
         self.busy: frozenset[UUID] = frozenset()
         self.payments: dict[UUID, Payment] = {}

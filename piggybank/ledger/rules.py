@@ -46,6 +46,7 @@ def decide(book: Book, submission: Submission) -> Outcome:
     known = book.keys.get(scope) if key else None
     if known is not None:
         return Outcome(known[1], replayed=True) if known[0] == fingerprint else Outcome(errors.IdempotencyKeyReused())
+    book.mark = ids.mark_of(f"{account.user_id} {actor.letter} {key}") if key and isinstance(command, commands.OpenPayment) else None
     try:
         outcome = Outcome(_RULES[type(command)](book, account, command))
     except settlements.Replayed:
@@ -81,7 +82,8 @@ def _open_payment(book: Book, account: Account, command: commands.OpenPayment) -
         refunded = _refundable(book, account, command)
         refunded.refunding = command.amount
         book.changed_payments[refunded.id] = refunded
-    payment_id = ids.new_id(ids.bucket_of(account.id), book.now_ns)
+    # a payment's id carries its key: a database that was restored knows by it what the provider did for the same key in the time it lost
+    payment_id = ids.new_id(ids.bucket_of(account.id), book.now_ns, book.mark)
     held = 0 if command.kind == "deposit" else command.amount
     account.held += held
     account.open_payments += 1

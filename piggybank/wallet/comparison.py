@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
+import msgspec
 import structlog
 from msgspec import Struct
 from sqlalchemy import text
@@ -91,6 +92,8 @@ WHERE p.status = 'unknown' AND p.method = 'revio' AND p.provider = :provider
 ORDER BY p.id
 """)
 
+_ADOPTED = text("SELECT reference, payment_id FROM lost_payments WHERE provider = :provider AND payment_id IS NOT NULL")
+
 _OLDEST_OPEN = text("""
 SELECT id FROM payments
 WHERE status IN ('processing', 'unknown') AND kind = 'withdrawal'
@@ -152,6 +155,8 @@ class Comparison:
 async def compare(run: Comparison, since: datetime, until: datetime) -> None:
     run.tell("waiting for the provider's statement")
     lines = _booked(statements.read(await run.client.statement(await _oldest_open(run, since) - MARGIN, until + MARGIN)))
+    adopted = await _adopted(run)
+    lines = [msgspec.structs.replace(line, reference=adopted.get(line.reference, line.reference)) for line in lines]
     inside = [line for line in lines if since.timestamp() <= line.created_on < until.timestamp()]
     run.rows = len(inside)
     for first in range(0, len(lines), SLICE_LINES):
@@ -162,6 +167,12 @@ async def compare(run: Comparison, since: datetime, until: datetime) -> None:
     await _unknown(run)
     run.tell("comparing balances")
     await _balances(run)
+
+
+async def _adopted(run: Comparison) -> dict[str, str]:
+    """Payments that a restored database had lost, and that were asked for again: their reference is another id than ours."""
+    async with run.db.read() as read:
+        return {str(row.reference): str(row.payment_id) for row in await read.execute(_ADOPTED, {"provider": run.mode})}
 
 
 async def _oldest_open(run: Comparison, since: datetime) -> datetime:

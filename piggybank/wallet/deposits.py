@@ -17,7 +17,7 @@ from piggybank.db.engines import Database
 from piggybank.ledger import SYSTEM, Ledger, Submission
 from piggybank.ledger.commands import Advance
 from piggybank.revio import Client, Refused, Snapshot, Unclear, Unsent
-from piggybank.wallet import orders, settlement
+from piggybank.wallet import lost, orders, settlement
 from piggybank.wallet.orders import Payment
 from piggybank.wallet.provider import Provider
 from piggybank.wallet.settlement import Unmatched
@@ -40,6 +40,12 @@ async def checkout(db: Database, ledger: Ledger, provider: Provider, payment_id:
     client, mode = await provider.client(), await provider.mode()
     if payment.provider != mode or payment.expires_at is None:
         raise errors.ProviderNotConfigured(payment_id=str(payment_id), provider=payment.provider, mode=mode)
+    if (paid := await lost.find(db, mode, "deposit", payment.id)) is not None:  # before the database was restored
+        await lost.take(db, paid, payment.id)
+        made = await _asked(client, payment, paid.provider_id)
+        await _keep(ledger, client, payment, made)
+        await ask(db, ledger, provider, await orders.get(db, payment_id))
+        return await orders.get(db, payment_id)
     try:
         person = payment.person(provider.email(mode))
         made = await _within(
@@ -70,6 +76,13 @@ async def checkout(db: Database, ledger: Ledger, provider: Provider, payment_id:
         raise errors.ProviderNotConfigured(detail="The provider's key is a test key: its payments are not real.")
     await _keep(ledger, client, payment, made)
     return await orders.get(db, payment_id)
+
+
+async def _asked(client: Client, payment: Payment, purchase_id: str) -> Snapshot:
+    try:
+        return await client.purchase(purchase_id)
+    except (Refused, Unsent, Unclear) as cause:
+        raise errors.ProviderUnavailable(payment_id=str(payment.id)) from cause
 
 
 async def _within(seconds: float, call: Awaitable[Snapshot]) -> Snapshot:

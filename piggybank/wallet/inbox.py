@@ -117,6 +117,10 @@ _PAGES = {
     for chosen in combinations(_FILTERS, number)
 }
 
+_RETRY_UNMATCHED = text("""
+UPDATE provider_events SET due_at = :now WHERE (status = 'unmatched' OR due_at IS NOT NULL) AND provider = :provider RETURNING id
+""")
+
 _UNSTICK = text("""
 UPDATE provider_events SET due_at = :now WHERE status = 'new' AND (due_at IS NULL OR due_at > :latest) RETURNING id
 """)
@@ -173,6 +177,12 @@ async def replay(db: Database, ledger: Ledger, mode: ProviderMode, event_id: UUI
     await _apply(db, ledger, mode, row, by_hand=True)
     async with db.write() as read_back:
         return _event((await read_back.execute(_ONE, {"id": event_id})).one())
+
+
+async def retry_unmatched(db: Database, mode: ProviderMode) -> int:
+    """What was not matched is due now, at any age; answers how many."""
+    async with db.write() as write:
+        return len((await write.execute(_RETRY_UNMATCHED, {"now": datetime.now(UTC), "provider": mode})).all())
 
 
 async def unstick(db: Database) -> int:

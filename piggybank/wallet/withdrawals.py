@@ -23,7 +23,8 @@ from piggybank.ledger import SYSTEM, Ledger, Submission
 from piggybank.ledger.commands import Advance, PaymentStatus
 from piggybank.ledger.settlements import UNSENT
 from piggybank.revio import OrchestrationPayouts, Refused, Snapshot, Unclear, Unsent
-from piggybank.wallet import orders, settlement
+from piggybank.wallet import lost, orders, settlement
+from piggybank.wallet.lost import Lost
 from piggybank.wallet.orders import Payment, together
 from piggybank.wallet.provider import Provider
 from piggybank.wallet.settlement import Unmatched
@@ -77,11 +78,29 @@ async def _pay_out(db: Database, ledger: Ledger, provider: Provider, payment: Pa
     order = payment.order(provider.email(mode))
     if (wrong := driver.missing(order.currency, order.amount, order.destination)) is not None:
         raise Refused(0, "not_possible", " ".join(wrong))
+    if payment.status == "creating" and (made := await lost.find(db, mode, "withdrawal", payment.id)) is not None:
+        await _take_place(db, ledger, provider, payment, made)
+        return
     if driver.two_steps and payment.status == "creating":
         created = await driver.create(order)
         await _advance(ledger, payment, {"creating"}, "pending", provider_id=created.id, provider_url=created.execution_url)
         payment = await orders.get(db, payment.id)
     await _execute(db, ledger, provider, payment, lambda: driver.execute(order, payment.provider_url))
+
+
+async def _take_place(db: Database, ledger: Ledger, provider: Provider, payment: Payment, made: Lost) -> None:
+    """It was paid out before the database was restored: never again. What became of it is asked; what differs two operators decide."""
+    await lost.take(db, made, payment.id)
+    if (made.amount, made.currency) != (payment.amount, payment.currency):
+        await _advance(ledger, payment, {"creating"}, "unknown", failure="paid_before_the_restore_with_another_amount")
+        return
+    await _advance(ledger, payment, {"creating"}, "processing", provider_id=made.provider_id)
+    try:
+        snapshot = await (await provider.client()).payout(made.provider_id)
+    except (Refused, Unsent, Unclear) as cause:  # an EFT credit, or nobody answers: the statement tells
+        _log.info("payment_not_told", payment=str(payment.id), because=str(cause))
+        return
+    await settlement.apply(db, ledger, payment.provider, snapshot)
 
 
 async def _refund(db: Database, ledger: Ledger, provider: Provider, payment: Payment) -> None:

@@ -23,6 +23,14 @@ def test_an_id_carries_its_bucket_and_its_time(bucket: int, now_ns: int) -> None
     assert ids.first_id_at(ids.time_of(made)) <= made
 
 
+@given(BUCKET, NOW_NS, st.text(), st.text())
+def test_an_id_tells_what_it_was_made_for(bucket: int, now_ns: int, name: str, other: str) -> None:
+    made = ids.new_id(bucket, now_ns, ids.mark_of(name))
+    assert (ids.bucket_of(made), made.version, made.variant) == (bucket, 7, "specified in RFC 4122")
+    assert ids.mark_in(made) == ids.mark_of(name)
+    assert (ids.mark_in(made) == ids.mark_of(other)) is (name == other)
+
+
 @given(BUCKET, NOW_NS, st.lists(st.integers(-(10**10), 10**10), max_size=50))
 def test_following_ids_rise_whatever_the_clock_does(bucket: int, now_ns: int, steps: list[int]) -> None:
     last: UUID | None = None
