@@ -32,6 +32,12 @@ piggybank runs at {url}
   After a reboot:  {reboot}
 """
 
+RECOVERY_KEY = """
+RECOVERY KEY of the backups. It is shown this once and kept nowhere: write it down, and keep it away from this machine.
+    {key}
+Without it the settings and key files in a backup cannot be read. Where backups go: backup_target in piggybank.toml.
+"""
+
 PROVIDER = {
     "simulator": """Payments are a SIMULATOR: play money. Try one: "method": "revio" instead of "direct", then open its checkout_url.
   Going live later takes an installation of its own: --provider-mode live (README, Going live).""",
@@ -89,7 +95,8 @@ def _goodbye(options: Options, made: dict[str, str | None]) -> str:
     link = made["operator_link"] or f"there is an operator already; another one: {made['cli']} users operator-link"
     insecure = " -k" if str(made["url"]).startswith("https://127.") else ""
     provider = PROVIDER[str(made["provider_mode"])].format(cli=made["cli"])
-    return GOODBYE.format(
+    key = RECOVERY_KEY.format(key=made["recovery_key"]) if made["recovery_key"] else ""
+    return key + GOODBYE.format(
         provider=provider,
         url=made["url"],
         link=link,

@@ -62,6 +62,7 @@ def act(options: Options, source: Source) -> dict[str, str | None]:
         mode = _choose_provider(options)
         step(7, "Making the operator's one-time link")
         link = _operator_link(options)
+        recovery_key = _recovery_key(options)
         if not upgrades:  # an upgrade knows what still runs from where
             program.remove_old(place)
     return {
@@ -69,6 +70,7 @@ def act(options: Options, source: Source) -> dict[str, str | None]:
         "data_dir": str(options.data_dir),
         "cli": str(options.cli),
         "operator_link": link,
+        "recovery_key": recovery_key,
         "provider_mode": mode,
     }
 
@@ -249,6 +251,15 @@ def _operator_link(options: Options) -> str | None:
         return None
     made: dict[str, Any] = json.loads(_run(str(options.cli), "users", "operator-link", "--json"))
     return str(made["link"])
+
+
+def _recovery_key(options: Options) -> str | None:
+    """None where there is one: it is shown once, and kept nowhere."""
+    path = options.data_dir / SETTINGS_FILE
+    if re.search(r"^\s*backup_recipient\s*=", path.read_text(encoding="utf-8"), re.MULTILINE):
+        return None
+    made: dict[str, Any] = json.loads(_run(str(options.cli), "backup", "key", "--json"))
+    return str(made["recovery_key"])
 
 
 def _url(options: Options) -> str:

@@ -6,7 +6,7 @@ cd "$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)/.."
 . installer/python.sh
 
 # command:package
-DEBIAN_TOOLS="curl:curl systemd-analyze:systemd chromium:chromium pgbouncer:pgbouncer promtool:prometheus"
+DEBIAN_TOOLS="curl:curl systemd-analyze:systemd chromium:chromium pgbouncer:pgbouncer promtool:prometheus sshd:openssh-server"
 
 install_debian() {
   [ $# -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 || return 0

@@ -156,6 +156,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     otlp_url: Annotated[
         str, Meta(description="OTLP/HTTP receiver of traces (`http://host:4318/v1/traces`); empty: none. Needs the extra `tracing`.")
     ] = ""
+    backup_target: Annotated[
+        str,
+        Meta(description="Where backups go: a folder, `ssh://user@host[:port]/folder` or `s3://bucket/prefix`. Empty: none are made."),
+    ] = ""
+    backup_every_h: Annotated[
+        int, Meta(ge=0, le=720, description="Hours between two backups that are made by themselves; 0: only `piggybank backup create`.")
+    ] = 24
+    backup_keep: Annotated[int, Meta(ge=1, le=1_000, description="Backups that are kept; the newest good one always is.")] = 14
+    backup_keep_days: Annotated[int, Meta(ge=1, le=3_650, description="Days after which a backup goes, whatever their number.")] = 30
+    backup_drill_days: Annotated[
+        int, Meta(ge=0, le=366, description="Days between two restore drills that are made by themselves; 0: only `backup drill`.")
+    ] = 30
+    backup_recipient: Annotated[
+        str, Meta(description="Public half of the recovery key (`age1..`), to which secrets in backups are encrypted.")
+    ] = ""
+    backup_ssh_key: Annotated[str, Meta(description="File of the private key that `ssh://` signs in with.")] = ""
+    backup_ssh_known_hosts: Annotated[
+        str,
+        Meta(description="File with the keys of `ssh://` hosts, as `ssh-keyscan` prints them; a host that it does not have is refused."),
+    ] = ""
+    backup_s3_endpoint: Annotated[str, Meta(description="URL of an S3-compatible service. Empty: AWS.")] = ""
+    backup_s3_region: Annotated[str, Meta(description="Region of the bucket.")] = ""
+    backup_s3_access_key: Annotated[str, Meta(description="Access key; empty: as AWS's own tools find it.")] = ""
+    backup_s3_secret_key: Annotated[str, Meta(description="Its secret.")] = ""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is logged.")] = "info"
     log_format: Annotated[Literal["json", "console"], Meta(description="How log lines are written.")] = "json"
 
@@ -381,6 +405,7 @@ def _check_together(settings: Settings) -> None:
         else:
             _check_url(name, getattr(settings, name), ("redis", "rediss", "valkey", "valkeys"), needs_port=True)
     _check_url("smtp_url", settings.smtp_url, ("smtp", "smtps"))
+    _check_backup(settings)
     for name in (
         "public_url",
         "revio_url",
@@ -391,10 +416,22 @@ def _check_together(settings: Settings) -> None:
         "alert_webhook_url",
         "alert_ping_url",
         "otlp_url",
+        "backup_s3_endpoint",
     ):
         _check_url(name, getattr(settings, name), ("http", "https"))
     if settings.eft_debtor:
         _check_json_object("eft_debtor", settings.eft_debtor)
+
+
+def _check_backup(settings: Settings) -> None:
+    target = urlsplit(settings.backup_target)
+    named = target.hostname if target.scheme in ("ssh", "s3") else not target.scheme and target.path.startswith("/")
+    if settings.backup_target and not (named and not target.password):
+        allowed = "an absolute path, ssh://user@host[:port]/folder (signs in with backup_ssh_key) or s3://bucket[/prefix]"
+        raise errors.BadSetting(setting="PIGGYBANK_BACKUP_TARGET", value=_without_password(settings.backup_target), allowed=allowed)
+    if settings.backup_recipient and not re.fullmatch(r"age1[a-z0-9]{58}", settings.backup_recipient):
+        allowed = "age1.. with 62 characters, as `piggybank backup key` prints it"
+        raise errors.BadSetting(setting="PIGGYBANK_BACKUP_RECIPIENT", value="(hidden)", allowed=allowed)
 
 
 def _check_url(name: str, value: str, schemes: tuple[str, ...], *, needs_port: bool = False) -> None:
@@ -471,4 +508,4 @@ def _allowed(name: str) -> str:
         case msgspec.inspect.ListType():
             return "list (commas in the environment)"
         case _:
-            return "path" if name in ("data_dir", "tls_cert", "tls_key") else ("URL" if name.endswith("_url") else "text")
+            return "path" if name in ("data_dir", "tls_cert", "tls_key") else ("URL" if name.endswith(("_url", "_endpoint")) else "text")

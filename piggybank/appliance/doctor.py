@@ -15,10 +15,11 @@ import psutil
 from piggybank import errors, ids
 from piggybank import settings as settings_file
 from piggybank.appliance import folder, logs, overview, store_files, valkeys, web
+from piggybank.appliance.backups import health
 from piggybank.appliance.check import Check, Result
 from piggybank.capacity import connections, phases
 from piggybank.capacity.connections import Processes
-from piggybank.db import installation, migrate, partitions, standbys, writes
+from piggybank.db import installation, migrate, partitions, recovery, standbys, writes
 from piggybank.db.storage import RESERVE_MIB, Storage
 from piggybank.settings import ProviderMode, Settings
 
@@ -165,6 +166,7 @@ async def _database(settings: Settings) -> list[Check]:
             ("provider events", _provider_events),
             ("payments", _payments),
             ("reconciliation", _reconciliation),
+            ("backups", _backups),
         ]
         found = [Check("database", "ok", await application.fetchval("SELECT version()"))]
         for name, check in checks:
@@ -259,6 +261,9 @@ async def _partitions(databases: _Databases) -> Check:
 
 
 async def _writes(databases: _Databases) -> Check:
+    if await recovery.is_recovering(databases.application):
+        do = "piggybank restore finish: it asks the provider what happened since, and only then allows writes and payouts"
+        return Check("writes", "broken", "in recovery: restored from a backup, and only read until that is finished", do)
     if await writes.are_stopped(databases.application):
         do = "piggybank move --undo; unless a move runs just now, or the database moved: then look where database_url leads"
         return Check("writes", "broken", "this database takes no writes: it moved elsewhere, or a move is unfinished", do)
@@ -336,6 +341,10 @@ async def _payments(databases: _Databases) -> Check:
         do = "ask the provider, then two operators: POST /v1/ops/payments/{id}/resolve"
         return Check("payments", "warning", f"{unknown} of which nobody knows whether they happened", do)
     return Check("payments", "ok", "none is unknown")
+
+
+async def _backups(databases: _Databases) -> Check:
+    return await health.of_database(databases.application, databases.settings)
 
 
 async def _reconciliation(databases: _Databases) -> Check:

@@ -13,11 +13,12 @@ from redis.exceptions import RedisError
 import piggybank
 from piggybank import settings as settings_file
 from piggybank.appliance import folder, processes, topology, web
+from piggybank.appliance.backups import health
 from piggybank.appliance.processes import Program
 from piggybank.cache import Cache
 from piggybank.cache.cluster import is_cluster
 from piggybank.cache.servers import plain_url
-from piggybank.db import installation, migrate
+from piggybank.db import installation, migrate, recovery
 from piggybank.settings import Settings
 
 STOP_SIGNAL = signal.SIGTERM
@@ -76,6 +77,7 @@ async def look(settings: Settings) -> dict[str, Any]:
         "schema": schema,
         "stores": answers,
         "durability": settings.waits_for,
+        **await _of_backups(settings, at_head=schema["at_head"]),
         "provider": {
             "mode": mode,
             "simulator_url": settings.simulator_page if mode == "simulator" else None,
@@ -130,6 +132,21 @@ async def _valkey_answers(url: str) -> bool:
             return bool(await client.ping())
     except (OSError, RedisError):
         return False
+
+
+async def _of_backups(settings: Settings, *, at_head: object) -> dict[str, Any]:
+    """Whether it is in recovery, and how its backups stand; null: not known."""
+    if not at_head:
+        return {"recovering": None, "backups": None}
+    try:
+        connection = await asyncpg.connect(settings.database_url, timeout=ANSWER_TIMEOUT_S)
+        try:
+            recovering = await recovery.is_recovering(connection)
+            return {"recovering": recovering, "backups": await health.standing(connection, settings)}
+        finally:
+            await connection.close()
+    except (OSError, TimeoutError, asyncpg.PostgresError):
+        return {"recovering": None, "backups": None}
 
 
 async def _revision(settings: Settings) -> str | None:

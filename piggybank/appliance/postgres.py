@@ -39,7 +39,7 @@ _STREAMING = f"SELECT application_name FROM pg_stat_replication WHERE {FOLLOWS}"
 _OTHERWISE = """
 WITH said AS (
     SELECT DISTINCT ON (name) name, setting FROM pg_file_settings
-    WHERE name IN ('shared_buffers', 'max_connections') ORDER BY name, seqno DESC
+    WHERE name IN ('shared_buffers', 'max_connections', 'archive_mode') ORDER BY name, seqno DESC
 )
 SELECT bool_or(CASE name WHEN 'shared_buffers' THEN pg_size_bytes(said.setting) <> pg_size_bytes(current_setting(name))
                     ELSE said.setting <> current_setting(name) END)
@@ -196,9 +196,16 @@ class Postgres:
             keeps_wal=store_files.FOLLOWED_KEEPS if values.replicas else "0",
             primary_port=0 if is_primary else self.secrets.port_of(self.primary),
             replication_password=self.secrets.replication_password,
+            archives_to=self._spool() if values.archived else "",
         )
         processes.write_file(self.dir / name / "postgresql.conf", store_files.postgres_conf(server), 0o600, self.user)
         processes.write_file(self.dir / name / "pg_hba.conf", store_files.pg_hba(), 0o600, self.user)
+
+    def _spool(self) -> str:
+        """Where segments wait for the backup target: PostgreSQL puts them there, the supervisor takes them away."""
+        folder = self.dir / store_files.WAL_SPOOL
+        system_user.make_folder(folder, self.user)
+        return str(folder)
 
     def reload(self, name: str) -> None:
         """Read the configuration again."""

@@ -6,6 +6,7 @@ checksums. The queue keeps an append-only file and refuses writes when full; the
 
 import json
 import secrets
+import shlex
 import socket
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ MOVED_FILE = "moved"  # beside the servers' folders, once their database moved e
 
 FIRST_POSTGRES = "postgres"  # the server that a new installation has
 LATER_STORES = ("postgres-2", "postgres-3", "pooler", *(f"cache-{number}{bus}" for number in range(1, 7) for bus in ("", "-bus")))
+WAL_SPOOL = "wal-spool"  # segments on their way to the backup target
+WAL_EVERY_S = 30  # a segment is closed so often, at least: with the way to the target, at most a minute is not yet there
 SLOT_KEEPS = "4GB"
 FOLLOWED_KEEPS = "512MB"
 
@@ -196,6 +199,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     keeps_wal: str = "0"
     primary_port: int = 0  # 0: it is the primary
     replication_password: str = ""
+    archives_to: str = ""  # a folder; empty: nobody asks for the log
 
 
 def postgres_conf(server: Server) -> str:
@@ -217,6 +221,9 @@ def postgres_conf(server: Server) -> str:
         "max_wal_size": "1GB",
         "wal_keep_size": server.keeps_wal,  # so that who follows another primary finds what came before its slot
         "max_slot_wal_keep_size": SLOT_KEEPS,  # a standby that stays away longer is copied anew, before it fills the disk
+        "archive_mode": "on",  # only a start changes it, so it is always on; the command decides
+        "archive_command": _archive_command(server.archives_to) if server.archives_to else "true",
+        "archive_timeout": f"{WAL_EVERY_S}s" if server.archives_to else "0",
         "checkpoint_timeout": "5min",
         "checkpoint_completion_target": 0.9,
         "shared_buffers": f"{server.shared_buffers_mib}MB",
@@ -248,8 +255,14 @@ def postgres_conf(server: Server) -> str:
             f"host=127.0.0.1 port={server.primary_port} user={REPLICATION_ROLE} password={server.replication_password}"
             f" application_name={server.name} connect_timeout=5"
         )
-    lines = [f"{name} = '{value}'" for name, value in values.items()]
+    lines = [f"{name} = '{str(value).replace(chr(39), 2 * chr(39))}'" for name, value in values.items()]
     return "# Written at every start; use ALTER SYSTEM for settings of your own.\n" + "\n".join(lines) + "\n"
+
+
+def _archive_command(folder: str) -> str:
+    """Whole and on the disk under its name, or not at all; doing it again is the same."""
+    place = shlex.quote(folder).replace("%", "%%")
+    return f"dd if=%p of={place}/.%f bs=1M conv=fsync 2>/dev/null && mv -f {place}/.%f {place}/%f"
 
 
 def slot_of(name: str) -> str:

@@ -24,12 +24,13 @@ import psutil
 from piggybank import errors, metrics, telemetry
 from piggybank import settings as settings_file
 from piggybank.appliance import failover, folder, logs, move, orders, processes, rotation, system_user, topology, web
+from piggybank.appliance.backups.schedule import Schedule
 from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.embedded import Embedded, Tell
 from piggybank.appliance.orders import Order
 from piggybank.appliance.processes import Program, Running
 from piggybank.capacity import phases
-from piggybank.db import installation, migrate, months, writes
+from piggybank.db import installation, migrate, months, recovery, writes
 from piggybank.settings import Settings
 
 LOOK_EVERY_S = 0.2
@@ -87,6 +88,7 @@ class Supervisor:
         self._busy: set[str] = set()  # web processes and workers that are being replaced
         self._at_work: threading.Thread | None = None  # on an order of the command line
         self._stop = threading.Event()
+        self._schedule: Schedule | None = None  # of backups
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT; raises `errors.AlreadyRunning`, `errors.StoreFailed`, `errors.CannotProceed`."""
@@ -129,6 +131,9 @@ class Supervisor:
             self._replace(program, self.settings, _tell_line)
         if self.stores is not None:
             self.stores.shrink(_tell_line)  # what a change of the phase that was interrupted left
+        if self.settings.backup_target:
+            self._schedule = Schedule(self.settings)
+            self._schedule.start()
         self._at_work = threading.Thread(target=self._finish, name="finish", daemon=True)
         self._at_work.start()
 
@@ -340,6 +345,8 @@ class Supervisor:
             _tell("warning", "not_rotated", error=str(error))
 
     def _stop_all(self) -> None:
+        if self._schedule is not None:
+            self._schedule.stopping.set()
         if self._at_work is not None:
             self._at_work.join(ORDER_STOP_S)
         for kind in ("web-", "worker-", web.SIMULATOR):
@@ -368,13 +375,13 @@ async def bring_schema(settings: Settings) -> list[str]:
     role = migrate.role_of(settings.database_url)
     try:
         await _check_writes(settings.owner_database_url)
-        applied = await migrate.upgrade(settings.owner_database_url, role, settings.provider_mode)
+        applied = await migrate.upgrade(writes.mover_url(settings.owner_database_url), role, settings.provider_mode)
     except (OSError, asyncpg.PostgresError) as cause:
         raise errors.CannotProceed(
             what=f"the schema could not be migrated: {cause}", do="look at owner_database_url and whether that server runs"
         ) from cause
     try:
-        await migrate.limit_role(settings.owner_database_url, role)
+        await migrate.limit_role(writes.mover_url(settings.owner_database_url), role)
     except asyncpg.InsufficientPrivilegeError:
         _tell("warning", "role_not_limited", role=role, do="piggybank doctor prints the ALTER ROLE statements for a superuser")
     return applied
@@ -383,7 +390,7 @@ async def bring_schema(settings: Settings) -> list[str]:
 async def _check_writes(owner_url: str) -> None:
     connection = await writes.open_mover(owner_url)
     try:
-        stopped = await writes.are_stopped(connection)
+        stopped = await writes.are_stopped(connection) and not await recovery.is_recovering(connection)
     finally:
         await connection.close()
     if stopped:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from piggybank import errors
@@ -52,12 +53,14 @@ class Topology(Struct, frozen=True, kw_only=True):
     pooler_clients: int
     pooler_connections: int
     cache_mib: int  # of each node
+    archived: bool = False  # the log is kept until it is at the backup target
 
 
 def wanted(settings: Settings) -> Topology:
     """The stores of these settings' phase."""
     chosen = {"pooler": settings.pooler, "durability": settings.durability}
-    return of(settings.phase, chosen, embedded=settings_file.embedded_stores(settings.data_dir))
+    found = of(settings.phase, chosen, embedded=settings_file.embedded_stores(settings.data_dir))
+    return msgspec.structs.replace(found, archived=bool(settings.backup_target))
 
 
 def of(number: int, overrides: Mapping[str, Any] = NO_OVERRIDES, *, embedded: tuple[str, ...] = tuple(settings_file.STORES)) -> Topology:

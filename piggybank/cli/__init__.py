@@ -27,6 +27,8 @@ COMMANDS = {
     "upgrade": ("piggybank.cli.upgrade:upgrade", "Another version, or PostgreSQL's next major, with a backup and a way back."),
     "verify": ("piggybank.cli.ledger:verify", "Re-derive every balance from its rows."),
     "partitions": ("piggybank.cli.partitions:partitions", "Months of transactions: turn on, make ahead, list, archive."),
+    "backup": ("piggybank.cli.backup:backup", "Make, list and prove backups; the recovery key; restore drills."),
+    "restore": ("piggybank.cli.restore:restore", "Bring a backup back, into a new folder or database; end a recovery."),
     "bench": ("piggybank.cli.bench:bench", "Measure what this machine carries, on a database to throw away."),
     "phase": ("piggybank.cli.phase:phase", "Which phase this runs as, what another would change, and the change."),
     "failover": ("piggybank.cli.phase:failover", "Make a standby the primary."),

@@ -314,6 +314,16 @@ def _print_status(found: dict[str, Any]) -> None:
         console.print("payments: live")
     if found["durability"] == "local":
         console.print("durability: [bold]LOCAL[/], a lost primary may lose answered writes")
+    if found["recovering"]:
+        console.print("[bold red]IN RECOVERY[/]: restored from a backup, and only read; end it: piggybank restore finish")
+    if (kept := found["backups"]) is not None:
+        last = f"last backup {kept['backup_at']}" if kept["backup_at"] else "[yellow]no backup[/]"
+        where = f" in {kept['target']}" if kept["target"] else "; no backup_target is set"
+        same = ", [yellow]on the same disk as the data[/]" if kept["same_disk"] else ""
+        drill = (
+            "" if kept["drill_passed"] is None else f", drill {'passed' if kept['drill_passed'] else '[red]FAILED[/]'} {kept['drill_at']}"
+        )
+        console.print(f"{last}{where}{same}{drill}")
     table = Table("process", "pid", "since", "", box=None, pad_edge=False)
     for process in found["processes"]:
         table.add_row(

@@ -47,8 +47,12 @@ def data_dir() -> Iterator[Path]:
 def test_from_nothing_to_a_deposit_and_again(data_dir: Path) -> None:
     """One test, since one installation takes most of a minute."""
     first = installed("--data-dir", str(data_dir), "--port", str(a_free_port()))
-    assert first.keys() == {"url", "data_dir", "cli", "operator_link", "provider_mode", "printed"}
+    assert first.keys() == {"url", "data_dir", "cli", "operator_link", "provider_mode", "recovery_key", "printed"}
     assert first["data_dir"] == str(data_dir)
+    assert first["recovery_key"].startswith("AGE-SECRET-KEY-1")
+    assert first["recovery_key"] in first["printed"]
+    kept = [path for path in data_dir.rglob("*.toml") if first["recovery_key"] in path.read_text(encoding="utf-8")]
+    assert kept == []
     assert first["operator_link"].startswith(first["url"])
 
     if os.geteuid() == 0:  # root runs what the system user cannot exchange, and the web is the system user's
@@ -73,7 +77,8 @@ def test_from_nothing_to_a_deposit_and_again(data_dir: Path) -> None:
     settings = data_dir / "piggybank.toml"
     settings.write_text(settings.read_text(encoding="utf-8") + '# mine\nlog_level = "warning"\n', encoding="utf-8")
     before = settings.read_text(encoding="utf-8")
-    assert installed("--data-dir", str(data_dir))["url"] == first["url"]
+    again = installed("--data-dir", str(data_dir))
+    assert (again["url"], again["recovery_key"]) == (first["url"], None)
     assert settings.read_text(encoding="utf-8") == before
 
     # again with a flag, now that there is an operator: its line changes, and the money is where it was

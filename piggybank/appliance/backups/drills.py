@@ -1,0 +1,126 @@
+"""A restore drill: the newest backup is restored beside everything else, opened in recovery, verified and thrown away.
+
+A backup that nobody has restored is a hope. This is done each month by itself, and what it found is kept.
+"""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import asyncpg
+from msgspec import Struct
+
+from piggybank import errors
+from piggybank.appliance import binaries, data_folder
+from piggybank.appliance.backups import manifests, restoring
+from piggybank.appliance.backups.making import BASE, DUMP
+from piggybank.appliance.backups.manifests import Manifest
+from piggybank.appliance.backups.restoring import Restored
+from piggybank.appliance.backups.targets import Target
+from piggybank.appliance.embedded import Embedded
+from piggybank.db import backups, migrate
+from piggybank.settings import Settings
+
+FOLDER = "drill"  # in the data folder, while it lasts
+
+Tell = Callable[[str], None]
+
+
+class Drill(Struct, frozen=True, kw_only=True):
+    """How it ended."""
+
+    backup_id: str
+    passed: bool
+    seconds: float
+    said: str
+    restored: Restored | None = None
+
+
+def drill(settings: Settings, target: Target, backup_id: str, tell: Tell) -> Drill:
+    """Restore, compare with the manifest, verify, delete; written down. Raises `errors.CannotProceed` only where there is no backup."""
+    manifest = manifests.choose(target, backup_id)
+    began, at = time.monotonic(), datetime.now(UTC)
+    restored: Restored | None = None
+    try:
+        for file in manifest.files:
+            if not file.name.endswith((DUMP, BASE)):  # those are read when they are restored
+                manifests.check(target, file)
+        restored = _restore(settings, target, manifest, tell)
+        said = f"{restored.accounts} accounts, {restored.transactions} transactions up to {restored.point:%Y-%m-%dT%H:%M:%SZ}: all fits"
+    except (errors.Error, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as cause:
+        said = str(cause.details.get("what", cause)) if isinstance(cause, errors.Error) else f"{type(cause).__name__}: {cause}"
+    found = Drill(backup_id=manifest.id, passed=restored is not None, seconds=time.monotonic() - began, said=said, restored=restored)
+    asyncio.run(backups.record_drill(settings.owner_database_url, manifest.id, at, found.seconds, said, passed=found.passed))
+    return found
+
+
+def _restore(settings: Settings, target: Target, manifest: Manifest, tell: Tell) -> Restored:
+    """On a server of its own where this machine has the programs, else in a database beside the real one."""
+    try:
+        binaries.psql().with_name("postgres").resolve(strict=True)
+    except (errors.CannotProceed, OSError):
+        return asyncio.run(_beside(settings, target, manifest, tell))
+    folder = settings.data_dir / FOLDER
+    data_folder.prepare_folder(settings.data_dir)
+    shutil.rmtree(folder, ignore_errors=True)  # of a drill that was killed
+    try:
+        restored = restoring.into_folder(target, manifest, folder, None, "", tell)
+        tell("looking whether it takes writes")
+        _check_recovery(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return restored
+
+
+def _check_recovery(folder: Path) -> None:
+    """Start it as `up` would, and try to write: only reads are let in. Raises `errors.CannotProceed`."""
+    stores = Embedded(folder)
+    stores.prepare()
+    primary = stores.postgres.primary
+    try:
+        stores.ensure(primary)
+        stores.wait_ready(primary)
+        stores.postgres.make_roles()
+        asyncio.run(_refuses_writes(stores.addresses()["database_url"]))
+    finally:
+        stores.stop()
+
+
+async def _refuses_writes(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("DELETE FROM outbox")
+    except asyncpg.ReadOnlySQLTransactionError:
+        return
+    finally:
+        await connection.close()
+    raise errors.CannotProceed(what="the restored database took a write", do="keep this backup, and report it")
+
+
+async def _beside(settings: Settings, target: Target, manifest: Manifest, tell: Tell) -> Restored:
+    """In a container: no server of its own; the owner may make a database."""
+    name = f"piggybank_drill_{uuid4().hex[:8]}"
+    owner_url = urlsplit(settings.owner_database_url)._replace(path=f"/{name}").geturl()
+    owner = await asyncpg.connect(settings.owner_database_url)
+    try:
+        try:
+            await owner.execute(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0")
+        except asyncpg.InsufficientPrivilegeError as cause:
+            role = migrate.quoted(migrate.role_of(settings.owner_database_url))
+            raise errors.CannotProceed(
+                what="the owner's role may not make a database for the drill", do=f"as an administrator there: ALTER ROLE {role} CREATEDB"
+            ) from cause
+        try:
+            role = migrate.role_of(settings.database_url)
+            restored = await asyncio.to_thread(restoring.into_database, target, manifest, owner_url, role, tell)
+            await _refuses_writes(urlsplit(settings.database_url)._replace(path=f"/{name}").geturl())
+            return restored
+        finally:
+            await owner.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    finally:
+        await owner.close()

@@ -1,0 +1,124 @@
+"""End a recovery: learn from the provider what happened since the restore point, and only then let writes and payouts go on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import asyncpg
+import msgspec
+from msgspec import Struct
+
+from piggybank import checks, errors
+from piggybank.cache import Cache
+from piggybank.db import installation, migrate, recovery, writes
+from piggybank.db.engines import Database
+from piggybank.db.recovery import Restore
+from piggybank.ledger import Ledger
+from piggybank.settings import Settings
+from piggybank.wallet import recovery as learning
+from piggybank.wallet.provider import Provider
+from piggybank.wallet.recovery import Found
+
+LOCK = 5_077_164_914  # any number that nobody else in this database takes: one finish at a time
+
+Tell = Callable[[str], None]
+
+
+class Finished(Struct, frozen=True, kw_only=True):
+    """What was learnt; `found` is None where no payment ever went through a provider."""
+
+    restore: Restore
+    found: Found | None
+
+
+async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = False) -> Finished | None:
+    """None: it is not in recovery. May be repeated, also after it was cut off.
+
+    Raises `errors.CannotProceed` where something must be settled first: then it stays in recovery.
+    """
+    connection = await writes.open_mover(settings.owner_database_url)
+    try:
+        if not await recovery.is_recovering(connection):
+            return None
+        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
+            raise errors.AlreadyRunning(data_dir=str(settings.data_dir), what="restore finish")
+        restore = await recovery.current(connection)
+        assert restore is not None
+        found = await _learn(settings, restore, tell)
+        if found is not None and found.unexplained and not accept_unexplained:
+            under_way = ", ".join(f"{amount} {currency}" for currency, amount in found.unexplained.items())
+            raise errors.CannotProceed(
+                what=f"the provider is still paying out {under_way} that this database knows nothing of: payouts of the time that was lost",
+                do="wait until they have ended there, then again; --accept-unexplained where they are somebody else's",
+            )
+        tell("verifying every balance")
+        await _verify(settings.owner_database_url)
+        report = msgspec.json.encode(found)
+        await recovery.end(settings.owner_database_url, migrate.role_of(settings.database_url), report)
+        return Finished(restore=restore, found=found)
+    finally:
+        await connection.close()
+
+
+async def _learn(settings: Settings, restore: Restore, tell: Tell) -> Found | None:
+    # with the application's rights, direct: a pooler passes on no setting of a session
+    db = Database(writes.mover_url(settings.database_url), waits_for=settings.waits_for)
+    provider = Provider(settings, db)
+    try:
+        if not await learning.is_used(db) and not await _is_configured(provider):
+            return None
+        async with _ledger(settings, db) as ledger:
+            return await learning.learn(db, ledger, provider, restore.point, tell)
+    finally:
+        await provider.close()
+        await db.close()
+
+
+async def _is_configured(provider: Provider) -> bool:
+    try:
+        await provider.check()
+    except errors.ProviderNotConfigured:
+        return False
+    return True
+
+
+@asynccontextmanager
+async def _ledger(settings: Settings, db: Database) -> AsyncIterator[Ledger]:
+    cache = Cache.of(settings)
+    async with db.read() as read:
+        epoch, closed, _ = await installation.epoch(read)
+        cache.know(epoch, closed=closed)
+    ledger = Ledger(db, cache)
+    await ledger.start()
+    try:
+        yield ledger
+    finally:
+        await ledger.stop()
+        await cache.close()
+
+
+async def _verify(owner_url: str) -> None:
+    async for progress in checks.verify(owner_url):
+        if progress.findings:
+            one = progress.findings[0]
+            raise errors.CannotProceed(
+                what=f"account {one.account_id}: {one.what}: stored {one.stored}, derived {one.derived}",
+                do="piggybank verify --json shows all; restore another backup, or an earlier moment (--at)",
+            )
+
+
+def run(settings: Settings, tell: Tell, *, accept_unexplained: bool) -> Finished | None:
+    """For the command line. Raises `errors.CannotProceed`."""
+    try:
+        return asyncio.run(finish(settings, tell, accept_unexplained=accept_unexplained))
+    except errors.ProviderNotConfigured as cause:
+        missing = ", ".join(name.removeprefix("PIGGYBANK_").lower() for name in cause.details.get("missing", ()))
+        raise errors.CannotProceed(
+            what=f"nobody can be asked what was paid since: the provider needs {missing or 'its settings'}",
+            do="put it into piggybank.toml, restart (piggybank down; up --detach), then again",
+        ) from cause
+    except errors.ProviderUnavailable as cause:
+        what = f"the provider does not answer: {cause.details.get('reason', 'no connection')}"
+        raise errors.CannotProceed(what=what, do="piggybank provider status; then again: nothing was decided without it") from cause
+    except (OSError, TimeoutError, errors.DatabaseUnavailable, asyncpg.PostgresError, asyncpg.InterfaceError) as cause:
+        raise errors.CannotProceed(what=f"the database does not answer: {cause}", do="piggybank up --detach, then again") from cause

@@ -1,0 +1,142 @@
+"""Backups by themselves: the log as it comes, a whole one each day, a drill each month. A thread of the supervisor, or a container.
+
+What fails is said once, is tried again, and stops nothing else; how long ago the last good one was stands in the database, where alerts
+look. While the database is in recovery nothing is taken to the target: it may be one of two that call themselves the same.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import asyncpg
+import structlog
+
+from piggybank import errors
+from piggybank import settings as settings_file
+from piggybank.appliance.backups import drills, keeping, making, manifests, targets, wal
+from piggybank.db import backups, recovery
+from piggybank.db.backups import Standing
+from piggybank.settings import Settings
+
+LOOK_EVERY_S = 5.0
+AGAIN_AFTER_S = 60.0  # a target that failed
+AGAIN_WHOLE_AFTER = timedelta(minutes=30)  # a whole backup that failed, or a drill that could not begin
+DRILL_AGAIN_AFTER = timedelta(days=1)  # one that did not pass
+TROUBLE = (errors.Error, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+T = TypeVar("T")
+
+_log = structlog.get_logger()
+
+
+class Schedule:
+    """Of one installation: two loops, so that the log goes on while a backup is made."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.stopping = threading.Event()
+        self._failing: dict[str, str] = {}
+
+    def start(self) -> list[threading.Thread]:
+        """Both loops, each in a thread that ends with the process."""
+        loops = [self._ship_log, self._make_whole] if making.usual_kind(self.settings) == "base" else [self._make_whole]
+        threads = [threading.Thread(target=loop, name=loop.__name__.strip("_"), daemon=True) for loop in loops]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _ship_log(self) -> None:
+        while not self.stopping.is_set():
+            pause_s = LOOK_EVERY_S
+            if not self._tell("log_not_archived", self._ship):
+                pause_s = AGAIN_AFTER_S
+            self.stopping.wait(pause_s)
+
+    def _ship(self) -> None:
+        """With one connection, for as long as the target answers."""
+        if not wal.waiting(self.settings.data_dir) or self._ask(recovery.is_recovering):
+            return
+        with targets.opened(self.settings) as target:
+            installation = self._ask(_installation)
+            manifests.check_owner(target, installation, claim=True)
+            known = set(target.names(wal.FOLDER))
+            while not self.stopping.is_set():
+                wal.ship(self.settings.data_dir, target, known, self._record_wal)
+                self._failing.pop("log_not_archived", None)
+                self.stopping.wait(LOOK_EVERY_S)
+
+    def _record_wal(self, name: str, written_at: datetime) -> None:
+        asyncio.run(backups.record_wal(self.settings.owner_database_url, name, written_at))
+
+    def _make_whole(self) -> None:
+        tried = {"backup": datetime.min.replace(tzinfo=UTC), "drill": datetime.min.replace(tzinfo=UTC)}
+        while not self.stopping.is_set():
+            for what, due, work in (("backup", self._backup_due, self._back_up), ("drill", self._drill_due, self._drill)):
+                if datetime.now(UTC) - tried[what] > AGAIN_WHOLE_AFTER and self._is_due(due):
+                    tried[what] = datetime.now(UTC)
+                    self._tell(f"{what}_failed", work)
+            self.stopping.wait(LOOK_EVERY_S)
+
+    def _is_due(self, due: Callable[[Standing, datetime], bool]) -> bool:
+        try:
+            return not self._ask(recovery.is_recovering) and due(self._ask(backups.standing), datetime.now(UTC))
+        except TROUBLE:
+            return False  # a database that is away has its own alarm
+
+    def _backup_due(self, standing: Standing, now: datetime) -> bool:
+        every = timedelta(hours=self.settings.backup_every_h)
+        return bool(every) and (standing.backup_at is None or now - standing.backup_at >= every)
+
+    def _drill_due(self, standing: Standing, now: datetime) -> bool:
+        every = timedelta(days=self.settings.backup_drill_days)
+        if not every or standing.backup_at is None:
+            return False
+        return standing.drill_at is None or now - standing.drill_at >= (every if standing.drill_passed else min(every, DRILL_AGAIN_AFTER))
+
+    def _back_up(self) -> None:
+        settings = settings_file.load(self.settings.data_dir)  # a recovery key may have been made since
+        with targets.opened(settings) as target:
+            made = making.create(settings, target, making.usual_kind(settings), lambda _: None)
+            gone = keeping.prune(target, settings.backup_keep, settings.backup_keep_days, datetime.now(UTC))
+        asyncio.run(backups.forget(self.settings.owner_database_url, gone))
+        _log.info("backup_made", backup=made.manifest.id, mib=made.manifest.size_bytes // 1024**2, deleted=gone, warnings=made.warnings)
+
+    def _drill(self) -> None:
+        with targets.opened(self.settings) as target:
+            found = drills.drill(self.settings, target, manifests.LATEST, lambda _: None)
+        if not found.passed:
+            raise errors.CannotProceed(what=f"the restore drill of {found.backup_id} failed: {found.said}", do="piggybank backup drill")
+        _log.info("drill_passed", backup=found.backup_id, seconds=round(found.seconds, 1))
+
+    def _ask(self, question: Callable[[asyncpg.Connection], Coroutine[Any, Any, T]]) -> T:
+        return asyncio.run(_asked(self.settings.owner_database_url, question))
+
+    def _tell(self, what: str, work: Callable[[], None]) -> bool:
+        """Say it once when it begins to fail, not each time."""
+        began = time.monotonic()
+        try:
+            work()
+        except TROUBLE as cause:
+            why = str(cause.details.get("what", cause)) if isinstance(cause, errors.Error) else f"{type(cause).__name__}: {cause}"
+            if self._failing.get(what) != why:
+                _log.error(what, because=why, after_s=round(time.monotonic() - began, 1))
+            self._failing[what] = why
+            return False
+        if self._failing.pop(what, None):
+            _log.info("backups_go_on", what=what)
+        return True
+
+
+async def _asked(url: str, question: Callable[[asyncpg.Connection], Coroutine[Any, Any, T]]) -> T:
+    connection = await asyncpg.connect(url, timeout=making.CONNECT_TIMEOUT_S)
+    try:
+        return await question(connection)
+    finally:
+        await connection.close()
+
+
+async def _installation(connection: asyncpg.Connection) -> str:
+    return str(await connection.fetchval("SELECT id FROM installation"))

@@ -1,0 +1,177 @@
+"""`piggybank restore BACKUP ..` and `piggybank restore finish`."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from piggybank import errors, telemetry
+from piggybank.appliance import folder, overview
+from piggybank.appliance.backups import finishing, manifests, restoring, targets
+from piggybank.appliance.backups.restoring import Restored
+from piggybank.appliance.backups.targets import Target
+from piggybank.appliance.store_files import APPLICATION_ROLE
+from piggybank.cli.appliance import settings_of
+from piggybank.cli.backup import progress, recovery_key
+from piggybank.settings import Settings
+
+UNKNOWN_SHOWN_MAX = 50
+BACKUP = "BACKUP"  # what the command without a name is called in the help
+
+
+class _Restore(click.Group):
+    """A word that is no command is a backup."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands:
+            return BACKUP, self.commands[BACKUP], args
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Restore, subcommand_metavar="BACKUP [OPTIONS] | finish")
+def restore() -> None:
+    """Bring a backup back: `latest`, or an id of `piggybank backup list`, into a NEW folder or database.
+
+    It opens in recovery: reads are answered, everything that would write or pay is refused, until `restore finish` has asked the
+    payment provider what happened since.
+
+    \b
+    Examples:
+      piggybank restore latest --to /var/lib/piggybank-restored
+      piggybank restore latest --to /srv/bank --at 2026-11-24T09:30:00Z --recovery-key key.txt
+      piggybank restore latest --from s3://bank-backups/one --to 'postgresql://owner:password@db/piggybank'
+      piggybank restore finish --data-dir /var/lib/piggybank-restored
+    """
+
+
+@restore.command(BACKUP)
+@click.argument("backup_id")
+@click.option("--to", "place", default="", metavar="FOLDER|URL", help="A new data folder, or the owner's address of an empty database.")
+@click.option("--in-place", is_flag=True, help="Over the stopped installation of --data-dir; its database is kept beside it.")
+@click.option("--name", default="", help="With --in-place: the folder's name, instead of being asked for it.")
+@click.option("--from", "address", default="", metavar="TARGET", help="Elsewhere than `backup_target`.")
+@click.option("--at", "moment", default="", metavar="TIME", help="The moment to restore, like 2026-11-24T09:30:00Z. Else the newest.")
+@click.option("--recovery-key", "key_file", metavar="FILE", help="Restores settings and key files, too; -: read it from standard input.")
+@click.option("--without-key", is_flag=True, help="Do not ask for the recovery key.")
+@click.option("--application-role", default=APPLICATION_ROLE, show_default=True, help="With a URL: the role that the application has.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+@click.pass_context
+def bring_back(
+    ctx: click.Context,
+    *,
+    backup_id: str,
+    place: str,
+    in_place: bool,
+    name: str,
+    address: str,
+    moment: str,
+    key_file: str | None,
+    without_key: bool,
+    application_role: str,
+    as_json: bool,
+) -> None:
+    """Restore a backup into a new folder or database (see `piggybank restore --help`)."""
+    if bool(place) == in_place:
+        raise click.UsageError("give either --to FOLDER|URL or --in-place")
+    settings = settings_of(ctx)
+    at = _moment(moment)
+    work: Callable[[Target, manifests.Manifest, Callable[[str], None]], Restored]
+    is_url = place.startswith(("postgresql://", "postgres://"))
+    if in_place:
+        _check_stopped(settings, name)
+    identity = "" if is_url or without_key else recovery_key(key_file)
+    if is_url:
+        if at is not None:
+            raise errors.CannotProceed(what="a database gets a logical backup, which holds one moment", do="leave --at away")
+        work = lambda target, manifest, tell: restoring.into_database(target, manifest, place, application_role, tell)  # noqa: E731
+    elif in_place:
+        work = lambda target, manifest, tell: restoring.in_place(target, manifest, settings.data_dir, at, identity, tell)  # noqa: E731
+    else:
+        where = Path(place).expanduser().absolute()
+        work = lambda target, manifest, tell: restoring.into_folder(target, manifest, where, at, identity, tell)  # noqa: E731
+    with targets.opened(settings, address) as target, progress(quiet=as_json) as tell:
+        restored = work(target, manifests.choose(target, backup_id, at), tell)
+    if as_json:
+        click.echo(msgspec.json.encode(restored).decode())
+        return
+    click.echo(f"{restored.backup_id} is restored into {restored.place}, as of {restored.point:%Y-%m-%dT%H:%M:%SZ}")
+    click.echo(f"{restored.accounts} accounts, {restored.transactions} transactions: everything fits")
+    if is_url:
+        click.echo("It is in recovery. Give its addresses to the installation (database_url, owner_database_url), start that, then:")
+        click.echo("  piggybank restore finish")
+        return
+    if not restored.secrets and not in_place:
+        click.echo("Settings and key files are NOT restored: that takes --recovery-key. Write them into piggybank.toml there.")
+    click.echo("It is in recovery: only reads are answered. Stop the old installation for good, then:")
+    click.echo(f"  piggybank up --detach --data-dir {restored.place}\n  piggybank restore finish --data-dir {restored.place}")
+
+
+@restore.command("finish")
+@click.option("--accept-unexplained", is_flag=True, help="Go on although the provider pays out what is not ours.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+@click.pass_context
+def finish(ctx: click.Context, *, accept_unexplained: bool, as_json: bool) -> None:
+    """Ask the provider what happened since the restore point, post it, and let writes and payouts go on.
+
+    Events, the statement and every payment that had not ended are looked at; what nobody can tell becomes `unknown`, for two operators.
+    Nothing is ever sent twice: a request that comes again with its Idempotency-Key finds what the provider did for it. Safe to repeat.
+
+    \b
+    Examples:
+      piggybank restore finish
+      piggybank restore finish --json | jq .found.unknown
+    """
+    settings = settings_of(ctx)
+    telemetry.configure("error", "console")  # to standard error: what a machine reads is on the other
+    with Console(stderr=True, quiet=as_json).status("beginning") as status:
+        done = finishing.run(settings, status.update, accept_unexplained=accept_unexplained)
+    if as_json:
+        click.echo(json.dumps({"finished": True, "was_in_recovery": done is not None} | (msgspec.to_builtins(done) if done else {})))
+        return
+    if done is None:
+        click.echo("nothing to do: it is not in recovery")
+        return
+    click.echo(f"restored from {done.restore.backup_id}, as of {done.restore.point:%Y-%m-%dT%H:%M:%SZ}")
+    if (found := done.found) is None:
+        click.echo("no payment ever went through a provider: nobody had to be asked")
+    else:
+        states = ", ".join(f"{count} {state}" for state, count in found.states.items()) or "none"
+        click.echo(f"{found.events} events applied; payments that had not ended: {states}")
+        if found.reconciliation is not None:
+            run = found.reconciliation
+            click.echo(f"statement: {run.rows} rows, {run.mended} posted just now, {run.items_count} differences ({run.id})")
+        for one in found.lost[:UNKNOWN_SHOWN_MAX]:
+            click.echo(
+                f"made in the time that was lost: {one.amount} {one.currency}, {one.provider_id}: known again when it is asked for again"
+            )
+        for payment_id in found.unknown[:UNKNOWN_SHOWN_MAX]:
+            click.echo(f"unknown: {payment_id}: two operators resolve it (POST /v1/ops/payments/{payment_id}/resolve)")
+    click.echo("writes and payouts go on. Make a backup now: piggybank backup create")
+
+
+def _moment(text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as cause:
+        raise click.BadParameter(f"{text} is no time like 2026-11-24T09:30:00Z", param_hint="--at") from cause
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+def _check_stopped(settings: Settings, name: str) -> None:
+    """Raises `errors.CannotProceed` where it runs, or its name is not typed."""
+    place = settings.data_dir
+    if not (place / "stores").is_dir():
+        raise errors.CannotProceed(what=f"there is no installation in {place}", do="name its folder: --data-dir")
+    if folder.read_card(place) is not None or overview.processes_of(settings):
+        raise errors.CannotProceed(what=f"{place} runs", do="piggybank down, then again")
+    if not name:
+        click.echo(f"This puts a backup in the place of the database in {place}. That one is kept beside it, in stores/.")
+        name = click.prompt(f"Type the folder's name ({place.name}) to go on", default="", show_default=False)
+    if name != place.name:
+        raise errors.CannotProceed(what="the name was not typed; nothing was changed", do=f"the data is in {place}")

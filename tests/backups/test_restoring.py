@@ -1,0 +1,197 @@
+"""Restoring: to a moment, out of a dump, into a database, in place; and what is refused, with nothing left behind."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import httpx
+import msgspec
+import pytest
+
+from piggybank import errors
+from piggybank.appliance import store_files
+from piggybank.appliance.backups import drills, finishing, making, manifests, restoring, targets
+from piggybank.appliance.backups.manifests import Manifest
+from piggybank.db import backups
+from piggybank.settings import Settings
+from tests.appliance.bank import wait_until
+from tests.backups.conftest import Branch
+from tests.conftest import Stores, _on_database, run_apart, start_server
+from tests.ledger.conftest import new_account
+
+
+async def _sql(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def _value(url: str, query: str) -> object:
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetchval(query)
+    finally:
+        await connection.close()
+
+
+async def _make_account(url: str) -> str:
+    connection = await asyncpg.connect(url)
+    try:
+        return str(await new_account(connection, "ZAR"))
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+def bank(fresh_settings: Settings, tmp_path: Path) -> Settings:
+    """A database that is elsewhere, with a folder for its backups."""
+    (tmp_path / "backups").mkdir()
+    return msgspec.structs.replace(fresh_settings, backup_target=str(tmp_path / "backups"))
+
+
+def test_a_dump_becomes_a_database_that_opens_in_recovery(bank: Settings, stores: Stores) -> None:
+    """Logical: what a container does, with programs of the host or the wheel."""
+    account = run_apart(lambda: _make_account(bank.owner_database_url))
+    server = start_server(bank)
+    try:
+
+        def deposit(url: str, key: str) -> httpx.Response:
+            headers = server.headers | {"Idempotency-Key": key}
+            return httpx.post(f"{url}/v1/accounts/{account}/deposits", json={"amount": 5, "method": "direct"}, headers=headers, timeout=30)
+
+        assert deposit(server.url, "one").status_code == 201
+        with targets.opened(bank) as target:
+            made = making.create(bank, target, "logical", lambda _: None)
+        assert made.manifest.facts.rows["transactions"] == 1
+        assert [warning for warning in made.warnings if "same disk" in warning]
+        assert deposit(server.url, "two").status_code == 201  # lost
+    finally:
+        server.stop()
+    name = f"again_{uuid4().hex[:8]}"
+    run_apart(lambda: _sql(stores.admin_url, f"CREATE DATABASE {name} OWNER {store_files.OWNER_ROLE}"))
+    there = msgspec.structs.replace(
+        bank, database_url=_on_database(bank.database_url, name), owner_database_url=_on_database(bank.owner_database_url, name)
+    )
+    try:
+        with targets.opened(bank) as target:
+            manifest = manifests.choose(target, "latest")
+            restored = restoring.into_database(target, manifest, there.owner_database_url, store_files.APPLICATION_ROLE, lambda _: None)
+            with pytest.raises(errors.CannotProceed, match="not empty"):
+                restoring.into_database(target, manifest, there.owner_database_url, store_files.APPLICATION_ROLE, lambda _: None)
+        assert (restored.transactions, restored.point) == (1, manifest.taken_at)
+        epochs = [run_apart(partial(_value, url, "SELECT epoch FROM installation")) for url in (bank.database_url, there.database_url)]
+        assert epochs[0] != epochs[1]
+        server = start_server(there)
+        refused = deposit(server.url, "two")
+        assert (refused.status_code, refused.json()["code"], refused.json()["retryable"]) == (503, "in_recovery", True)
+        assert httpx.get(f"{server.url}/v1/accounts/{account}/balance", headers=server.headers, timeout=30).json()["balance"] == 5
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):  # whichever version of the program comes along
+            run_apart(lambda: _sql(there.database_url, "DELETE FROM outbox"))
+        done = finishing.run(there, lambda _: None, accept_unexplained=False)
+        assert done is not None
+        assert done.restore.backup_id == manifest.id
+        assert finishing.run(there, lambda _: None, accept_unexplained=False) is None
+        wait_until(lambda: deposit(server.url, "two").status_code == 201)
+        assert httpx.get(f"{server.url}/v1/accounts/{account}/balance", headers=server.headers, timeout=30).json()["balance"] == 10
+    finally:
+        server.stop()
+        run_apart(lambda: _sql(stores.admin_url, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def test_what_cannot_be_restored_is_refused_before_anything_is_touched(bank: Settings, tmp_path: Path) -> None:
+    with targets.opened(bank) as target:
+        made = making.create(bank, target, "logical", lambda _: None).manifest
+        later = datetime.now(UTC) + timedelta(hours=1)
+        base = msgspec.structs.replace(made, kind="base", first_wal="000000010000000000000001")
+        cases: list[tuple[Manifest, datetime | None, str]] = [
+            (made, made.taken_at, "one moment"),
+            (base, made.taken_at - timedelta(seconds=1), "begins at"),
+            (base, later, "future"),
+            (base, made.taken_at, "no log was archived"),
+            (_with(made, schema_revision="9999"), None, "newer than ours"),
+            (_with(base, postgres_major=17), None, "PostgreSQL 17"),
+        ]
+        for manifest, at, says in cases:
+            folder = tmp_path / "restored"
+            with pytest.raises(errors.CannotProceed, match=says):
+                restoring.into_folder(target, manifest, folder, at, "", lambda _: None)
+            assert not folder.exists()
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "file").touch()
+        with pytest.raises(errors.CannotProceed, match="not empty"):
+            restoring.into_folder(target, made, tmp_path / "full", None, "", lambda _: None)
+        assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
+        with pytest.raises(errors.CannotProceed, match="becomes a data folder"):
+            restoring.into_database(target, base, bank.owner_database_url, "x", lambda _: None)
+
+
+def _with(manifest: Manifest, **facts: object) -> Manifest:
+    return msgspec.structs.replace(manifest, facts=msgspec.structs.replace(manifest.facts, **facts))
+
+
+@pytest.mark.deep
+def test_any_moment_a_drill_a_tampered_file_and_in_place(branch: Branch, target: Path, open_path: Path) -> None:
+    branch.do("up", "--detach")
+    key = json.loads(branch.do("backup", "key", "--json"))["recovery_key"]
+    (open_path / "key.txt").write_text(key + "\n")
+    account = branch.open_account()
+    assert branch.deposit(account, 100, "one").status_code == 201
+    made = json.loads(branch.do("backup", "create", "--json"))
+    assert branch.deposit(account, 20, "two").status_code == 201
+    moment = datetime.now(UTC)
+    wait_until(lambda: datetime.now(UTC) > moment + timedelta(milliseconds=50))
+    assert branch.deposit(account, 3, "three").status_code == 201
+    archived = len(list((target / "wal").glob("*.gz")))
+    wait_until(lambda: len(list((target / "wal").glob("*.gz"))) > archived + 1)  # closed by time, not by size
+
+    drilled = json.loads(branch.do("backup", "drill", "--json"))
+    assert (drilled["passed"], drilled["restored"]["accounts"]) == (True, 1)
+    assert not (branch.data_dir / drills.FOLDER).exists()
+    said = branch.do("backup", "verify", "--recovery-key", str(open_path / "key.txt"))
+    assert "stores/secrets.toml" in said
+    assert branch.run("backup", "verify").returncode == 1  # nobody there to be asked for the key
+    status = json.loads(branch.run("status", "--json").stdout)
+    assert (status["backups"]["backup_id"], status["backups"]["drill_passed"], status["recovering"]) == (made["id"], True, False)
+    branch.do("down")
+
+    branch.do("restore", "latest", "--to", str(open_path / "then"), "--at", moment.isoformat(), "--without-key")
+    then = Branch(open_path / "then", **{name: value for name, value in branch.environment.items() if name.startswith("PIGGYBANK_")})
+    then.token = branch.token
+    then.do("up", "--detach")
+    assert then.get(f"/v1/accounts/{account}/balance")["balance"] == 120
+    found = json.loads(then.run("status", "--json").stdout)
+    assert found["recovering"] is True
+    then.do("down")
+
+    assert branch.run("restore", "latest", "--in-place", "--name", "another", "--without-key").returncode == 1
+    branch.do("restore", "latest", "--in-place", "--name", branch.data_dir.name, "--without-key")
+    branch.do("up", "--detach")
+    assert branch.get(f"/v1/accounts/{account}/balance")["balance"] == 123
+    assert json.loads(branch.do("restore", "finish", "--json"))["was_in_recovery"]
+    wait_until(lambda: branch.deposit(account, 7, "four").status_code == 201)
+    branch.do("verify")
+
+    base = target / "backups" / made["id"] / making.BASE
+    content = bytearray(base.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    base.write_bytes(content)
+    assert branch.run("backup", "verify", "--without-key").returncode == 1
+    failed = branch.run("backup", "drill", "--json")
+    assert (failed.returncode, json.loads(failed.stdout)["passed"]) == (1, False)
+    assert run_apart(lambda: _standing(branch)).drill_passed is False
+    branch.do("down")
+    assert branch.run("restore", made["id"], "--to", str(open_path / "no"), "--without-key").returncode == 1
+    assert not (open_path / "no").exists()
+
+
+async def _standing(branch: Branch) -> backups.Standing:
+    connection = await asyncpg.connect(branch.stores.addresses()["database_url"])
+    try:
+        return await backups.standing(connection)
+    finally:
+        await connection.close()
