@@ -282,9 +282,9 @@ def _run(ctx: click.Context, command: Callable[[Here], Awaitable[_T]]) -> _T:
         db, cache = Database.of(chosen), Cache.of(chosen)
         try:
             async with db.read() as read:
-                if await read.scalar(text("SELECT to_regclass('public.installation')")) is None:
+                if await read.scalar(text("SELECT to_regclass('public.restores')")) is None:
                     raise errors.SchemaBehind
-                epoch, closed, _ = await installation.epoch(read)
+                epoch, closed, db.recovering = await installation.epoch(read)
             cache.know(epoch, closed=closed)
             return await command(Here(chosen, db, Tokens(db, cache)))
         finally:

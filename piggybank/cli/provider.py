@@ -267,7 +267,7 @@ async def _ledger(at: Provider) -> AsyncIterator[Ledger]:
     """A lane of our own: what the statement has and we do not is posted."""
     cache = Cache.of(at.settings)
     async with at.db.read() as read:
-        epoch, closed, _ = await installation.epoch(read)
+        epoch, closed, at.db.recovering = await installation.epoch(read)
         cache.know(epoch, closed=closed)
     ledger = Ledger(at.db, cache)
     await ledger.start()

@@ -60,8 +60,9 @@ async def end(owner_url: str, application_role: str, report: bytes) -> None:
     """Writes go on from here."""
     connection = await writes.open_mover(owner_url)
     try:
-        await connection.execute("UPDATE restores SET finished_at = now(), report = $1 WHERE finished_at IS NULL", report.decode())
-        await writes.allow(connection)
+        async with connection.transaction():  # both or none: whoever is killed here finds it in recovery, or finished
+            await connection.execute("UPDATE restores SET finished_at = now(), report = $1 WHERE finished_at IS NULL", report.decode())
+            await writes.allow(connection)
         await writes.end_sessions(connection, application_role)
     finally:
         await connection.close()

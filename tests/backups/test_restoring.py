@@ -1,6 +1,8 @@
 """Restoring: to a moment, out of a dump, into a database, in place; and what is refused, with nothing left behind."""
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ from piggybank.db import backups
 from piggybank.settings import Settings
 from tests.appliance.bank import wait_until
 from tests.backups.conftest import Branch
-from tests.conftest import Stores, _on_database, run_apart, start_server
+from tests.conftest import ROOT, Stores, _on_database, environment, run_apart, start_server, start_simulator
 from tests.ledger.conftest import new_account
 
 
@@ -47,6 +49,14 @@ async def _make_account(url: str) -> str:
         await connection.close()
 
 
+def _said(settings: Settings, *words: str) -> str:
+    """What a command of these settings says when it is refused."""
+    command = [sys.executable, "-m", "piggybank", *words]
+    done = subprocess.run(command, env=environment(settings), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    return done.stderr
+
+
 @pytest.fixture
 def bank(fresh_settings: Settings, tmp_path: Path) -> Settings:
     """A database that is elsewhere, with a folder for its backups."""
@@ -59,10 +69,11 @@ def test_a_dump_becomes_a_database_that_opens_in_recovery(bank: Settings, stores
     account = run_apart(lambda: _make_account(bank.owner_database_url))
     server = start_server(bank)
     try:
+        headers = server.headers
 
         def deposit(url: str, key: str) -> httpx.Response:
-            headers = server.headers | {"Idempotency-Key": key}
-            return httpx.post(f"{url}/v1/accounts/{account}/deposits", json={"amount": 5, "method": "direct"}, headers=headers, timeout=30)
+            sent = headers | {"Idempotency-Key": key}
+            return httpx.post(f"{url}/v1/accounts/{account}/deposits", json={"amount": 5, "method": "direct"}, headers=sent, timeout=30)
 
         assert deposit(server.url, "one").status_code == 201
         with targets.opened(bank) as target:
@@ -86,18 +97,23 @@ def test_a_dump_becomes_a_database_that_opens_in_recovery(bank: Settings, stores
         assert (restored.transactions, restored.point) == (1, manifest.taken_at)
         epochs = [run_apart(partial(_value, url, "SELECT epoch FROM installation")) for url in (bank.database_url, there.database_url)]
         assert epochs[0] != epochs[1]
+        assert "restore finish" in _said(there, "apikeys", "create", "--scopes", "all")
         server = start_server(there)
         refused = deposit(server.url, "two")
         assert (refused.status_code, refused.json()["code"], refused.json()["retryable"]) == (503, "in_recovery", True)
-        assert httpx.get(f"{server.url}/v1/accounts/{account}/balance", headers=server.headers, timeout=30).json()["balance"] == 5
+        assert httpx.get(f"{server.url}/v1/accounts/{account}/balance", headers=headers, timeout=30).json()["balance"] == 5
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):  # whichever version of the program comes along
             run_apart(lambda: _sql(there.database_url, "DELETE FROM outbox"))
+        with pytest.raises(errors.CannotProceed, match="provider does not answer"):  # then nothing is decided
+            finishing.run(there, lambda _: None, accept_unexplained=False)
+        simulator = start_simulator(there)
         done = finishing.run(there, lambda _: None, accept_unexplained=False)
+        simulator.stop()
         assert done is not None
         assert done.restore.backup_id == manifest.id
         assert finishing.run(there, lambda _: None, accept_unexplained=False) is None
         wait_until(lambda: deposit(server.url, "two").status_code == 201)
-        assert httpx.get(f"{server.url}/v1/accounts/{account}/balance", headers=server.headers, timeout=30).json()["balance"] == 10
+        assert httpx.get(f"{server.url}/v1/accounts/{account}/balance", headers=headers, timeout=30).json()["balance"] == 10
     finally:
         server.stop()
         run_apart(lambda: _sql(stores.admin_url, f"DROP DATABASE {name} WITH (FORCE)"))
