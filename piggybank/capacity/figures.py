@@ -88,6 +88,7 @@ SELECT (SELECT pid FROM pg_stat_activity WHERE pid = pg_backend_pid()) AS backen
        outbox.waiting AS outbox_waiting, outbox.oldest AS outbox_oldest,
        inbox.waiting AS inbox_waiting, inbox.oldest AS inbox_oldest,
        (SELECT count(*) FROM (SELECT FROM provider_events WHERE status = 'unmatched' LIMIT 10000) AS unmatched) AS unmatched,
+       (SELECT max(finished_at) FROM backups) AS backed_up,
        (SELECT max(until) FROM reconciliations WHERE status = 'finished') AS reconciled_until,
        (SELECT id FROM payments WHERE method = 'revio' ORDER BY id LIMIT 1) AS first_payment
 FROM (SELECT count(*) AS waiting, (array_agg(id ORDER BY id))[1] AS oldest
@@ -147,11 +148,10 @@ async def look(read: Read, settings: Settings) -> tuple[Figures, dict[str, str]]
         found["ledger_writes_refused"] = float(not await read.scalar(_STANDBYS))
     else:
         found["ledger_writes_refused"] = 0.0
-    backed_up = await last_backup(read)
-    if backed_up is None:
-        unknown["backup_age_seconds"] = "this version keeps no list of backups"
+    if row.backed_up or settings.backup_target or "postgres" in embedded_stores(settings.data_dir):
+        found["backup_age_seconds"] = _age(now, row.backed_up or ids.time_of(row.installation))
     else:
-        found["backup_age_seconds"] = _age(now, max(backed_up, ids.time_of(row.installation)))
+        unknown["backup_age_seconds"] = "the database is elsewhere and no backup_target is set: who runs it backs it up"
     machine = of_machine(settings, row.backend)
     unknown |= machine.unknown
     if machine.db_cpu_seconds is not None:
@@ -159,11 +159,6 @@ async def look(read: Read, settings: Settings) -> tuple[Figures, dict[str, str]]
     if machine.disk_free_ratio is not None:
         found["disk_free_ratio"] = machine.disk_free_ratio
     return found, unknown
-
-
-async def last_backup(read: Read) -> datetime | None:  # noqa: ARG001 - it will be asked
-    """When the last good backup ended, the earliest of times when there was none; None: nobody keeps a list."""
-    return None
 
 
 def of_stores(database: DatabaseFigures, cache: CacheFigures | None) -> tuple[Figures, dict[str, str]]:

@@ -62,7 +62,7 @@ def drill(settings: Settings, target: Target, backup_id: str, tell: Tell) -> Dri
 def _restore(settings: Settings, target: Target, manifest: Manifest, tell: Tell) -> Restored:
     """On a server of its own where this machine has the programs, else in a database beside the real one."""
     try:
-        binaries.psql().with_name("postgres").resolve(strict=True)
+        binaries.client("psql").with_name("postgres").resolve(strict=True)
     except (errors.CannotProceed, OSError):
         return asyncio.run(_beside(settings, target, manifest, tell))
     folder = settings.data_dir / FOLDER

@@ -226,7 +226,7 @@ def client_program(name: str, url: str, server_major: int) -> Path:
     candidates = [Path(found)] if (found := shutil.which(name)) else []
     if parse_qs(urlsplit(url).query).get("sslmode", [""])[-1] not in ENCRYPTED:
         with suppress(errors.CannotProceed):
-            candidates.insert(0, binaries.psql().with_name(name))
+            candidates.insert(0, binaries.client("psql").with_name(name))
     versions = []
     for candidate in candidates:
         said = system_user.run(None, str(candidate), "--version", check=False).stdout.split()
