@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-build.lock")
+LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-build.lock", "requirements-image.lock", "requirements-docker.lock")
 PINNED = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(\[[^\]]*\])?==(?P<version>[^ ;\\]+)", re.MULTILINE)
 
 
@@ -31,11 +31,14 @@ def project() -> dict[str, Any]:
 
 def asked() -> list[tuple[str, str]]:
     about = project()
-    runtime = about["project"]["dependencies"] + about["project"]["optional-dependencies"]["embedded"]
+    extras = about["project"]["optional-dependencies"]
+    runtime = about["project"]["dependencies"] + extras["embedded"]
     return (
         [("requirements.lock", requirement) for requirement in runtime]
         + [("requirements-dev.lock", requirement) for requirement in runtime + about["dependency-groups"]["dev"]]
         + [("requirements-build.lock", requirement) for requirement in about["build-system"]["requires"]]
+        + [("requirements-image.lock", requirement) for requirement in about["project"]["dependencies"] + extras["tracing"]]
+        + [("requirements-docker.lock", requirement) for requirement in extras["docker"]]
     )
 
 
@@ -58,11 +61,12 @@ def imported(folder: str) -> set[str]:
 
 @pytest.mark.parametrize(("folder", "with_dev"), [("piggybank", False), ("alembic", False), ("tests", True), ("installer", None)])
 def test_what_is_imported_is_asked_for(folder: str, with_dev: bool | None) -> None:
-    """A library that only comes along with another one may leave with it. The installer runs before anything is installed."""
+    """A library that only comes along with another one may leave with it. The installer runs before anything but its own extra is there."""
     about = project()
     extras = about["project"]["optional-dependencies"]
     named = about["project"]["dependencies"] + extras["embedded"] + extras["tracing"] if with_dev is not None else []
     named += about["dependency-groups"]["dev"] if with_dev else []
+    named += about["project"]["optional-dependencies"]["docker"] if folder == "installer" else []
     declared = {canonicalize_name(Requirement(requirement).name) for requirement in named}
     comes_from = packages_distributions()
     missing = [name for name in imported(folder) if not {canonicalize_name(found) for found in comes_from.get(name, [])} & declared]
@@ -81,8 +85,9 @@ def test_every_pin_has_a_hash(lock: str) -> None:
     assert [block.splitlines()[0] for block in blocks if "--hash=sha256:" not in block] == []
 
 
-def test_tests_run_what_is_shipped() -> None:
-    shipped, tested = pinned("requirements.lock"), pinned("requirements-dev.lock")
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-image.lock", "requirements-docker.lock"])
+def test_tests_run_what_is_shipped(lock: str) -> None:
+    shipped, tested = pinned(lock), pinned("requirements-dev.lock")
     assert {name: versions for name, versions in shipped.items() if tested.get(name) != versions} == {}
 
 
