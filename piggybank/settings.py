@@ -307,6 +307,11 @@ def helm_release(environment: Mapping[str, str] | None = None) -> tuple[str, str
     return environment.get("HELM_RELEASE", "piggybank"), environment.get("HELM_NAMESPACE", "default")
 
 
+def orchestrator(data_dir: Path) -> str | None:
+    """The platform that runs our processes, each in a container of its own; None where a supervisor of ours does, be it in a container."""
+    return None if embedded_stores(data_dir) or (data_dir / "run" / "supervisor.json").exists() else platform()
+
+
 def default_data_dir() -> Path:
     """`/var/lib/piggybank` for root, else below the user's own data folder."""
     if os.geteuid() == 0:

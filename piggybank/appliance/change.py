@@ -17,13 +17,14 @@ from piggybank.appliance import data_folder, external, folder, observed, orders,
 from piggybank.capacity import helm, phases, railway
 from piggybank.capacity.plan import Plan, Refusal
 from piggybank.capacity.plan import plan as planned
-from piggybank.capacity.standing import Facts, Target
+from piggybank.capacity.standing import HERE, Facts, Target
 from piggybank.db.partitions import MONTHS_ARE_ON
 from piggybank.settings import Settings
 
 ASK_TIMEOUT_S = 5.0
+SAID_BY_PLATFORM = ("phase", "web_processes", "worker_processes", "pool_connections")
 COMMANDS: dict[str, str] = {
-    "compose": "PIGGYBANK_PHASE={number} docker compose --profile {profile} up --detach --remove-orphans",
+    "compose": "installer/install.sh --docker --phase {number}",
 }
 
 _FACTS = f"""
@@ -54,7 +55,7 @@ def declared(settings: Settings) -> dict[str, Any]:
     """The phase as it is written down, for `phase show`."""
     phase, target = phases.of(settings.phase), target_of(settings)
     facts = msgspec.structs.replace(topology.facts(), target=target)
-    kept = planned(settings.phase, settings.phase, topology.overrides(settings), facts).overrides
+    kept = planned(settings.phase, settings.phase, _overrides(settings, target), facts).overrides
     return {
         "phase": phase.number,
         "name": phase.name,
@@ -69,7 +70,7 @@ def declared(settings: Settings) -> dict[str, Any]:
 async def plan(settings: Settings, number: int, target: Target | None = None) -> Change:
     """What `apply` would do; `refused` in it says why not. Raises `errors.CannotProceed` where the database does not answer."""
     target = target or target_of(settings)
-    made = planned(settings.phase, number, topology.overrides(settings), await _facts(settings, target))
+    made = planned(settings.phase, number, _overrides(settings, target), await _facts(settings, target))
     if target == "external" and not made.refused:
         outside = [
             Refusal(what=finding.what, do=finding.do)
@@ -123,6 +124,12 @@ async def _facts(settings: Settings, target: Target) -> Facts:
     else:
         masters = int((await observed.cache(settings) or "1").partition("+")[0])
     return msgspec.structs.replace(facts, pgbouncer=bool(settings.pooler_url), replicas=len(settings.replica_urls), cache_masters=masters)
+
+
+def _overrides(settings: Settings, target: Target) -> dict[str, Any]:
+    """What the operator set over the phase. On containers the platform says in the environment what the phase it runs has."""
+    chosen = topology.overrides(settings)
+    return chosen if target in HERE else {name: value for name, value in chosen.items() if name not in SAID_BY_PLATFORM}
 
 
 def _caches_are_here(settings: Settings) -> bool:

@@ -108,6 +108,8 @@ def _crashes(settings: Settings) -> Check:
 
 
 def _supervisor(settings: Settings, mode: ProviderMode | None) -> Check:
+    if (platform_name := settings_file.orchestrator(settings.data_dir)) is not None:
+        return Check("supervisor", "ok", f"{platform_name} starts and stops the processes")
     card = folder.read_card(settings.data_dir)
     if card is None:
         return Check("supervisor", "warning", "nothing supervises this folder", "piggybank up --detach")
@@ -130,6 +132,11 @@ def _is_root(pid: int) -> bool:
 
 
 def _port(settings: Settings) -> Check:
+    if settings_file.orchestrator(settings.data_dir) is not None:
+        where = settings.own_address
+        if overview.is_ready(settings):
+            return Check("web", "ok", f"{where} is ready")
+        return Check("web", "broken", f"{where} is not ready", "look at the web containers and their log")
     if any(process.name.startswith("web-") for process in overview.processes_of(settings)):
         card = folder.read_card(settings.data_dir)
         url, ready = card.url if card else settings.url, overview.is_ready(settings)

@@ -49,7 +49,9 @@ def declared(settings: Settings) -> dict[str, Any]:
 async def look(settings: Settings) -> dict[str, Any]:
     """Ask all servers at once; what does not answer is None, what cannot be seen from here `unknown`."""
     database, pooled, cached = await asyncio.gather(_database(settings), _pooler(settings), cache(settings))
-    return {"web": _web(settings), "worker": _workers(settings), **database, "pooler": pooled, "cache": cached}
+    elsewhere = settings_file.orchestrator(settings.data_dir) is not None  # each process is in a container of its own
+    processes_here = {"web": UNKNOWN, "worker": UNKNOWN} if elsewhere else {"web": _web(settings), "worker": _workers(settings)}
+    return {**processes_here, **database, "pooler": pooled, "cache": cached}
 
 
 def differences(settings: Settings, seen: dict[str, Any]) -> list[str]:
@@ -129,7 +131,7 @@ async def _database(settings: Settings) -> dict[str, Any]:
 
 async def _pooler(settings: Settings) -> bool | str | None:
     """True when a pooler answers that pools by transaction and leads to a primary; False where none is used."""
-    if not settings.pooler_url:
+    if not settings.pooler_url or settings.pooling == "none":
         return False
     try:
         connection = await asyncpg.connect(settings.pooler_url, timeout=ASK_TIMEOUT_S, **UNPREPARED)

@@ -53,7 +53,8 @@ async def look(settings: Settings) -> dict[str, Any]:
     answers = await stores_answer(settings)
     revision = await _revision(settings) if answers["database"] else None
     mode = await installation.stored_mode(settings.database_url) if revision else None
-    programs = web.names(settings, mode)
+    elsewhere = settings_file.orchestrator(settings.data_dir) is not None  # the platform runs the processes
+    programs = [] if elsewhere else web.names(settings, mode)
     wanted = [*topology.names(settings.data_dir / "stores", topology.wanted(settings)), *programs]
     ready = await asyncio.to_thread(is_ready, settings)
     rows = [
@@ -63,10 +64,10 @@ async def look(settings: Settings) -> dict[str, Any]:
     schema = {"revision": revision, "head": migrate.head(), "at_head": revision is not None and revision >= migrate.head()}
     all_run = all(name in live for name in wanted)
     return {
-        "ok": bool(card and card.state == "running" and ready and all_run and all(answers.values()) and schema["at_head"]),
-        "running": card is not None,
+        "ok": bool((elsewhere or (card and card.state == "running")) and ready and all_run and all(answers.values()) and schema["at_head"]),
+        "running": card is not None or (elsewhere and ready),
         "ready": ready,
-        "state": card.state if card else "stopped",
+        "state": card.state if card else "running" if elsewhere and ready else "stopped",
         "pid": card.pid if card else None,
         "since": card.since if card else None,
         "url": card.url if card else settings.url,

@@ -143,7 +143,7 @@ def _changes(before: Standing, after: Standing, facts: Facts) -> list[Change]:
 
 
 def _pauses(before: Standing, after: Standing, facts: Facts) -> list[Pause]:
-    restarts = facts.target == "native" and before.postgres_memory_mib != after.postgres_memory_mib
+    restarts = facts.target in ("native", "compose") and before.postgres_memory_mib != after.postgres_memory_mib
     return [*([POSTGRES_RESTART] if restarts else []), *([MONTHS] if after.months and not facts.months_on else [])]
 
 
@@ -209,7 +209,7 @@ def _refused(phase: Phase, after: Standing, overrides: Mapping[str, Any], facts:
         there = facts.citus
         return [Refusal(what=f"missing: {what}", do=do) for what, do in BEYOND if not (there and what.startswith("Citus"))]
     refused = []
-    if overrides.get("phase", phase.number) != phase.number:
+    if facts.target in HERE and overrides.get("phase", phase.number) != phase.number:
         what = f"phase = {overrides['phase']} is set in piggybank.toml or the environment, and would win"
         refused.append(Refusal(what=what, do="take it out there; `phase apply` writes it down by itself"))
     if after.pooler != "none" and not facts.pgbouncer and facts.target == "native":

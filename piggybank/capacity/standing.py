@@ -68,7 +68,7 @@ class Standing(Struct, frozen=True, kw_only=True):
     def words(self, target: Target) -> dict[str, str]:
         """Every part by its name, in words: two of these are compared."""
         unit = "processes" if target in HERE else "containers"
-        queue = "an instance of its own" if self.own_queue or target in ("native", "helm") else "in the cache's instance"
+        queue = "an instance of its own" if self.own_queue or target in ("native", "helm", "compose") else "in the cache's instance"
         cluster = f", {self.cache_masters} masters and {self.cache_replicas} replicas" if self.cache_masters > 1 else ", one instance"
         pooler = f"PgBouncer, {self.pooler_clients:,} clients over {self.pooler_connections} connections, {self.pooler}"
         return {
