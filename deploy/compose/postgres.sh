@@ -1,0 +1,114 @@
+#!/bin/sh
+# One PostgreSQL server of compose.yaml: postgres-1 is the primary, the others stream from it. `postgres.sh healthy` asks the running one.
+#
+# From phase 2 on (STANDBYS names the standbys) a commit waits for any one of them, from the moment when the first streams until the
+# phase is changed back; a primary that was restarted waits from its first moment on, so no answered write is ever on one server only.
+set -eu
+PRIMARY=postgres-1
+DATA=/var/lib/postgresql/18/piggybank
+REPLICATION=piggybank_replication
+OWNER=piggybank_owner
+APPLICATION=piggybank_app
+DATABASE=piggybank
+PGDATA=$DATA.new # only while it is made
+export PGDATA LC_ALL=C PGHOST=/tmp
+umask 077
+
+say() { echo "postgres.sh: $*" >&2; }
+ask() { psql --no-psqlrc --quiet --no-align --tuples-only --set=ON_ERROR_STOP=1 --username=postgres --dbname=postgres "$@"; }
+
+healthy() {
+  pg_isready --quiet --host=/tmp
+  [ "$NODE" = "$PRIMARY" ] || [ "$(ask -c "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'")" = 1 ]
+}
+
+make_primary() { # beside its place, then renamed: what is interrupted leaves no half database
+  say "making the database"
+  rm -rf "$PGDATA"
+  initdb --username=postgres --auth=peer --encoding=UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8 --data-checksums >/dev/null
+  pg_ctl --silent --wait --options="-c listen_addresses= -c unix_socket_directories=/tmp -c log_min_error_statement=panic" start
+  # a here-document: passwords are in no process list, and in no log
+  ask <<SQL
+SET password_encryption = 'scram-sha-256';
+CREATE ROLE $OWNER LOGIN CREATEDB CREATEROLE PASSWORD '$OWNER_PASSWORD';
+CREATE ROLE $APPLICATION LOGIN PASSWORD '$APPLICATION_PASSWORD';
+CREATE ROLE $REPLICATION LOGIN REPLICATION PASSWORD '$REPLICATION_PASSWORD';
+GRANT $APPLICATION TO $OWNER WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
+GRANT pg_read_all_stats TO $APPLICATION;
+CREATE DATABASE $DATABASE OWNER $OWNER;
+SQL
+  pg_ctl --silent --wait stop
+  mv "$PGDATA" "$DATA"
+}
+
+slot() { echo "$NODE" | tr - _; }
+primary_says() { PGPASSWORD=$REPLICATION_PASSWORD PGCONNECT_TIMEOUT=5 psql -qAt -h "$PRIMARY" -U "$REPLICATION" -d postgres -c "$1"; }
+
+make_standby() {
+  say "copying $PRIMARY"
+  rm -rf "$PGDATA"
+  primary_says "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '$(slot)' AND NOT active" >/dev/null
+  PGPASSWORD=$REPLICATION_PASSWORD pg_basebackup --pgdata="$PGDATA" --host="$PRIMARY" --username="$REPLICATION" --no-password \
+    --checkpoint=fast --wal-method=stream --create-slot --slot="$(slot)"
+  touch "$PGDATA/standby.signal"
+  rm -rf "$DATA" # a copy of what the primary has
+  mv "$PGDATA" "$DATA"
+}
+
+standby() {
+  until primary_says "SELECT 1" >/dev/null 2>&1; do say "waiting for $PRIMARY"; sleep 1; done
+  if [ -d "$DATA" ] && [ ! -f "$DATA/standby.signal" ]; then
+    say "this server was promoted: it may hold writes that $PRIMARY lacks. Look at both before you remove one's volume."
+    exit 1
+  fi
+  # without its slot the primary kept nothing for it: it may have missed what it cannot get any more
+  kept=$(primary_says "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '$(slot)' AND wal_status <> 'lost'")
+  [ -d "$DATA" ] && [ "$kept" = 1 ] || make_standby
+  echo "*:*:*:$REPLICATION:$REPLICATION_PASSWORD" > /tmp/pgpass
+  set -- -c "primary_slot_name=$(slot)" \
+    -c "primary_conninfo=host=$PRIMARY user=$REPLICATION passfile=/tmp/pgpass application_name=$NODE connect_timeout=5"
+  serve "$@"
+}
+
+primary() {
+  [ -d "$DATA" ] || make_primary
+  if [ -f "$DATA/standby.signal" ]; then
+    say "$PRIMARY has a standby's data: another server was promoted. This setup knows $PRIMARY only."
+    exit 1
+  fi
+  # what a phase without standbys must not wait for, from its first commit on
+  [ -n "$STANDBYS" ] || sed -i '/^synchronous_standby_names/d' "$DATA/postgresql.auto.conf"
+  after_start &
+  serve
+}
+
+after_start() { # beside the primary, and gone when it is done
+  until pg_isready --quiet --host=/tmp; do sleep 0.5; done
+  if [ -z "$STANDBYS" ]; then # or they would keep the log for nobody, until the disk is full
+    until [ "$(ask -c "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'postgres\_%'")" = 0 ]; do
+      ask -c "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active AND slot_name LIKE 'postgres\_%'" >/dev/null
+      sleep 2
+    done
+    return
+  fi
+  until [ "$(ask -c "SELECT count(*) > 0 FROM pg_stat_replication WHERE state = 'streaming' AND application_name LIKE 'postgres-%'")" = t ]; do sleep 1; done
+  names=$(echo "$STANDBYS" | sed 's/[^ ][^ ]*/"&"/g; s/ /, /g')
+  ask -c "SET synchronous_commit = local" -c "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 ($names)'" -c "SELECT pg_reload_conf()" >/dev/null
+  say "commits wait for any one of $names"
+}
+
+serve() {
+  # a quarter of the memory that there is, be it this container's limit or less
+  limit=$(cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes)
+  machine=$(awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo)
+  case $limit in max) limit=$machine ;; *) limit=$((limit / 1048576)) ;; esac
+  [ "$limit" -lt "$machine" ] || limit=$machine
+  exec postgres -D "$DATA" -c config_file=/piggybank/postgresql.conf -c hba_file=/piggybank/pg_hba.conf \
+    -c "cluster_name=$NODE" -c "max_connections=$MAX_CONNECTIONS" -c "shared_buffers=$((limit / 4))MB" \
+    -c "effective_cache_size=${limit}MB" -c "maintenance_work_mem=$((limit / 32 > 128 ? 128 : limit / 32 > 16 ? limit / 32 : 16))MB" "$@"
+}
+
+case ${1:-} in
+  healthy) healthy ;;
+  *) if [ "$NODE" = "$PRIMARY" ]; then primary; else standby; fi ;;
+esac
