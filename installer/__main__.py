@@ -4,9 +4,12 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 
-from installer import look, program, units
+from installer import containers, look, program, units
 from installer.act import act, step
+from installer.look import Finding
 from installer.options import Options, parse
 from installer.program import Failed
 
@@ -41,7 +44,7 @@ Without it the settings and key files in a backup cannot be read. Where backups 
 PROVIDER = {
     "simulator": """Payments are a SIMULATOR: play money. Try one: "method": "revio" instead of "direct", then open its checkout_url.
   Going live later takes an installation of its own: --provider-mode live (README, Going live).""",
-    "live": """Payments are LIVE. Put revio_key and revio_brand_id into piggybank.toml, start it again, then:
+    "live": """Payments are LIVE. Put {keys}, start it again, then:
     {cli} provider connect""",
 }
 
@@ -49,6 +52,8 @@ PROVIDER = {
 def main() -> int:
     os.environ.pop("PYTHONPATH", None)  # install.sh set it for us alone
     options = parse(sys.argv[1:], os.environ, sys.executable)
+    if options.docker and not containers.has_sdk():
+        return containers.again_with_sdk(sys.argv[1:])
     try:
         with program.source(options) as source:
             return _install(options, source)
@@ -58,8 +63,9 @@ def main() -> int:
 
 
 def _install(options: Options, source: program.Source) -> int:
-    step(1, "Looking at this machine (nothing is changed)")
-    findings = look.look(options, source)
+    step(1, f"Looking at this machine{' and its engine' if options.docker else ''} (nothing is changed)")
+    look_around, act_out = _halves(options, source)
+    findings = look_around()
     look.show(findings)
     stopped = any(finding.level == "stop" for finding in findings)
     if options.check:
@@ -72,11 +78,20 @@ def _install(options: Options, source: program.Source) -> int:
     if not _agreed(options):
         print("Nothing was changed.", file=sys.stderr)
         return 2
-    made = act(options, source)
+    made = act_out()
     print(_goodbye(options, made), file=sys.stderr if options.json else sys.stdout)
     if options.json:
         print(json.dumps(made))
     return 0
+
+
+def _halves(options: Options, source: program.Source) -> tuple[Callable[[], list[Finding]], Callable[[], dict[str, str | None]]]:
+    """Looking and acting, natively or with containers; the latter need the SDK, which is not there otherwise."""
+    if not options.docker:
+        return partial(look.look, options, source), partial(act, options, source)
+    from installer import compose, engine
+
+    return partial(engine.look_around, options), partial(compose.act_out, options)
 
 
 def _agreed(options: Options) -> bool:
@@ -88,13 +103,17 @@ def _agreed(options: Options) -> bool:
 
 
 def _goodbye(options: Options, made: dict[str, str | None]) -> str:
-    if units.systemd_runs():
+    if options.docker:
+        reboot = (
+            f"Docker starts it; another phase: installer/install.sh --docker --phase N; compose itself: {options.cli.with_name('compose')}"
+        )
+    elif units.systemd_runs():
         reboot = f"systemd starts it ({units.name(options)})"
     else:
         reboot = f"no systemd here; put this line into `crontab -e`:\n    {units.crontab_line(options)}"
     link = made["operator_link"] or f"there is an operator already; another one: {made['cli']} users operator-link"
     insecure = " -k" if str(made["url"]).startswith("https://127.") else ""
-    provider = PROVIDER[str(made["provider_mode"])].format(cli=made["cli"])
+    provider = PROVIDER[str(made["provider_mode"])].format(cli=made["cli"], keys=_where_keys_go(options))
     key = RECOVERY_KEY.format(key=made["recovery_key"]) if made["recovery_key"] else ""
     return key + GOODBYE.format(
         provider=provider,
@@ -105,6 +124,12 @@ def _goodbye(options: Options, made: dict[str, str | None]) -> str:
         reboot=reboot,
         insecure=insecure,
     )
+
+
+def _where_keys_go(options: Options) -> str:
+    if options.docker:
+        return f"PIGGYBANK_REVIO_KEY=.. and PIGGYBANK_REVIO_BRAND_ID=.. into {options.data_dir / 'settings.env'}"
+    return "revio_key and revio_brand_id into piggybank.toml"
 
 
 if __name__ == "__main__":

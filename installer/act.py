@@ -61,12 +61,12 @@ def act(options: Options, source: Source) -> dict[str, str | None]:
         _wait_ready(options)
         mode = _choose_provider(options)
         step(7, "Making the operator's one-time link")
-        link = _operator_link(options)
+        link = operator_link(options)
         recovery_key = _recovery_key(options)
         if not upgrades:  # an upgrade knows what still runs from where
             program.remove_old(place)
     return {
-        "url": _url(options),
+        "url": url(options),
         "data_dir": str(options.data_dir),
         "cli": str(options.cli),
         "operator_link": link,
@@ -82,15 +82,21 @@ def step(number: int, text: str) -> None:
 
 @contextmanager
 def _alone(options: Options) -> Iterator[None]:
-    """One installer a folder at a time."""
     os.umask(0o022)  # the program must be readable by the system user
     options.data_dir.mkdir(parents=True, exist_ok=True)
     _take_back(options)
-    with os.fdopen(os.open(options.data_dir / ".install.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "w") as lock:
+    with locked(options.data_dir):
+        yield
+
+
+@contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """One installer a folder at a time."""
+    with os.fdopen(os.open(data_dir / ".install.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as cause:
-            raise Failed(f"another installer works on {options.data_dir}; wait until it ends") from cause
+            raise Failed(f"another installer works on {data_dir}; wait until it ends") from cause
         yield
 
 
@@ -117,7 +123,7 @@ def _system_uid() -> int | None:
 def _prepare_folder(options: Options, place: Path) -> None:
     """The installed program makes the system user and the folder's rights: it knows both."""
     code = "import pathlib, sys; from piggybank.appliance.data_folder import prepare_folder; prepare_folder(pathlib.Path(sys.argv[1]))"
-    _run(str(place / "venv" / "bin" / "python"), "-c", code, str(options.data_dir))
+    run(str(place / "venv" / "bin" / "python"), "-c", code, str(options.data_dir))
     for name in ("tls_cert", "tls_key"):
         path = options.settings.get(name)
         if path and os.geteuid() == 0 and not _readable_by_system_user(str(path)):
@@ -172,8 +178,8 @@ def _start(options: Options, *, restart: bool) -> None:
         _start_unit(options, restart=restart)
         return
     if restart:
-        _run(str(options.cli), "down")
-    _run(str(options.cli), "up", "--detach")  # says so where it runs already
+        run(str(options.cli), "down")
+    run(str(options.cli), "up", "--detach")  # says so where it runs already
 
 
 def _start_unit(options: Options, *, restart: bool) -> None:
@@ -181,7 +187,7 @@ def _start_unit(options: Options, *, restart: bool) -> None:
     if new_unit:
         _systemctl("daemon-reload")
     if units.systemctl("is-active", "--quiet", path.name).returncode != 0 and runs_here(options):
-        _run(str(options.cli), "down")  # started by hand: from now on the unit keeps it
+        run(str(options.cli), "down")  # started by hand: from now on the unit keeps it
     _systemctl("enable", path.name)
     _systemctl("restart" if restart or new_unit else "start", path.name)
     if os.geteuid() != 0:
@@ -207,13 +213,13 @@ def _systemctl(*arguments: str) -> None:
 def _wait_ready(options: Options) -> None:
     until = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < until:
-        if _answers(options):
+        if answers(options):
             return
         time.sleep(POLL_S)
     raise Failed(f"it does not answer on {options.listen}:{options.port}; look into {options.data_dir}/logs, or run: {options.cli} doctor")
 
 
-def _answers(options: Options) -> bool:
+def answers(options: Options) -> bool:
     """Asks its own port directly: a proxy of the environment has nothing to do with this machine."""
     host = EVERYWHERE.get(options.listen, options.listen)
     connection: http.client.HTTPConnection
@@ -235,21 +241,21 @@ def _answers(options: Options) -> bool:
 
 def _choose_provider(options: Options) -> str:
     """The provider's mode. It is the database's: an older one is asked to change, and says so where it must not."""
-    mode = _run(str(options.cli), "provider", "mode").strip()
+    mode = run(str(options.cli), "provider", "mode").strip()
     wanted = str(options.chosen.get("provider_mode", mode))
     if wanted != mode:
-        _run(str(options.cli), "provider", "mode", wanted)
+        run(str(options.cli), "provider", "mode", wanted)
         _start(options, restart=True)
         _wait_ready(options)
     return wanted
 
 
-def _operator_link(options: Options) -> str | None:
+def operator_link(options: Options) -> str | None:
     """None once there is an operator (with very many users one is taken to be there)."""
-    users = json.loads(_run(str(options.cli), "users", "list", "--json"))["items"]
+    users = json.loads(run(str(options.cli), "users", "list", "--json"))["items"]
     if len(users) >= USERS_LISTED_MAX or any(user["role"] == "operator" for user in users):
         return None
-    made: dict[str, Any] = json.loads(_run(str(options.cli), "users", "operator-link", "--json"))
+    made: dict[str, Any] = json.loads(run(str(options.cli), "users", "operator-link", "--json"))
     return str(made["link"])
 
 
@@ -258,11 +264,11 @@ def _recovery_key(options: Options) -> str | None:
     path = options.data_dir / SETTINGS_FILE
     if re.search(r"^\s*backup_recipient\s*=", path.read_text(encoding="utf-8"), re.MULTILINE):
         return None
-    made: dict[str, Any] = json.loads(_run(str(options.cli), "backup", "key", "--json"))
+    made: dict[str, Any] = json.loads(run(str(options.cli), "backup", "key", "--json"))
     return str(made["recovery_key"])
 
 
-def _url(options: Options) -> str:
+def url(options: Options) -> str:
     """As `Settings.url` has it."""
     if options.settings.get("public_url"):
         return str(options.settings["public_url"]).rstrip("/")
@@ -271,7 +277,7 @@ def _url(options: Options) -> str:
     return f"{'https' if options.settings.get('tls_cert') else 'http'}://{host}:{options.port}"
 
 
-def _run(*command: str) -> str:
+def run(*command: str) -> str:
     """A command of the installed program; its own words when it fails."""
     # files, not pipes: what `up --detach` leaves behind must not keep us waiting for the end of a pipe
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:

@@ -53,15 +53,15 @@ def look(options: Options, source: Source) -> list[Finding]:
         *_python(),
         _system(),
         _kernel(),
-        _clock(),
+        clock(),
         _memory(),
-        _folder(options),
+        folder(options),
         _disk(options),
         _fsync(options),
         _installation(options),
         _port(options),
-        _reach(options),
-        *_environment(options),
+        reach(options),
+        *environment(options),
         *_bundle(source),
     ]
 
@@ -136,7 +136,7 @@ def _kernel() -> Finding:
     return Finding("kernel", "ok", release)
 
 
-def _clock() -> Finding:
+def clock() -> Finding:
     if time.time() < RELEASED_AT_S:
         return Finding("clock", "stop", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), "set the clock: ids carry the time")
     try:
@@ -162,7 +162,7 @@ def _memory() -> Finding:
     return Finding("memory", "ok", f"{mib} MiB")
 
 
-def _folder(options: Options) -> Finding:
+def folder(options: Options) -> Finding:
     near = nearest_folder(options.data_dir)
     if options.data_dir.exists() and not options.data_dir.is_dir():
         return Finding("folder", "stop", f"{options.data_dir} is a file", "choose another --data-dir")
@@ -250,7 +250,7 @@ def _port(options: Options) -> Finding:
     return Finding("port", "ok", f"{where} is free")
 
 
-def _reach(options: Options) -> Finding:
+def reach(options: Options) -> Finding:
     settings = options.settings
     if bool(settings.get("tls_cert")) != bool(settings.get("tls_key")):
         return Finding("tls", "stop", "only one of --tls-cert and --tls-key", "give both, or neither")
@@ -277,7 +277,7 @@ def _bundle(source: Source) -> list[Finding]:
     return [Finding("bundle", "ok", f"piggybank {about['version']}; no package index is asked")]
 
 
-def _environment(options: Options) -> list[Finding]:
+def environment(options: Options) -> list[Finding]:
     if not options.ignored:
         return []
     return [

@@ -18,6 +18,19 @@ DEFAULT_PORT = 8080
 # flags that become settings, by the setting's name
 SETTING_FLAGS = ("listen", "port", "public_url", "tls_cert", "tls_key", "trusted_proxies", "insecure", "provider_mode")
 PROVIDER_MODES = ("simulator", "live")
+ENV_FILE = ".env"  # with --docker: secrets and places
+# the same settings there, by what they are called for compose.yaml
+ENV_NAMES = {
+    "listen": "LISTEN",
+    "port": "PORT",
+    "public_url": "PUBLIC_URL",
+    "trusted_proxies": "TRUSTED_PROXIES",
+    "provider_mode": "PROVIDER_MODE",
+    "insecure": "INSECURE",
+    "tls_cert": "TLS_CERT",
+    "tls_key": "TLS_KEY",
+}
+BUILT_PHASES = (0, 1, 2, 3)
 
 EPILOG = """\
 Each flag may also be given as an environment variable: PIGGYBANK_PORT=9000 is --port 9000. pip's own configuration
@@ -38,7 +51,9 @@ class Options:
     check: bool
     ignored: tuple[str, ...]
     python: str
-    bundle: Path | None
+    bundle: Path | None = None
+    docker: bool = False
+    phase: int | None = None  # with --docker: None is the one that it has, or the first
 
     @property
     def listen(self) -> str:
@@ -64,27 +79,32 @@ def parse(arguments: list[str], environment: Mapping[str, str], python: str) -> 
     """Exits with 2 and a sentence where a flag cannot be."""
     parser = _parser()
     flags = parser.parse_args(arguments)
-    if flags.docker:
-        parser.error("--docker comes with a later release; leave it out to install natively (no other software is needed)")
-    data_dir = Path(flags.data_dir or environment.get(f"{PREFIX}DATA_DIR") or default_data_dir()).expanduser().absolute()
+    if flags.phase is not None and not flags.docker:
+        parser.error("--phase goes with --docker; without containers: piggybank phase apply N")
+    usual = default_data_dir().with_name("piggybank-docker") if flags.docker else default_data_dir()
+    data_dir = Path(flags.data_dir or environment.get(f"{PREFIX}DATA_DIR") or usual).expanduser().absolute()
     if any(character in str(data_dir) for character in "\n\r\0'\""):
         parser.error("--data-dir: the path may not contain quotes or line breaks")
     bundle = Path(flags.bundle).expanduser().absolute() if flags.bundle else None
     if bundle is not None and not bundle.is_file():
         parser.error(f"--bundle {flags.bundle}: there is no such file")
+    if bundle is not None and flags.docker:
+        parser.error("--bundle installs natively; with --docker carry the image over: docker save, docker load")
     asked = {name: _chosen(parser, name, getattr(flags, name), environment) for name in SETTING_FLAGS}
     chosen: dict[str, Value] = {name: value for name, value in asked.items() if value is not None}
     defaults: dict[str, Value] = {"listen": DEFAULT_LISTEN, "port": DEFAULT_PORT}
     return Options(
         data_dir=data_dir,
         chosen=chosen,
-        settings=defaults | _already_set(parser, data_dir / SETTINGS_FILE) | chosen,
+        settings=defaults | (_from_env(data_dir) if flags.docker else _already_set(parser, data_dir / SETTINGS_FILE)) | chosen,
         yes=flags.yes or flags.json,
         json=flags.json,
         check=flags.check,
         ignored=tuple(sorted(_not_flags(environment))),
         python=python,
         bundle=bundle,
+        docker=flags.docker,
+        phase=flags.phase,
     )
 
 
@@ -119,7 +139,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--json", action="store_true", help="last line of stdout is JSON, the rest goes to stderr; implies --yes")
     parser.add_argument("--check", action="store_true", help="look only; change nothing")
-    parser.add_argument("--docker", action="store_true", help="install with containers (comes with a later release)")
+    parser.add_argument(
+        "--docker", action="store_true", help="install with containers, through a Docker engine that is here (folder: ..-docker)"
+    )
+    parser.add_argument(
+        "--phase", type=int, choices=BUILT_PHASES, metavar="N", help="with --docker: the phase to run as, 0 to 3; also later"
+    )
     return parser
 
 
@@ -147,6 +172,23 @@ def _chosen(parser: argparse.ArgumentParser, name: str, flag: str | bool | None,
         case "trusted_proxies":
             return [part.strip() for part in str(value).split(",") if part.strip()]
     return value
+
+
+def read_env(path: Path) -> dict[str, str]:
+    """NAME=value lines, as they stand; empty where there is no such file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return {}
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.lstrip().startswith("#"))
+
+
+def _from_env(data_dir: Path) -> dict[str, Value]:
+    known = read_env(data_dir / ENV_FILE)
+    found: dict[str, Value] = {name: known[variable] for name, variable in ENV_NAMES.items() if known.get(variable)}
+    if "trusted_proxies" in found:
+        found["trusted_proxies"] = known["TRUSTED_PROXIES"].split(",")
+    return found
 
 
 def _already_set(parser: argparse.ArgumentParser, path: Path) -> dict[str, Value]:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from installer import look, units
-from installer.act import _url, _write_settings
+from installer.act import _write_settings, url
 from installer.options import DEFAULT_LISTEN, DEFAULT_PORT, PROVIDER_MODES, SETTING_FLAGS, SETTINGS_FILE, Options, default_data_dir, parse
 from piggybank import settings
 from piggybank.appliance import data_folder, reboot, system_user
@@ -50,7 +50,7 @@ def test_the_units_user_is_the_programs() -> None:
 )
 def test_url_is_the_one_that_the_program_says(tmp_path: Path, flags: tuple[str, ...]) -> None:
     chosen = options(tmp_path, *flags)
-    assert _url(chosen) == settings.load(tmp_path, {f"PIGGYBANK_{name.upper()}": str(value) for name, value in chosen.chosen.items()}).url
+    assert url(chosen) == settings.load(tmp_path, {f"PIGGYBANK_{name.upper()}": str(value) for name, value in chosen.chosen.items()}).url
 
 
 def test_the_provider_mode_is_one_of_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,385 @@
+"""The second half with --docker: the folder with its secrets, the image, the containers. Every step may be repeated.
+
+The folder is whole by itself: compose.yaml, what it mounts, `.env` with the secrets and the phase, and two commands in `bin`. The
+checkout may go. `.env` is written line by line: what stands there stays, but for what a flag asks to change.
+"""
+
+import hashlib
+import ipaddress
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import docker
+from docker.errors import BuildError, DockerException, ImageNotFound
+
+from installer import act
+from installer.act import step
+from installer.containers import PORTS, not_free, project
+from installer.options import ENV_FILE, ENV_NAMES, LOOPBACK, SETTING_FLAGS, Options, read_env
+from installer.program import CHECKOUT, Failed
+
+SECRETS = (
+    "OWNER_PASSWORD",
+    "APPLICATION_PASSWORD",
+    "REPLICATION_PASSWORD",
+    "CACHE_PASSWORD",
+    "QUEUE_PASSWORD",
+    "SIMULATOR_KEY",
+    "GRAFANA_PASSWORD",
+)
+SECRET_BYTES = 24
+PHASE_KEY = "PIGGYBANK_PHASE"
+PRIMARY = "postgres-1"
+SERVICE = "com.docker.compose.service"
+COPIED = ("compose.yaml", "deploy/compose", "deploy/prometheus", "deploy/grafana")
+IMAGE_SOURCES = (
+    "Dockerfile",
+    ".dockerignore",
+    "deploy/image",
+    "piggybank",
+    "alembic",
+    "pyproject.toml",
+    "requirements-image.lock",
+    "requirements-build.lock",
+)
+UP_TIMEOUT_S = 1_800  # images are pulled, and a standby copies the database
+READY_TIMEOUT_S = 300
+LOG_TAIL_LINES = 15
+
+COMPOSE = """\
+#!/bin/sh
+# docker compose for this installation, with its phase; written by installer/install.sh --docker.
+cd {data_dir} || exit 1
+exec docker compose --env-file .env --env-file "deploy/compose/phase-$(sed -n 's/^PIGGYBANK_PHASE=//p' .env).env" "$@"
+"""
+COMMAND = """\
+#!/bin/sh
+# The command of the installation in {data_dir}; written by installer/install.sh --docker.
+compose={data_dir}/bin/compose
+case "${{1:-}}" in
+  up) exec "$compose" up --detach ;;
+  down) exec "$compose" stop ;;
+  uninstall)
+    if [ "${{2:-}}" != --purge ]; then
+      "$compose" --profile '*' down --remove-orphans
+      echo "The data stays in the volumes {project}_.., the secrets in {data_dir}/.env; start again with: $0 up"
+      echo "To delete it: $0 uninstall --purge"
+      exit
+    fi
+    if [ "${{3:-}}" != --yes-delete-everything ]; then
+      echo "This deletes the volumes {project}_.. and {data_dir}: every account, every movement, every key. It cannot be undone."
+      printf 'Type the name of the installation (%s) to go on: ' {project}
+      read -r typed || typed=
+      [ "$typed" = {project} ] || {{ echo "the name was not typed; nothing was changed" >&2; exit 1; }}
+    fi
+    "$compose" --profile '*' down --volumes --remove-orphans && cd / && rm -rf {data_dir} && echo "deleted {data_dir} and its volumes"
+    exit ;;
+esac
+terminal=; [ -t 0 ] && [ -t 1 ] || terminal=-T
+# shellcheck disable=SC2086
+exec "$compose" --progress quiet run --rm --no-deps $terminal cli "$@"
+"""
+
+
+def act_out(options: Options) -> dict[str, str | None]:
+    """Bring the installation to what the options say; returns what `--json` prints. Raises `Failed`."""
+    with _alone(options), _client() as client:
+        image = _image_name()
+        if _has_image(client, image):
+            step(2, f"The image is there: {image}")
+        else:
+            step(2, f"Building the image {image} (about a minute)")
+            _build(client, image)
+        step(3, "Folder and secrets")
+        number = phase_of(options)
+        _copy_files(options)
+        _write_env(client, options, image, number)
+        _write_commands(options)
+        step(4, f"Starting phase {number}")
+        _up(options)
+        _remove_unwanted(client, options)
+        step(5, "Waiting until it answers")
+        _wait_ready(client, options)
+        step(6, "Asking what the provider is")
+        mode = _choose_provider(client, options)
+        step(7, "Making the operator's one-time link")
+        link = act.operator_link(options)
+    return {
+        "url": act.url(options),
+        "data_dir": str(options.data_dir),
+        "cli": str(options.cli),
+        "operator_link": link,
+        "provider_mode": mode,
+    }
+
+
+def phase_of(options: Options) -> int:
+    """The one that was asked for, else the one that this installation has, else the first."""
+    kept = read_env(options.data_dir / ENV_FILE).get(PHASE_KEY, "0")
+    return int(kept) if options.phase is None else options.phase
+
+
+def phase_values(number: int, options: Options) -> dict[str, str]:
+    """What the phase's file says, changed by what `.env` has."""
+    kept = read_env(options.data_dir / ENV_FILE)
+    stated = read_env(CHECKOUT / "deploy" / "compose" / f"phase-{number}.env")
+    values = {name: value.strip('"') for name, value in stated.items()}
+    for name, value in values.items():
+        if (usual := re.fullmatch(rf"\$\{{{name}:-(.*)\}}", value)) is not None:
+            values[name] = kept.get(name) or usual[1]
+    return values
+
+
+@contextmanager
+def _alone(options: Options) -> Iterator[None]:
+    options.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    options.data_dir.chmod(0o700)
+    with act.locked(options.data_dir):
+        yield
+
+
+@contextmanager
+def _client() -> Iterator[docker.DockerClient]:
+    try:
+        with closing(docker.from_env(timeout=UP_TIMEOUT_S)) as client:
+            yield client
+    except DockerException as cause:
+        raise Failed(f"the engine says: {cause}") from cause
+
+
+def _image_name() -> str:
+    """Its version, and a mark of everything that it is made of."""
+    version = re.search(r'__version__ = "([^"]+)"', (CHECKOUT / "piggybank" / "__init__.py").read_text(encoding="utf-8"))
+    assert version is not None, "piggybank/__init__.py names the version"
+    mark = hashlib.sha256()
+    for name in IMAGE_SOURCES:
+        path = CHECKOUT / name
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                mark.update(str(file.relative_to(CHECKOUT)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return f"piggybank:{version[1]}-{mark.hexdigest()[:8]}"
+
+
+def _has_image(client: docker.DockerClient, image: str) -> bool:
+    try:
+        client.images.get(image)
+    except ImageNotFound:
+        return False
+    return True
+
+
+def _build(client: docker.DockerClient, image: str) -> None:
+    version = image.partition(":")[2]
+    try:
+        client.images.build(
+            path=str(CHECKOUT), tag=image, rm=True, forcerm=True, buildargs={"VERSION": version.partition("-")[0], "REVISION": version}
+        )
+    except BuildError as cause:
+        said = [str(line.get("stream") or line.get("error") or "").rstrip() for line in cause.build_log]
+        tail = "\n".join(f"    {line}" for line in [line for line in said if line][-LOG_TAIL_LINES:])
+        raise Failed(f"the image could not be built: {cause}\n{tail}") from cause
+
+
+def _copy_files(options: Options) -> None:
+    for name in COPIED:
+        source, target = CHECKOUT / name, options.data_dir / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_file():
+            shutil.copyfile(source, target)
+        elif source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+    for path in (options.data_dir / "deploy").rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # the containers' users read them; strangers do not get into the folder
+    if options.settings.get("tls_cert"):
+        place = options.data_dir / "tls" / "door.pem"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(
+            "".join(Path(str(options.settings[name])).read_text(encoding="utf-8") for name in ("tls_cert", "tls_key")), encoding="utf-8"
+        )
+        place.chmod(0o644)
+
+
+def _write_env(client: docker.DockerClient, options: Options, image: str, number: int) -> None:
+    path = options.data_dir / ENV_FILE
+    kept = read_env(path)
+    first = not kept
+    asked: dict[str, str] = {"PIGGYBANK_IMAGE": image, PHASE_KEY: str(number)}
+    for name in SETTING_FLAGS:
+        if name in options.chosen and (first or name != "provider_mode"):  # a database keeps its own; it is asked below
+            value = options.chosen[name]
+            asked[ENV_NAMES[name]] = ",".join(value) if isinstance(value, list) else str(value)
+    merged = kept | asked
+    made = {
+        "COMPOSE_PROJECT_NAME": project(options),
+        "LISTEN": options.listen,
+        "PORT": str(options.port),
+        "PROVIDER_MODE": str(options.settings.get("provider_mode", "simulator")),
+        **{name: secrets.token_hex(SECRET_BYTES) for name in SECRETS},
+        **(_places(client, options) if first else {}),
+    }
+    merged = {name: value for name, value in made.items() if not merged.get(name)} | merged
+    merged |= _following(options, merged)
+    text = "# Written by installer/install.sh --docker. Keep a copy elsewhere: without these secrets nobody opens the database.\n"
+    making = path.with_name(f"{ENV_FILE}.new")
+    making.touch(mode=0o600)
+    making.write_text(text + "".join(f"{name}={value}\n" for name, value in merged.items()), encoding="utf-8")
+    making.replace(path)
+
+
+def _places(client: docker.DockerClient, options: Options) -> dict[str, str]:
+    """Ports and networks that nobody has."""
+    taken, found = {options.port}, {}
+    for name, usual in PORTS.items():
+        if name == "PORT":
+            continue
+        port = usual
+        while port in taken or not_free("127.0.0.1", port) is not None:
+            port += 1
+        taken.add(port)
+        found[name] = str(port)
+    return found | dict(zip(("DOOR_SUBNET", "EDGE_SUBNET"), _subnets(client, 2), strict=True))
+
+
+def _subnets(client: docker.DockerClient, count: int) -> list[str]:
+    """Networks of 254 addresses each, beside those of the engine and of this machine's routes."""
+    used = [
+        ipaddress.ip_network(config["Subnet"])
+        for network in client.networks.list()
+        for config in (network.attrs.get("IPAM") or {}).get("Config") or []
+        if "Subnet" in config
+    ]
+    routes = Path("/proc/net/route")
+    for line in routes.read_text(encoding="ascii").splitlines()[1:] if routes.exists() else []:
+        destination, mask = (int.from_bytes(bytes.fromhex(line.split()[at]), "little") for at in (1, 7))
+        if mask:
+            used.append(ipaddress.ip_network((destination, mask.bit_count()), strict=False))
+    found: list[str] = []
+    while len(found) < count:
+        tried = ipaddress.ip_network((0x0A400000 + secrets.randbelow(1 << 14) * 256, 24))  # 10.64.0.0 to 10.127.255.0
+        if not any(tried.version == one.version and tried.overlaps(one) for one in used):
+            used.append(tried)
+            found.append(str(tried))
+    return found
+
+
+def _following(options: Options, env: Mapping[str, str]) -> dict[str, str]:
+    """What follows from the rest: addresses, TLS, and whom the door believes."""
+    trusts = [part for part in env.get("TRUSTED_PROXIES", "").split(",") if part]
+    if trusts and options.listen in LOOPBACK:  # a proxy on this machine comes in by the engine's own address
+        trusts.append(str(next(ipaddress.ip_network(env["EDGE_SUBNET"]).hosts())))
+    host = "127.0.0.1" if options.listen in ("0.0.0.0", "::", *LOOPBACK) else options.listen  # noqa: S104 - compared
+    return {
+        "PUBLIC_URL": str(options.chosen.get("public_url") or _chosen_url(env) or _own_url(options)),
+        "SIMULATOR_URL": f"http://{host}:{env.get('SIMULATOR_PORT', '8081')}",
+        "DOOR_TRUSTS": " ".join(trusts) or "255.255.255.255",
+        "WEB_TRUSTS": ",".join(trusts),
+        **({"DOOR_TLS": "yes", "TLS_FOLDER": "./tls"} if options.settings.get("tls_cert") else {}),
+    }
+
+
+def _own_url(options: Options) -> str:
+    """Made of the address alone."""
+    return act.url(replace(options, settings={name: value for name, value in options.settings.items() if name != "public_url"}))
+
+
+def _chosen_url(env: Mapping[str, str]) -> str:
+    """PUBLIC_URL, unless we made it of the address, which a flag may change."""
+    return "" if re.match(r"https?://127\.0\.0\.1:", env.get("PUBLIC_URL", "")) else env.get("PUBLIC_URL", "")
+
+
+def _write_commands(options: Options) -> None:
+    words = {"data_dir": f"'{options.data_dir}'", "project": read_env(options.data_dir / ENV_FILE)["COMPOSE_PROJECT_NAME"]}
+    options.cli.parent.mkdir(exist_ok=True)
+    for name, text in (("compose", COMPOSE), ("piggybank", COMMAND)):
+        path = options.cli.with_name(name)
+        making = path.with_name(f"{name}.new")
+        making.write_text(text.format(**words), encoding="utf-8")
+        making.chmod(0o755)
+        making.replace(path)
+
+
+def _compose(options: Options, *words: str, timeout_s: int = UP_TIMEOUT_S) -> str:
+    command = [str(options.cli.with_name("compose")), *words]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False, env=_environment()
+        )
+    except subprocess.TimeoutExpired as cause:
+        raise Failed(f"{' '.join(command)} did not end within {timeout_s} s") from cause
+    if done.returncode != 0:
+        tail = "\n".join(f"    {line}" for line in (done.stderr or done.stdout).strip().splitlines()[-LOG_TAIL_LINES:])
+        raise Failed(f"{' '.join(command)} ended with {done.returncode}\n{tail}\n  What a container says: {command[0]} logs SERVICE")
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """What compose sees later, too: no variable of this shell that `.env` or a phase has."""
+    mine = {*SECRETS, *ENV_NAMES.values(), "COMPOSE_FILE", "COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME", "COMPOSE_ENV_FILES"}
+    return {name: value for name, value in os.environ.items() if name not in mine and not name.startswith("PIGGYBANK_")}
+
+
+def services(options: Options) -> list[str]:
+    """Those that this phase has, and whose image is here or can be had: without a registry what only watches is left out, and said."""
+    return _compose(options, "config", "--services").split()
+
+
+def _up(options: Options) -> None:
+    wanted = services(options)
+    for name in ("prometheus", "grafana"):
+        if name in wanted and not _can_have(options, name):
+            print(f"  {name}: its image is not here and cannot be pulled; everything else runs without it", file=sys.stderr)
+            wanted.remove(name)
+    _compose(options, "up", "--detach", "--no-build", *wanted)
+
+
+def _can_have(options: Options, service: str) -> bool:
+    try:
+        _compose(options, "pull", "--quiet", "--policy", "missing", service)
+    except Failed:
+        return False
+    return True
+
+
+def _remove_unwanted(client: docker.DockerClient, options: Options) -> None:
+    """Containers of the phase before; their volumes stay."""
+    wanted = set(services(options))
+    name = read_env(options.data_dir / ENV_FILE)["COMPOSE_PROJECT_NAME"]
+    for container in client.containers.list(all=True, filters={"label": f"com.docker.compose.project={name}"}):
+        if container.labels.get(SERVICE) not in wanted | {"cli"}:
+            container.stop(timeout=30)
+            container.remove()
+
+
+def _wait_ready(client: docker.DockerClient, options: Options) -> None:
+    until = time.monotonic() + READY_TIMEOUT_S
+    while not act.answers(options):
+        if time.monotonic() > until:
+            name = read_env(options.data_dir / ENV_FILE)["COMPOSE_PROJECT_NAME"]
+            found = client.containers.list(all=True, filters={"label": f"com.docker.compose.project={name}"})
+            ill = ", ".join(f"{one.name} ({one.status})" for one in found if one.status != "running" or one.health == "unhealthy")
+            logs = f"{options.cli.with_name('compose')} logs"
+            raise Failed(f"it does not answer on {options.listen}:{options.port}; not well: {ill or 'none'}\n  {logs}")
+        time.sleep(1)
+
+
+def _choose_provider(client: docker.DockerClient, options: Options) -> str:
+    """The provider's mode is the database's: an older one is asked to change, and says so where it must not."""
+    mode = act.run(str(options.cli), "provider", "mode").strip()
+    wanted = str(options.chosen.get("provider_mode", mode))
+    if wanted != mode:
+        act.run(str(options.cli), "provider", "mode", wanted)
+        path = options.data_dir / ENV_FILE
+        path.write_text(re.sub(r"(?m)^PROVIDER_MODE=.*$", f"PROVIDER_MODE={wanted}", path.read_text(encoding="utf-8")), encoding="utf-8")
+        _up(options)
+        _remove_unwanted(client, options)
+        _wait_ready(client, options)
+    return wanted
