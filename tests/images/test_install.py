@@ -1,0 +1,86 @@
+"""`install.sh --docker` for real: to a deposit with what it printed, again, to another phase, and away."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from installer.options import read_env
+from tests.installer.test_look import INSTALL, a_free_port
+
+from .project import FEWER
+
+INSTALL_TIMEOUT_S = 1_500
+COMMAND_TIMEOUT_S = 300
+
+
+def install(data_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [str(INSTALL), "--docker", "--data-dir", str(data_dir), "--json", *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=INSTALL_TIMEOUT_S)
+
+
+def installed(data_dir: Path, *flags: str) -> tuple[dict[str, Any], str]:
+    """What it says to machines, and to people."""
+    done = install(data_dir, *flags)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.fixture
+def data_dir(substituted: list[str], tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / f"bank-{a_free_port()}"
+    yield place
+    if (place / "bin" / "piggybank").exists():
+        subprocess.run(
+            [place / "bin" / "piggybank", "uninstall", "--purge", "--yes-delete-everything"], check=False, timeout=COMMAND_TIMEOUT_S
+        )
+
+
+def test_from_nothing_to_a_deposit_to_another_phase_and_away(data_dir: Path) -> None:
+    made, printed = installed(data_dir, "--port", str(a_free_port()))
+    assert made.keys() == {"url", "data_dir", "cli", "operator_link", "provider_mode"}
+    assert made["operator_link"].startswith(made["url"])
+    lines = re.search(r"^    PB=.*first-deposit .*?$", printed, re.MULTILINE | re.DOTALL)
+    assert lines is not None
+    typed = subprocess.run(["bash", "-euc", lines[0]], capture_output=True, text=True, check=True, timeout=COMMAND_TIMEOUT_S)
+    assert json.loads(typed.stdout)["balance"]["balance"] == 10_000
+
+    env = data_dir / ".env"
+    secrets = read_env(env)
+    env.write_text(env.read_text(encoding="utf-8") + "".join(f"{name}={value}\n" for name, value in FEWER.items()), encoding="utf-8")
+    installed(data_dir, "--phase", "2")
+    kept = read_env(env)
+    assert {name: kept[name] for name in secrets if name != "PIGGYBANK_PHASE"} == {
+        name: value for name, value in secrets.items() if name != "PIGGYBANK_PHASE"
+    }
+    seen = subprocess.run(
+        [made["cli"], "phase", "show", "--observed", "--json"], capture_output=True, text=True, check=True, timeout=COMMAND_TIMEOUT_S
+    )
+    assert json.loads(seen.stdout)["observed"]["replicas"] == 2
+
+    # the secrets are gone and the database is not: nobody makes new ones
+    away = env.rename(data_dir / "env.away")
+    refused = install(data_dir, "--check")
+    assert refused.returncode == 2
+    found = {finding["check"]: finding for finding in json.loads(refused.stdout.splitlines()[-1])["findings"]}
+    assert found["existing"]["level"] == "stop"
+    assert not env.exists()
+    away.rename(env)
+
+    volume = f"{kept['COMPOSE_PROJECT_NAME']}_postgres-1"
+    subprocess.run([made["cli"], "uninstall"], check=True, capture_output=True, timeout=COMMAND_TIMEOUT_S)
+    assert has_volume(volume)
+    purge = [made["cli"], "uninstall", "--purge"]
+    wrong = subprocess.run(purge, input="no\n", text=True, capture_output=True, check=False, timeout=COMMAND_TIMEOUT_S)
+    assert (wrong.returncode, has_volume(volume)) == (1, True)
+    subprocess.run(purge, input=f"{kept['COMPOSE_PROJECT_NAME']}\n", text=True, check=True, timeout=COMMAND_TIMEOUT_S)
+    assert not has_volume(volume)
+    assert not data_dir.exists()
+
+
+def has_volume(name: str) -> bool:
+    return subprocess.run(["docker", "volume", "inspect", name], capture_output=True, check=False).returncode == 0
