@@ -118,6 +118,7 @@ def act_out(options: Options) -> dict[str, str | None]:
         "data_dir": str(options.data_dir),
         "cli": str(options.cli),
         "operator_link": link,
+        "recovery_key": None,  # `backup_recipient` is asked for where backups are set up
         "provider_mode": mode,
     }
 
