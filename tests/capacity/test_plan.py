@@ -148,3 +148,10 @@ def test_costs_are_the_tables(phase: phases.Phase) -> None:
 def test_costs_are_said() -> None:
     assert cost.difference(0, 3).line() == "$110 -> $2,500 a month (+$2,390); $0.11 -> $0.025 a user at full load"
     assert cost.difference(4, 1).line() == "$5,000+ -> $300 a month (-$4,700); $0.025 -> $0.03 a user at full load"
+
+
+def test_on_containers_the_phase_of_the_environment_stands_in_nobodys_way() -> None:
+    """There the platform says it; on one machine it would win over what `phase apply` writes down."""
+    for facts in (Facts(target="compose"), Facts(target="helm"), Facts(target="railway")):
+        assert plan.plan(0, 2, {"phase": 0}, facts).possible, facts.target
+    assert not plan.plan(0, 2, {"phase": 0}, ROOMY).possible
