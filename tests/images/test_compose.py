@@ -4,6 +4,10 @@ import json
 import subprocess
 import time
 
+import pytest
+
+from installer.options import BUILT_PHASES
+
 from .project import Payer, Project
 
 PAID_BEFORE = 20
@@ -33,11 +37,19 @@ def restart_under_load(project: Project) -> None:
     project.cli("verify")
 
 
+@pytest.mark.parametrize("number", BUILT_PHASES)
+def test_compose_reads_the_file_in_every_phase(project: Project, number: int) -> None:
+    project.phase = number
+    read = json.loads(project.compose("config", "--format", "json"))
+    assert read["services"]["web"]["scale"] == 2  # what .env says
+    assert read["services"]["web"]["environment"]["PIGGYBANK_PHASE"] == str(number)
+
+
 def test_single_pays_and_restarts_under_load(project: Project) -> None:
     project.up(0)
     restart_under_load(project)
     # at the limits of compose.yaml nobody was killed for memory, and nobody has more rights than it says
-    for service in ("web", "worker", "postgres-1", "cache", "queue", "door"):
+    for service in ("web", "worker", "postgres-1", "cache", "queue", "door", "simulator", "prometheus"):
         [seen] = json.loads(
             subprocess.run(["docker", "inspect", project.container(service)], capture_output=True, check=True, text=True).stdout
         )
