@@ -65,7 +65,7 @@ def test_check_looks_and_leaves_nothing(tmp_path: Path) -> None:
         (("--port", "0"), "1 to 65535"),
         (("--port", "http"), "1 to 65535"),
         (("--port", "٣٣"), "1 to 65535"),
-        (("--docker",), "later release"),
+        (("--phase", "2"), "piggybank phase apply"),
         (("--public-url", "money.example.com"), "https://"),
         (("--tls-cert", "/nowhere/cert.pem"), "no such file"),
         (("--data-dir", "/tmp/it's"), "quotes"),
