@@ -321,8 +321,17 @@ def test_every_sentence_of_the_chart_is_tried() -> None:
     assert text.count("{{- fail ") == len(REFUSED) - elsewhere - said_twice + without_rules
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-@in_every_phase
+OFTEN = ((1, False), (3, True))
+
+
+@pytest.mark.parametrize(
+    ("phase", "pooled"),
+    [
+        pytest.param(phase, pooled, marks=() if (phase, pooled) in OFTEN else pytest.mark.deep)
+        for phase in PHASES
+        for pooled in (False, True)
+    ],
+)
 def test_connections_are_counted_as_the_product_counts_them(phase: int, pooled: bool) -> None:
     """Around the bound: what `piggybank phase plan` takes the chart takes, and what it refuses the chart refuses."""
     answers = set()
@@ -507,7 +516,6 @@ def test_notes_are_quiet_where_all_is_well() -> None:
 # Alerts and dashboards -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not sync.RULES.exists(), reason="there are no rules to carry")
 def test_promtool_takes_the_rules_as_they_are_rendered(tmp_path: Path) -> None:
     require("promtool")
     rule = one(documents({"metrics": {"prometheusRule": True}}), "PrometheusRule", "bank-piggybank")
@@ -527,7 +535,6 @@ def _broken(groups: Values) -> Values:
     return broken
 
 
-@pytest.mark.skipif(not any(sync.DASHBOARDS.glob("*.json")), reason="there are no dashboards to carry")
 def test_dashboards_are_carried_whole() -> None:
     config = one(documents({"metrics": {"dashboards": True}}), "ConfigMap", "-dashboards")
     assert config["metadata"]["labels"]["grafana_dashboard"] == "1"

@@ -25,9 +25,7 @@ for where it listens. Passwords come from Secrets and are put into addresses by 
 - {name: PIGGYBANK_LISTEN, value: {{ eq .part "web" | ternary "0.0.0.0" (printf "%s-web" $name) }}}
 - {name: PIGGYBANK_PORT, value: {{ eq .part "web" | ternary 8080 (int $v.web.service.port) | quote }}}
 - {name: PIGGYBANK_TRUSTED_PROXIES, value: {{ join "," $v.trustedProxies | quote }}}
-{{- with include "pb.publicUrl" (list $root $v) }}
-- {name: PIGGYBANK_PUBLIC_URL, value: {{ . | quote }}}
-{{- end }}
+- {name: PIGGYBANK_PUBLIC_URL, value: {{ include "pb.publicUrl" (list $root $v) | default "http://localhost:8080" | quote }}} # else as NOTES forward it
 - {name: PIGGYBANK_WEB_PROCESSES, value: {{ include "pb.least" $v.web | quote }}}
 - {name: PIGGYBANK_WORKER_PROCESSES, value: {{ include "pb.least" $v.worker | quote }}}
 - {name: PIGGYBANK_POOL_CONNECTIONS, value: {{ $v.poolConnections | int | quote }}}
