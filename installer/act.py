@@ -167,8 +167,14 @@ def _upgrade(options: Options, place: Path) -> None:
     if units.systemd_runs() and _write_unit(options):
         _systemctl("daemon-reload")  # what runs is not started again for that
     command = [str(place / "venv" / "bin" / "python"), "-P", "-m", "piggybank", "--data-dir", str(options.data_dir), "upgrade"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False, cwd="/", env=_environment())
-    if done.returncode != 0:
+    upgrading = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, cwd="/", env=_environment())
+    while True:
+        try:
+            ended = upgrading.wait()
+            break
+        except KeyboardInterrupt:
+            pass  # it heard that, too, and knows where it may stop
+    if ended != 0:
         raise Failed("the upgrade did not come to its end; what it said stands above")
     program.switch(options, place)  # the command in bin/ may be an older one's
 

@@ -69,7 +69,8 @@ def source(options: Options) -> Iterator[Source]:
         try:
             with tarfile.open(options.bundle) as bundle:
                 for member in bundle.getmembers():
-                    if member.isfile() and ".." not in Path(member.name).parts:
+                    path = Path(member.name)
+                    if member.isfile() and not path.is_absolute() and ".." not in path.parts:  # files only, and none beside the folder
                         bundle.extract(member, folder)
         except (tarfile.TarError, OSError) as cause:
             raise Failed(f"{options.bundle} cannot be unpacked: {cause}") from cause

@@ -22,6 +22,8 @@ def dump(settings: Settings, mark: str) -> Path:
     system_user.make_folder(folder, None, 0o700)
     made = folder / f"before-{mark}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
     making = made.with_name(made.name + UNFINISHED)
+    for left in folder.glob(f"*{UNFINISHED}"):  # by one that was killed
+        left.unlink()
     url, password = _parted(settings.owner_database_url)
     try:
         _run("pg_dump", "--format=custom", "--no-password", f"--file={making}", f"--dbname={url}", password=password)

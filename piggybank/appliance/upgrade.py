@@ -14,13 +14,14 @@ crash goes the same way.
 """
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ from piggybank.db import installation, migrate
 from piggybank.db.storage import MIB, RESERVE_MIB
 from piggybank.settings import Settings
 
-TRIAL = "trial"  # the web process that is tried
+LOCK = "upgrade.lock"  # in `run`
 TRIAL_TIMEOUT_S = 60
 TAKE_OVER_TIMEOUT_S = 120  # a supervisor that adopts and replaces one web process after the other
 COMMAND_TIMEOUT_S = 200
@@ -59,7 +60,6 @@ class Upgrade(NamedTuple):
     settings: Settings
     before: str  # name of the version that runs
     after: str
-    card: Card
     revision: str
     migrations: list[str]
     database_mib: int
@@ -85,15 +85,17 @@ def back_up(settings: Settings, mark: str, tell: Tell) -> None:
 def look(settings: Settings, *, without_backup: bool = False) -> Upgrade:
     """Whether this process' version may take over; changes nothing. Raises `errors.CannotProceed` with what to do first."""
     data_dir = settings.data_dir
-    before, after = versions.present(data_dir), versions.running(data_dir)
-    if not before or not after:
+    present, after = versions.present(data_dir), versions.running(data_dir)
+    if not present or not after:
         target = change.target_of(settings)
         raise errors.CannotProceed(what=f"{data_dir} was not installed by installer/install.sh", do=f"here it is: {ELSEWHERE[target]}")
+    card = folder.read_card(data_dir)
+    # the link is ahead of what runs where an upgrade was killed
+    before = (versions.of_process(data_dir, card.pid) if card is not None else "") or present
     if before == after:
         known = ", ".join(versions.here(data_dir))
         raise errors.CannotProceed(what=f"{after} runs already; here are {known}", do="name another: --to VERSION, --to FILE")
     stops.check(versions.number(before), versions.number(after), stops.table())
-    card = folder.read_card(data_dir)
     if card is None or card.state != "running":
         raise errors.CannotProceed(what="it does not run, and what does not run cannot be tried", do="start it: piggybank up --detach")
     if orders.under_way(data_dir):
@@ -111,11 +113,16 @@ def look(settings: Settings, *, without_backup: bool = False) -> Upgrade:
         raise errors.CannotProceed(
             what=f"{room_mib:,} MiB are free, a backup may need {needed_mib:,} MiB", do=f"make room on the disk of {data_dir}"
         )
-    return Upgrade(settings, before, after, card, revision, [script.revision for script in lacking], size_mib)
+    return Upgrade(settings, before, after, revision, [script.revision for script in lacking], size_mib)
 
 
 def carry_out(made: Upgrade, tell: Tell, *, without_backup: bool = False) -> None:
     """Do it. Raises `errors.CannotProceed`; then the version from before runs, or it says what does."""
+    with _alone(made.settings.data_dir):
+        _carry_out(made, tell, without_backup=without_backup)
+
+
+def _carry_out(made: Upgrade, tell: Tell, *, without_backup: bool) -> None:
     settings = made.settings
     if without_backup:
         tell("no backup was made, as you asked")
@@ -125,18 +132,44 @@ def carry_out(made: Upgrade, tell: Tell, *, without_backup: bool = False) -> Non
         tell(f"migrated: {revision}")
     _try(settings, made.after)
     tell(f"a web process of {made.after} is ready")
-    try:
-        _hand_over(made)
-        tell(f"{made.after} runs; {made.before} stays beside it")
-    except (errors.Error, OSError, subprocess.SubprocessError, psutil.Error) as cause:
-        tell(f"{made.after} does not take over: {_words(cause)}")
-        _roll_back(made, tell)
-        raise errors.CannotProceed(
-            what=f"{made.after} did not come up; {made.before} runs again, and nothing was lost",
-            do=f"look into {settings.data_dir}/logs/supervisor.log",
-        ) from cause
+    with _undisturbed():
+        try:
+            _hand_over(made)
+        except (errors.Error, OSError, subprocess.SubprocessError, psutil.Error) as cause:
+            tell(f"{made.after} does not take over: {_words(cause)}")
+            _roll_back(made, tell)
+            raise errors.CannotProceed(
+                what=f"{made.after} did not come up; {made.before} runs again, and nothing was lost",
+                do=f"look into {settings.data_dir}/logs/supervisor.log",
+            ) from cause
+    tell(f"{made.after} runs; {made.before} stays beside it")
     for name in versions.remove_old(settings.data_dir, made.before):
         tell(f"removed {name}, which nothing runs from")
+
+
+@contextmanager
+def _alone(data_dir: Path) -> Iterator[None]:
+    """Raises `errors.CannotProceed` while another one is at it: each would kill the other's supervisor."""
+    handle = os.open(data_dir / "run" / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise errors.CannotProceed(what="another upgrade is under way", do="wait until it is done") from cause
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A terminal that is closed, a Ctrl-C: half a hand-over is worse than either version, and it takes a minute."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _ask(settings: Settings) -> tuple[str, int]:
@@ -156,12 +189,14 @@ def _try(settings: Settings, name: str) -> None:
     """Start one web process of this version beside the others, on another port, and end it again."""
     user = web.may_run_as(prepare_folder(settings.data_dir), settings.data_dir)
     port = store_files.free_ports(1)[0]
+    if (left := processes.find(_plain(settings, web.TRIAL))) is not None:  # by an upgrade that was killed
+        left.stop()
     tried = processes.start(
         Program(
-            name=TRIAL,
+            name=web.TRIAL,
             argv=(*web.command(settings.data_dir, "serve"), "--port", str(port)),
             run_dir=settings.data_dir / "run",
-            log=settings.data_dir / "logs" / f"{TRIAL}.log",
+            log=settings.data_dir / "logs" / f"{web.TRIAL}.log",
             user=user,
             environment=web.environment(settings.data_dir),
             stop_timeout_s=web.WEB_STOP_TIMEOUT_S,
@@ -182,9 +217,11 @@ def _try(settings: Settings, name: str) -> None:
 
 def _hand_over(made: Upgrade) -> None:
     data_dir = made.settings.data_dir
-    supervised = reboot.supervises(data_dir, made.card.pid)
+    if (card := folder.read_card(data_dir)) is None:  # it had time to end, or to be another one, while the backup was made
+        raise errors.CannotProceed(what="the supervisor ended meanwhile", do="piggybank status")
+    supervised = reboot.supervises(data_dir, card.pid)
     versions.point(data_dir, made.after)
-    _kill(made.card)
+    _kill(card)
     _start(data_dir, made.after, supervised=supervised)
     _verify(data_dir, made.after)
 
@@ -210,7 +247,8 @@ def _roll_back(made: Upgrade, tell: Tell) -> None:
 
 def _kill(card: Card) -> None:
     with suppress(ProcessLookupError):
-        os.kill(card.pid, signal.SIGKILL)
+        if folder.runs(card):  # its pid may be anybody's by now
+            os.kill(card.pid, signal.SIGKILL)
     _wait(lambda: not folder.runs(card), "the old supervisor does not end")
 
 
@@ -223,7 +261,14 @@ def _start(data_dir: Path, name: str, *, supervised: bool) -> None:
     log = data_dir / "logs" / "upgrade.log"
     with log.open("a", encoding="utf-8") as output:
         done = subprocess.run(  # noqa: S603 - our own program
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False, timeout=COMMAND_TIMEOUT_S, cwd="/"
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+            timeout=COMMAND_TIMEOUT_S,
+            cwd="/",
+            start_new_session=True,  # a Ctrl-C is not for it
         )
     if done.returncode != 0:
         raise errors.CannotProceed(what=f"piggybank up of {name} ended with {done.returncode}", do=f"look at the end of {log}")
@@ -251,10 +296,7 @@ def _plain(settings: Settings, name: str) -> Program:
 
 def _is_of(pid: int, data_dir: Path, name: str) -> bool:
     """Whether that process runs from that version's folder."""
-    try:
-        return psutil.Process(pid).cmdline()[0].startswith(f"{versions.place(data_dir, name)}/")
-    except (psutil.Error, IndexError):
-        return False
+    return versions.of_process(data_dir, pid) == name
 
 
 def _knows_newer_schemas(data_dir: Path, name: str) -> bool:

@@ -128,6 +128,16 @@ def in_use(data_dir: Path) -> set[str]:
     return found
 
 
+def of_process(data_dir: Path, pid: int) -> str:
+    """The name of the version that this process was started from; empty: of none."""
+    try:
+        program = psutil.Process(pid).cmdline()[0]
+    except (psutil.Error, IndexError):
+        return ""
+    root = f"{data_dir / FOLDER}/"
+    return program.removeprefix(root).partition("/")[0] if program.startswith(root) else ""
+
+
 @contextmanager
 def _wheel_of(file: Path) -> Iterator[tuple[Path, Path | None]]:
     """The wheel, and the folder of all wheels where the file is a bundle."""
@@ -140,7 +150,8 @@ def _wheel_of(file: Path) -> Iterator[tuple[Path, Path | None]]:
         try:
             with tarfile.open(file) as bundle:
                 for member in bundle.getmembers():
-                    if member.isfile() and ".." not in Path(member.name).parts:  # files only, and none beside the folder
+                    path = Path(member.name)
+                    if member.isfile() and not path.is_absolute() and ".." not in path.parts:  # files only, and none beside the folder
                         bundle.extract(member, folder)
         except (tarfile.TarError, OSError) as cause:
             raise errors.CannotProceed(what=f"{file} cannot be unpacked: {cause}", do="give a wheel or a bundle that is whole") from cause

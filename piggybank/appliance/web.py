@@ -31,7 +31,8 @@ LISTEN_TIMEOUT_S = 60.0
 POLL_S = 0.05
 PRIVILEGED_PORTS = 1_024
 SIMULATOR = "simulator"
-RECORDS = ("web-*.json", "worker-*.json", f"{SIMULATOR}.json")  # of what runs beside the stores
+TRIAL = "trial"  # the web process of a new version that an upgrade tries
+RECORDS = ("web-*.json", "worker-*.json", f"{SIMULATOR}.json", f"{TRIAL}.json")  # of what runs beside the stores
 _VERBS = {"web": "serve", "worker": "worker", "simulator": "simulator"}
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 

@@ -1,9 +1,11 @@
 """`piggybank upgrade` and `upgrade postgres`."""
 
 import json
-import subprocess
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -40,7 +42,7 @@ def upgrade(ctx: click.Context, wanted: str | None, only_plan: bool, without_bac
     data_dir = settings.data_dir
     name = _name_of(data_dir, wanted)
     if name and name != versions.running(data_dir):
-        ctx.exit(_by_its_own_code(data_dir, name, only_plan=only_plan, without_backup=without_backup, as_json=as_json))
+        _become(data_dir, name, only_plan=only_plan, without_backup=without_backup, as_json=as_json)
     telemetry.configure("warning", "console")  # its own lines say what happens
     made = work.look(settings, without_backup=without_backup)
     if only_plan:
@@ -78,11 +80,12 @@ def _name_of(data_dir: Path, wanted: str | None) -> str:
     return versions.find(data_dir, wanted)
 
 
-def _by_its_own_code(data_dir: Path, name: str, *, only_plan: bool, without_backup: bool, as_json: bool) -> int:
-    """A version knows best what it needs: its schema, and which versions it may follow."""
+def _become(data_dir: Path, name: str, *, only_plan: bool, without_backup: bool, as_json: bool) -> NoReturn:
+    """A version knows best what it needs: its schema, and which versions it may follow. In our place: nobody is above it to kill it."""
     flags = [("--plan", only_plan), ("--no-backup", without_backup), ("--json", as_json)]
     command = [str(versions.python(data_dir, name)), "-P", "-m", "piggybank", "--data-dir", str(data_dir), "upgrade"]
-    return subprocess.run([*command, *(flag for flag, given in flags if given)], check=False).returncode  # noqa: S603 - our own program
+    sys.stdout.flush()
+    os.execv(command[0], [*command, *(flag for flag, given in flags if given)])  # noqa: S606 - our own program
 
 
 def _print_plan(made: work.Upgrade, *, as_json: bool) -> None:
@@ -95,4 +98,5 @@ def _print_plan(made: work.Upgrade, *, as_json: bool) -> None:
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a terminal that was closed: what is under way goes on
+        print(line, file=sys.stderr, flush=True)
