@@ -110,11 +110,13 @@ class _Work:
                 do=f"keep {self.new} for whoever looks into it, and restore nothing: the old version runs on the old data",
             )
         tell(f"the same rows in {len(after.splitlines())} tables")
-        self.old.rename(self.kept)
-        self.new.rename(self.old)  # where this is interrupted, the next start does it
-        for name in topology.NODES:
+        for (
+            name
+        ) in topology.NODES:  # first: one of the old major that stays would keep everything from starting, and nobody would look here again
             if name != self.primary and (self.stores / name).exists():
                 shutil.rmtree(self.stores / name)  # a copy of the old one; it is made again
+        self.old.rename(self.kept)
+        self.new.rename(self.old)  # where this is interrupted, the next start does it
         tell(f"the old cluster is kept in {self.kept}; delete it when all is well")
 
     def _pg_upgrade(self) -> None:
