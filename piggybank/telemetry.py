@@ -27,7 +27,8 @@ _SECRETS = (
     (re.compile(r"\bpb([skl])_[\w-]{8,}"), rf"pb\1_{REDACTED}"),
     (re.compile(r"://[^/\s\"'@]*@"), f"://{REDACTED}@"),
     (re.compile(r"(?i)\bbearer\s+[^\s\"',]+"), f"Bearer {REDACTED}"),
-    (re.compile(r"[^\s\"'\\<>@:/,;()=\[\]]+@[^\s\"'\\<>@:/,;()=\[\]]+"), REDACTED),
+    # looked for where a word begins only: else a long word without an @ is read once for each of its letters
+    (re.compile(r"(?<![^\s\"'\\<>@:/,;()=\[\]])[^\s\"'\\<>@:/,;()=\[\]]+@[^\s\"'\\<>@:/,;()=\[\]]+"), REDACTED),
 )
 _QUIET = ("asyncio", "sqlalchemy.engine", "saq", "httpx")  # libraries that tell more than we want at `info`
 _NOISY_BELOW = logging.WARNING

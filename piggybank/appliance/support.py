@@ -34,11 +34,30 @@ from piggybank.settings import Settings
 LOG_TAIL_BYTES = 256 * 1024  # of each log
 LEAST_SECRET_CHARACTERS = 6  # a shorter value would take half of the text with it
 SHOWN_TEXTS = frozenset({"listen", "public_url", "revio_url", "eft_url", "eft_token_url", "simulator_listen"})
+SECRET_PATHS = ("alert_webhook_url", "alert_ping_url", "otlp_url")  # whoever knows the whole of it may call it
 ASK_TIMEOUT_S = 5
 
-# 24 characters and more with a digit and a letter in them: a key of anybody's. Ids are not, they look otherwise and help.
+# 24 characters and more with a digit and a letter in them: a key of anybody's. Ids are not, they look otherwise and help. What has
+# slashes may be a path, so it is one only with capitals, too.
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_KEYLIKE = re.compile(r"(?=[\w+=-]*\d)(?=[\w+=-]*[A-Za-z])[\w+=-]{24,}")
+_WORD = re.compile(r"[\w+=-]{24,}")
+_SLASHED = re.compile(r"[\w+/=-]{24,}")
+_DIGIT, _LETTER, _CAPITAL, _SMALL = (re.compile(letters) for letters in (r"\d", r"[A-Za-z]", r"[A-Z]", r"[a-z]"))
+
+# What says of itself that it is one, what PostgreSQL says of a row, an address in a query, a bank account.
+_NAMED = (
+    (
+        re.compile(
+            r"(?i)((?:password|passwd|secret|token|key|credentials?|authorization)[\"']?\s*[=:]\s*)(?!\(set\))"
+            r"([\"']?(?:basic\s+|bearer\s+)?)[^\s\"'&,;(){}]+"
+        ),
+        rf"\1\2{telemetry.REDACTED}",
+    ),
+    (re.compile(r"(Failing row contains |Key \([^()]*\)=|COPY \w+, line \d+[^:\n]*: ).*"), rf"\1{telemetry.REDACTED}"),
+    (re.compile(r"(?<![\w.+-])[\w.+-]+%40[\w.-]+"), telemetry.REDACTED),
+    (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"), telemetry.REDACTED),
+    (re.compile(r"\b[A-Z]{2}\d{2}[A-Z0-9]{11,30}\b"), telemetry.REDACTED),
+)
 _PEM = re.compile(r"-----BEGIN [A-Z ]+-----.*?(-----END [A-Z ]+-----|\Z)", re.DOTALL)
 
 _TABLES = """
@@ -72,7 +91,20 @@ class Redaction:
         if self._known is not None:
             text = self._known.sub(telemetry.REDACTED, text)
         text = telemetry.redact(_PEM.sub(telemetry.REDACTED, text))
-        return _KEYLIKE.sub(lambda found: found[0] if _UUID.fullmatch(found[0]) else telemetry.REDACTED, text)
+        for pattern, replacement in _NAMED:
+            text = pattern.sub(replacement, text)
+        return _SLASHED.sub(_unless_a_path, _WORD.sub(_unless_an_id, text))
+
+
+def _unless_an_id(found: re.Match[str]) -> str:
+    word = found[0]
+    return telemetry.REDACTED if _DIGIT.search(word) and _LETTER.search(word) and not _UUID.fullmatch(word) else word
+
+
+def _unless_a_path(found: re.Match[str]) -> str:
+    word = found[0]
+    is_key = all(letters.search(word) for letters in (_DIGIT, _CAPITAL, _SMALL)) and "/" in word and not _UUID.search(word)
+    return telemetry.REDACTED if is_key else word
 
 
 def parts(settings: Settings) -> Iterator[Part]:
@@ -145,6 +177,9 @@ def _secrets_in(name: str, value: str) -> Iterator[str]:
         if password:
             yield password
             yield unquote(password)
+        if name in SECRET_PATHS:
+            address = urlsplit(value)
+            yield from (address.path.strip("/"), address.query)
         return
     if name not in ("tls_key", "pool_connections"):  # a path
         yield value

@@ -10,7 +10,7 @@ import pytest
 
 from piggybank import ids
 from piggybank.appliance import store_files
-from piggybank.appliance.support import Redaction, shown_settings
+from piggybank.appliance.support import LOG_TAIL_BYTES, Redaction, shown_settings
 from piggybank.identity.tokens import API_KEY_PREFIX, new_token
 from piggybank.settings import Settings
 from tests.appliance.bank import Bank
@@ -85,6 +85,40 @@ def test_ids_stay_and_keys_of_others_go(tmp_path: Path) -> None:
     known = "id 01a20640-e7fc-7ed8-999b-7d1939c9d4c9 at 2026-11-24T16:36:20.123456Z in no_synchronous_standby"
     assert redacted(known) == known
     assert "AKIA" not in redacted("AKIAIOSFODNN7EXAMPLE0000 AKIAIOSFODNN7EXAMPLE+0000=")
+
+
+@pytest.mark.parametrize(
+    ("line", "secret"),
+    [
+        ("POST https://hooks.example.com/services/T0A/B0B/sEcReT failed", "sEcReT"),
+        ("GET https://ping.example.com/01a20640-e7fc-7ed8-999b-7d1939c9d4c9 ended with 502", "01a20640"),
+        ("GET /v1/users?email=ada%40example.com", "ada"),
+        ("DETAIL:  Failing row contains (7, Ada Lovelace, +49 170 1234567).", "Ada"),
+        ("DETAIL:  Key (external_id)=(customer 4711) already exists.", "4711"),
+        ("DETAIL:  Key (email, bucket)=(ada@example.com, 7) already exists.", "ada"),
+        ("secret_access_key=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "wJalr"),
+        ("read wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY from it", "wJalr"),
+        ("host=db user=app password=hunter33 dbname=bank", "hunter33"),
+        ("PIGGYBANK_EFT_CLIENT_SECRET='abc123' in the environment", "abc123"),
+        ('{"password": "tiny1"}', "tiny1"),
+        ("Authorization: Basic dXNlcjpwYXNz", "dXNlcjpwYXNz"),
+        ("token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmVk", "eyJzdWIiOiIxIn0"),
+        ("paid to DE89370400440532013000", "DE8937"),
+    ],
+)
+def test_what_says_that_it_is_secret_goes(tmp_path: Path, line: str, secret: str) -> None:
+    settings = Settings(
+        data_dir=tmp_path,
+        alert_webhook_url="https://hooks.example.com/services/T0A/B0B/sEcReT",
+        alert_ping_url="https://ping.example.com/01a20640-e7fc-7ed8-999b-7d1939c9d4c9",
+    )
+    assert secret not in Redaction(settings)(line)
+
+
+@pytest.mark.parametrize("letter", ["a", "7", "a/", "%"])
+def test_a_long_word_is_read_in_no_time(tmp_path: Path, letter: str) -> None:
+    word = letter * LOG_TAIL_BYTES  # it took hours
+    assert len(Redaction(Settings(data_dir=tmp_path))(f"{word} {EMAIL}")) >= len(word)
 
 
 def test_a_setting_is_shown_by_its_kind(tmp_path: Path) -> None:
