@@ -225,7 +225,7 @@ class Embedded:
     def _grow_database(self, standbys: tuple[str, ...], tell: Tell, *, patient: bool) -> None:
         primary = self.postgres.primary
         self.wait_ready(primary)
-        self._settle_passwords()
+        self.settle_passwords()
         self.take_over(primary)  # no news, unless a failover was interrupted
         self.postgres.reload(primary)
         if self.postgres.must_restart():
@@ -338,11 +338,14 @@ class Embedded:
         store_files.save_secrets(self.dir, made, self.user)
         self.secrets = self.postgres.secrets = made
 
-    def _settle_passwords(self) -> None:
-        """An exchange that was killed: those that the server takes are the ones."""
+    def settle_passwords(self) -> None:
+        """An exchange that was killed: those that the server takes are the ones. Raises `errors.StoreFailed` where it takes neither just
+        now: then both stay written down."""
         if (fresh := store_files.take_next(self.dir)) is None:
             return
         if not self.postgres.takes(self.secrets.admin_password):
+            if not self.postgres.takes(fresh.admin_password):
+                raise errors.StoreFailed(store=self.postgres.primary, says="it takes neither the old passwords nor the next ones")
             self.keep_secrets(fresh)
         store_files.forget_next(self.dir)
 

@@ -45,6 +45,9 @@ def rotate(stores: Embedded, name: str, roll: Roll, tell: Tell) -> None:
 
 
 def _rotate_database(stores: Embedded, roll: Roll, tell: Tell) -> None:
+    stores.settle_passwords()
+    _write(stores, stores.addresses())
+    roll()  # who is still the stand-in of a rotation that failed; else nobody has anything to change
     fresh = msgspec.structs.replace(
         stores.secrets,
         admin_password=_password(),
@@ -54,19 +57,17 @@ def _rotate_database(stores: Embedded, roll: Roll, tell: Tell) -> None:
     )
     stand_in = _password()
     stores.psql(QUIETLY + _dropped() + _made(stand_in))
-    stores.stand_in = (STAND_IN, stand_in)
-    try:
-        _reload_pooler(stores)
-        _write(stores, _signed_in(stores.addresses(), STAND_IN, stand_in))
-        tell(f"every process signs in as {STAND_IN}")
-        roll()
-        _exchange(stores, fresh)
-        tell("the roles have new passwords")
-        _reload_pooler(stores)
-        _write(stores, stores.addresses())
-        roll()
-    finally:
-        stores.stand_in = None
+    stores.stand_in = (STAND_IN, stand_in)  # also after a failure: who signed in as that one goes on
+    _reload_pooler(stores)
+    _write(stores, _signed_in(stores.addresses(), STAND_IN, stand_in))
+    tell(f"every process signs in as {STAND_IN}")
+    roll()
+    _exchange(stores, fresh)
+    tell("the roles have new passwords")
+    _reload_pooler(stores)
+    _write(stores, stores.addresses())
+    roll()
+    stores.stand_in = None
     stores.psql(_dropped())
     _reload_pooler(stores)
     tell("the old passwords are good no longer")
@@ -88,7 +89,8 @@ def _rotate_valkeys(stores: Embedded, name: str, roll: Roll, tell: Tell) -> None
     _write(stores, stores.addresses())
     roll()
     for node in nodes:
-        _say(stores.secrets, node, fresh, "ACL", "SETUSER", "default", f"<{old}")
+        # all others go, also one that a rotation left that failed
+        _say(stores.secrets, node, fresh, "ACL", "SETUSER", "default", "resetpass", f">{fresh}")
     tell("the old password is good no longer")
 
 

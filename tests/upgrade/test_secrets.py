@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
@@ -133,6 +134,14 @@ def test_an_exchange_that_was_killed_is_settled_by_the_next_start(open_path: Pat
             assert again.secrets.admin_password == (f"fresh{told}" if told else old.admin_password)
             assert store_files.take_next(stores.dir) is None
             stores = again
+        known = stores.secrets
+        store_files.save_next(stores.dir, msgspec.structs.replace(known, admin_password="next"), stores.user)
+        stores.postgres.secrets = stores.secrets = msgspec.structs.replace(known, admin_password="neither")
+        with pytest.raises(errors.StoreFailed, match="neither"):
+            stores.settle_passwords()
+        assert store_files.take_next(stores.dir) is not None  # whoever looks into it has both
+        assert store_files.load_secrets(stores.dir, stores.user) == known
+        stores.postgres.secrets = stores.secrets = known
     finally:
         stores.stop()
 
