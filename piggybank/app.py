@@ -9,6 +9,7 @@ import asyncio
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from litestar import Litestar, Request
@@ -22,21 +23,27 @@ from piggybank import settings as settings_file
 from piggybank.api import (
     accounts,
     apikeys,
+    audit,
     auth,
+    backups,
     bodies,
     capacity,
     cost,
     currencies,
+    doctor,
     guards,
     health,
     history,
+    journal,
     metrics,
     openapi,
     ops,
     partitions,
     payments,
+    phases,
     problems,
     provider,
+    queue,
     reports,
     requests,
     revio,
@@ -46,9 +53,11 @@ from piggybank.api import (
     welcome,
 )
 from piggybank.api.admission import Admission
+from piggybank.api.doctor import Doctor
 from piggybank.api.fast_path import FastPath
 from piggybank.api.health import Readiness
 from piggybank.api.limits import Limiter
+from piggybank.appliance import doctor as examinations
 from piggybank.cache import Cache
 from piggybank.capacity.shares import Sharing
 from piggybank.db import routing
@@ -80,6 +89,12 @@ ROUTES: list[HTTPRouteHandler] = [
     *watching.routes,
     *metrics.routes,
     *provider.routes,
+    *phases.routes,
+    *journal.routes,
+    *queue.routes,
+    *doctor.routes,
+    *backups.routes,
+    *audit.routes,
     *revio.routes,
 ]
 
@@ -98,6 +113,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     queue: Queue
     readiness: Readiness
     limiter: Limiter
+    doctor: Doctor
 
 
 def open_parts(settings: Settings) -> Parts:
@@ -114,6 +130,7 @@ def open_parts(settings: Settings) -> Parts:
         queue=queues.open_queue(settings.queue_url),
         readiness=Readiness(db, cache, ledger),
         limiter=Limiter(settings),
+        doctor=Doctor(partial(examinations.examine_stores, settings)),
     )
 
 
@@ -189,13 +206,16 @@ def dependencies(parts: Parts) -> dict[str, Provide]:
     def queue(tokens: Any) -> Queue:
         return parts.queue
 
-    def readiness(queue: Any) -> Readiness:
+    def doctor(queue: Any) -> Doctor:
+        return parts.doctor
+
+    def readiness(doctor: Any) -> Readiness:
         return parts.readiness
 
     def request_id(readiness: Any, request: Request[Any, Any, Any]) -> str:
         return str(request.scope["state"]["request_id"])
 
-    provided = (principal, ledger, provider, db, cache, settings, tokens, queue, readiness, request_id)
+    provided = (principal, ledger, provider, db, cache, settings, tokens, queue, doctor, readiness, request_id)
     return {function.__name__: Provide(function, sync_to_thread=False) for function in provided}
 
 

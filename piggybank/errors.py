@@ -244,6 +244,12 @@ class DatabaseUnavailable(Error):
     retryable = True
 
 
+class QueueUnavailable(Error):
+    """The queue of jobs cannot be reached right now; nothing was asked for."""
+
+    retryable = True
+
+
 class NoSynchronousStandby(Error):
     """No replica can confirm a commit, so nothing is written; nothing was changed. Try again."""
 

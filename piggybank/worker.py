@@ -27,7 +27,7 @@ from piggybank.db import installation
 from piggybank.db.engines import Database
 from piggybank.jobs.work import Work
 from piggybank.ledger import Ledger
-from piggybank.queues import Queue
+from piggybank.queues import Queue, Schedule
 from piggybank.settings import Settings
 from piggybank.tracing import tracing
 from piggybank.wallet.provider import Provider
@@ -37,7 +37,6 @@ DEQUEUE_TIMEOUT_S = 1.0  # so often an idle worker looks whether it is to stop
 DRAIN_S = 20  # a running job may finish when the worker is told to stop
 RESTART_PAUSE_S = 1.0
 RESTART_PAUSE_LONGEST_S = 30.0
-NOT_KEPT = -1  # SAQ's word for: what a job answered is not stored, the log has it
 
 _log = structlog.get_logger()
 
@@ -182,6 +181,7 @@ class _JobWorker(Worker[Any]):
     SIGNALS: list[signal.Signals] = []
 
     def __init__(self, work: Work, queue: Queue) -> None:
+        self._jobs = queue
         self._queue_is_away = False
         super().__init__(
             queue,
@@ -189,7 +189,7 @@ class _JobWorker(Worker[Any]):
             cron_jobs=[_cron(work, name, job) for name, job in jobs.JOBS.items()],
             concurrency=CONCURRENCY,
             dequeue_timeout=DEQUEUE_TIMEOUT_S,
-            after_process=_log_failure,
+            after_process=self._tell,
         )
 
     async def schedule(self, lock: int = 1) -> None:
@@ -204,6 +204,20 @@ class _JobWorker(Worker[Any]):
             if self._queue_is_away:
                 _log.info("queue_is_back")
             self._queue_is_away = False
+
+    async def worker_info(self, ttl: int = 60) -> Any:
+        """SAQ calls this every ten seconds: it tells the queue that there is a worker, and here also for which jobs."""
+        schedules = {name: Schedule(cron=job.cron, timeout_s=job.timeout_s, retries=job.retries) for name, job in jobs.JOBS.items()}
+        await self._jobs.announce(schedules)
+        return await super().worker_info(ttl)
+
+    async def _tell(self, context: Any) -> None:
+        job, cause = context["job"], context.get("exception")
+        metrics.JOBS.labels(job.function, str(job.status.value)).inc()
+        if cause is not None:
+            _log.error("job_failed", job=job.function, attempt=job.attempts, exc_info=cause)
+        with suppress(*queues.AWAY):  # the log has it
+            await self._jobs.remember(queues.run_of(job, cause))
 
     async def stop(self) -> None:
         """SAQ's stop cancels; a job that runs may finish first."""
@@ -220,17 +234,7 @@ def _cron(work: Work, name: str, job: jobs.Job) -> CronJob[Any]:
         return 0 if work.db.recovering else await job.run(work)
 
     run.__qualname__ = name  # what SAQ calls it by
-    return CronJob(run, job.cron, timeout=job.timeout_s, retries=job.retries, ttl=NOT_KEPT)
-
-
-async def _log_failure(context: Any) -> None:
-    job = context.get("job")
-    if job is not None:
-        metrics.JOBS.labels(job.function, str(job.status.value)).inc()
-    cause = context.get("exception")
-    if cause is not None:
-        assert job is not None
-        _log.error("job_failed", job=job.function, attempt=job.attempts, exc_info=cause)
+    return CronJob(run, job.cron, timeout=job.timeout_s, retries=job.retries, ttl=queues.NOT_KEPT)
 
 
 async def _know_epoch(work: Work) -> None:

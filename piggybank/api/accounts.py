@@ -127,6 +127,9 @@ async def change_account(account_id: UUID, data: ChangeAccount, principal: Princ
             sets_name=data.name is not UNSET,
             metadata=None if data.metadata is UNSET else data.metadata,
         )
+        if principal.role == "operator":
+            changed_fields = [name for name in ("name", "metadata") if getattr(data, name) is not UNSET]
+            audit.record(write, principal.actor, "account.change", str(account_id), {"fields": changed_fields})
     await cache.forget(balances.KIND, [str(account_id)])  # it has a new version, and who is answered may ask for it at once
     return changed
 

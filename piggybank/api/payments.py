@@ -8,6 +8,7 @@ from litestar import Response, get, post
 from litestar.params import QueryParameter
 from msgspec import Struct
 
+from piggybank.api import acts
 from piggybank.api.accounts import Limit
 from piggybank.api.history import Cursor
 from piggybank.api.submissions import IdempotencyKey, NoBody, balance_of, only_user, respond, submission, submit, transaction_of
@@ -77,6 +78,7 @@ async def complete(
         metadata=payment.metadata or None,
     )
     answer, replayed = await submit(ledger, submission(command, principal, idempotency_key, f"complete {payment_id}", NoBody()))
+    await acts.record(db, principal, "payment.complete", f"payment:{payment_id}", {"amount": payment.amount, "replayed": replayed})
     row = transaction_of(command, answer, "withdrawal", -payment.amount)
     ended = msgspec.structs.replace(payment, status="completed", held=0, transaction_id=row.id, updated_at=moment(answer.at_ms))
     body = Completion(payment=ended, transaction=row, balance=balance_of(payment.account_id, answer))
@@ -94,6 +96,8 @@ async def cancel(
     if payment.method == "revio" and payment.kind == "deposit" and payment.status in OPEN_STATUSES:
         await deposits.cancel_checkout(provider.db, ledger, provider, await orders.get(provider.db, payment_id))
     answer, replayed = await submit(ledger, one)
+    details = {"amount": payment.amount, "replayed": replayed}
+    await acts.record(provider.db, principal, "payment.cancel", f"payment:{payment_id}", details)
     ended = msgspec.structs.replace(
         payment, status="cancelled", held=0, transaction_id=None, checkout_url=None, updated_at=moment(answer.at_ms)
     )

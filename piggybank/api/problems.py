@@ -62,6 +62,7 @@ STATUS: dict[type[errors.Error], int] = {
     errors.OutcomeUnknown: 503,
     errors.ShuttingDown: 503,
     errors.MailFailed: 503,
+    errors.QueueUnavailable: 503,
     errors.ProviderUnavailable: 503,
     errors.Error: 500,
 }

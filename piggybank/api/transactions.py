@@ -10,7 +10,7 @@ from litestar.openapi import ResponseSpec
 from msgspec import Meta, Struct
 
 from piggybank import errors
-from piggybank.api import problems
+from piggybank.api import acts, problems
 from piggybank.api.fields import Amount, CurrencyCode, Description, Metadata, Reference
 from piggybank.api.submissions import (
     IdempotencyKey,
@@ -173,6 +173,8 @@ async def deposit(
         opening = _opening(account_id, data, "deposit", mode, return_url=data.return_url, expires_at=expires_at)
         answer, replayed = await submit(ledger, submission(opening, principal, idempotency_key, route, data))
         assert answer.payment_id is not None
+        details = {"payment": str(answer.payment_id), "amount": data.amount, "replayed": replayed}
+        await acts.record(provider.db, principal, "account.deposit", str(account_id), details)
         payment = await deposits.checkout(provider.db, ledger, provider, answer.payment_id)
         if payment.provider_url is None and payment.status == "failed":
             detail = "It has failed; send it with a new Idempotency-Key."
@@ -214,6 +216,8 @@ async def withdraw(
         opening = _opening(account_id, data, "withdrawal", None, destination=data.destination)
     if data.hold or data.method == "revio":
         answer, replayed = await submit(ledger, submission(opening, principal, idempotency_key, route, data))
+        details = {"payment": str(answer.payment_id), "amount": data.amount, "replayed": replayed}
+        await acts.record(provider.db, principal, "account.withdraw", str(account_id), details)
         return respond(_opened(opening, answer), 202, replayed=replayed)
     command = commands.Withdraw(
         account_id=account_id,
@@ -228,10 +232,14 @@ async def withdraw(
 
 
 @post("/v1/transfers", summary="Transfer", tags=["movements"], fast_path=True, queued=True)
-async def transfer(data: TransferRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger) -> Response[Posted]:
+async def transfer(
+    data: TransferRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, db: Database
+) -> Response[Posted]:
     """From one account to another, both or none. A user sends from their own accounts; the answer shows the sender's side."""
     command = _transfer(data)
     answer, replayed = await submit(ledger, submission(command, principal, idempotency_key, "transfer", data))
+    details = {"transfer": str(answer.transfer_id), "to": str(data.to_account), "amount": data.amount, "replayed": replayed}
+    await acts.record(db, principal, "account.transfer", str(data.from_account), details)
     return respond(posted(command, answer, "transfer_out", -data.amount), 201, replayed=replayed)
 
 
@@ -251,13 +259,15 @@ async def reverse(
     leg = next(leg for leg in command.legs if leg.transaction_id == transaction_id)
     one = submission(command, principal, idempotency_key, f"reversal {transaction_id}", data)
     answer, replayed = await submit(ledger, one)
+    details = {"reversal": str(answer.transaction_id), "amount": leg.amount, "replayed": replayed}
+    await acts.record(db, principal, "transaction.reverse", f"transaction:{transaction_id}", details)
     row = transaction_of(command, answer, "reversal", -leg.amount, reverses=transaction_id)
     return respond(Posted(transaction=row, balance=balance_of(command.account_id, answer)), 201, replayed=replayed)
 
 
 @post("/v1/transactions:batch", status_code=200, summary="Up to 1,000 movements", tags=["movements"], fast_path=True)
 async def batch(
-    data: BatchRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, request_id: str
+    data: BatchRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, db: Database, request_id: str
 ) -> BatchResponse:
     """Independent, not atomic: a status for each. Send the same body with the same key again to finish the rest."""
     header_key = checked_key(idempotency_key)
@@ -271,6 +281,7 @@ async def batch(
         Submission(_command(item), who, f"{header_key}.{index}", fingerprint("batch", item)) for index, item in enumerate(data.commands)
     ]
     outcomes = await ledger.submit_many(many)
+    await acts.record(db, principal, "transaction.batch", f"batch:{header_key}", {"commands": len(many)})
     return BatchResponse(
         results=[
             _result(index, item, one, outcome, request_id)

@@ -19,6 +19,7 @@ from piggybank.identity.tokens import Principal, Tokens
 from piggybank.settings import Settings
 
 PAGE_MAX = 100
+SEARCH_MAX_CHARACTERS = 200
 
 Email = Annotated[
     str,
@@ -42,6 +43,11 @@ Limit = Annotated[int, Parameter(ge=1, le=PAGE_MAX, description="Items a page.")
 Cursor = Annotated[UUID | None, Parameter(description="`next_cursor` of the page before.")]
 ExternalIdFilter = Annotated[
     str | None, Parameter(min_length=1, max_length=EXTERNAL_ID_MAX_CHARACTERS, description="The user that you know by this id.")
+]
+
+Search = Annotated[
+    str | None,
+    Parameter(min_length=1, max_length=SEARCH_MAX_CHARACTERS, description="In name, e-mail address or external id; or the whole id."),
 ]
 
 
@@ -117,10 +123,12 @@ async def create_user(data: NewUser, principal: Principal | None, db: Database, 
 
 
 @get("/v1/users", summary="List users", tags=["users"])
-async def list_users(db: Database, external_id: ExternalIdFilter = None, cursor: Cursor = None, limit: Limit = 25) -> UserPage:
+async def list_users(
+    db: Database, external_id: ExternalIdFilter = None, search: Search = None, cursor: Cursor = None, limit: Limit = 25
+) -> UserPage:
     """Newest first; with `external_id` the one user of that id."""
     async with db.read() as read:
-        found = await users.page(read, after=cursor, limit=limit + 1, external_id=external_id)
+        found = await users.page(read, after=cursor, limit=limit + 1, external_id=external_id, search=search)
     return UserPage(items=[view(user) for user in found[:limit]], next_cursor=str(found[limit - 1].id) if len(found) > limit else None)
 
 

@@ -53,6 +53,11 @@ async def examine(settings: Settings) -> list[Check]:
     return [*local, *await _database(settings), *await valkeys.examine(settings)]
 
 
+async def examine_stores(settings: Settings) -> list[Check]:
+    """What a web process can look at wherever it runs: the stores, and the disk and memory beside it."""
+    return [_disk(settings), _memory(), *await _database(settings), *await valkeys.examine(settings)]
+
+
 def worst(found: list[Check]) -> Result:
     """The result of the whole."""
     results = {check.result for check in found}

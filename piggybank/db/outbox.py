@@ -21,6 +21,18 @@ from sqlalchemy import text
 from piggybank import ids
 from piggybank.db.engines import Current, Write
 
+COUNTED_MAX = 10_000  # rows
+
+
+class Failing(Struct, frozen=True, kw_only=True):
+    """A row whose effect failed, and when it is tried again. Its payload is nobody's to see: it may hold an address or a link."""
+
+    id: UUID
+    topic: str
+    attempts: int
+    made_at: datetime
+    due_at: datetime | None
+
 
 class Row(Struct, frozen=True):
     """`payload` is JSON."""
@@ -79,6 +91,15 @@ WITH old AS (
 DELETE FROM outbox USING old WHERE outbox.id = old.id AND outbox.bucket = old.bucket RETURNING outbox.id
 """)
 
+# What waits is counted up to a bound: a long outage leaves many, and nobody needs the number then.
+_WAITING = text("SELECT count(*) AS waiting, min(id::text)::uuid AS oldest FROM (SELECT id FROM outbox ORDER BY id LIMIT :most) AS head")
+
+_FAILING = text("""
+SELECT id, topic, attempts, due_at FROM (SELECT * FROM outbox ORDER BY id LIMIT :most) AS head WHERE attempts > 0 ORDER BY id LIMIT :limit
+""")
+
+_HURRY = text("UPDATE outbox SET due_at = NULL WHERE bucket = :bucket AND id = :id AND attempts > 0 RETURNING topic")
+
 _PUT_OFF = text("""
 UPDATE outbox SET attempts = attempts + 1, due_at = :until WHERE bucket = :bucket AND id = :id
 """)
@@ -120,6 +141,24 @@ async def put_off(write: Write, row: Row, *, pause_s: float) -> None:
     """Its effect failed: not before `pause_s` seconds again."""
     given = {"bucket": ids.bucket_of(row.id), "id": row.id, "until": datetime.now(UTC) + timedelta(seconds=pause_s)}
     await write.execute(_PUT_OFF, given)
+
+
+async def waiting(read: Current) -> tuple[int, datetime | None]:
+    """How many rows wait, counted up to COUNTED_MAX, and since when the oldest does."""
+    row = (await read.execute(_WAITING, {"most": COUNTED_MAX})).one()
+    return row.waiting, None if row.oldest is None else ids.time_of(row.oldest)
+
+
+async def failing(read: Current, *, limit: int) -> list[Failing]:
+    """Rows that failed before, oldest first."""
+    rows = await read.execute(_FAILING, {"most": COUNTED_MAX, "limit": limit})
+    return [Failing(id=row.id, topic=row.topic, attempts=row.attempts, made_at=ids.time_of(row.id), due_at=row.due_at) for row in rows]
+
+
+async def hurry(write: Write, row_id: UUID) -> str | None:
+    """A row that failed is due at once; its topic, or None where there is no such row."""
+    topic: str | None = await write.scalar(_HURRY, {"bucket": ids.bucket_of(row_id), "id": row_id})
+    return topic
 
 
 def _before(now: datetime, older_than_s: float) -> UUID:

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, func, select, text, update
 from piggybank import errors, ids
 from piggybank.db.engines import Database, Read, Write
 from piggybank.db.tables.people import FailedSignIns, Session, User
-from piggybank.identity import passwords
+from piggybank.identity import audit, passwords
 from piggybank.identity.tokens import SESSION_PREFIX, Principal, Tokens, hash_of, new_token, tell_revoked
 
 SESSION_S = 7 * 24 * 3_600
@@ -67,6 +67,8 @@ async def sign_in(db: Database, tokens: Tokens, email: str, password: str) -> Si
         ended = await _end_oldest(write, user.id)
         session = Session(id=ids.new_id(ids.bucket_of(user.id)), user_id=user.id, token_hash=hash_of(token), expires_at=expires_at)
         write.add(session)
+        if locked.role == "operator":
+            audit.record(write, f"user:{user.id}", "session.start", f"user:{user.id}", {"session": str(session.id)})
         await unlock(write, email)
     await tokens.bury(ended)
     return SignedIn(session.id, token, expires_at, locked)
@@ -76,6 +78,8 @@ async def sign_out(db: Database, tokens: Tokens, principal: Principal) -> None:
     """End the session that asks."""
     async with db.write() as write:
         ended = await _end(write, Session.id == principal.token_id)
+        if principal.role == "operator":
+            audit.record(write, principal.actor, "session.end", principal.actor, {"session": str(principal.token_id)})
     await tokens.bury(ended)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import Text, cast, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from piggybank import errors, ids
@@ -110,13 +110,16 @@ async def of_email(read: Read, email: str) -> User | None:
     return (await read.scalars(select(User).where(User.email == email))).one_or_none()
 
 
-async def page(read: Read, *, after: UUID | None, limit: int, external_id: str | None = None) -> Sequence[User]:
-    """Users, newest first, those before `after`."""
+async def page(read: Read, *, after: UUID | None, limit: int, external_id: str | None = None, search: str | None = None) -> Sequence[User]:
+    """Users, newest first, those before `after`; with `search` those whose name, address or external id has it, or whose id it is."""
     query = select(User).order_by(User.id.desc()).limit(limit)
     if after is not None:
         query = query.where(User.id < after)
     if external_id is not None:
         query = query.where(User.external_id == external_id)
+    if search is not None:
+        fields = (User.name, User.email, User.external_id)
+        query = query.where(or_(*(field.icontains(search, autoescape=True) for field in fields), cast(User.id, Text) == search.lower()))
     return (await read.scalars(query)).all()
 
 
@@ -141,6 +144,9 @@ async def change(db: Database, tokens: Tokens, principal: Principal, changes: Ch
             ended = await sessions.end_all(write, user.id, but=principal.token_id)
             await links.end_resets(write, user.id)
             audit.record(write, principal.actor, "user.password", f"user:{user.id}", {"sessions_ended": len(ended)})
+        fields = [name for name in ("name", "metadata") if getattr(changes, name) is not msgspec.UNSET]
+        if fields and principal.role == "operator":
+            audit.record(write, principal.actor, "user.change", f"user:{user.id}", {"fields": fields})
         user.updated_at = datetime.now(UTC)
     await tokens.bury(ended)
     return user

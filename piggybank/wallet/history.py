@@ -138,7 +138,7 @@ async def one(db: Database, transaction_id: UUID, *, only_user: UUID | None = No
         if only_user is None or ids.bucket_of(only_user) == ids.bucket_of(transaction_id):  # it may have been theirs
             await archived.ask(db, transaction_id)
         raise errors.NotFound(transaction_id=str(transaction_id))
-    return _transaction(rows[0])
+    return of_row(rows[0])
 
 
 async def legs(db: Database, transfer_id: UUID, *, only_user: UUID | None = None) -> list[Transaction]:
@@ -149,7 +149,7 @@ async def legs(db: Database, transfer_id: UUID, *, only_user: UUID | None = None
         await archived.ask(db, transfer_id)
     if not rows:
         raise errors.NotFound(transfer_id=str(transfer_id))
-    return [_transaction(row) for row in rows]
+    return [of_row(row) for row in rows]
 
 
 async def _first_page(db: Database, store: Cache, account_id: UUID, only_user: UUID | None, min_version: int) -> TransactionPage:
@@ -213,7 +213,7 @@ async def _rows(
 
 
 def _page(rows: Sequence[Row[Any]], account_id: UUID, wanted: Filter, limit: int, *, goes_on: bool) -> TransactionPage:
-    items = [_transaction(row) for row in rows[:limit] if row.transaction_id is not None]
+    items = [of_row(row) for row in rows[:limit] if row.transaction_id is not None]
     more = len(rows) > limit or (goes_on and bool(items))
     return TransactionPage(
         items=items,
@@ -222,7 +222,8 @@ def _page(rows: Sequence[Row[Any]], account_id: UUID, wanted: Filter, limit: int
     )
 
 
-def _transaction(row: Row[Any]) -> Transaction:
+def of_row(row: Row[Any]) -> Transaction:
+    """A transaction out of a row of the statements above, or of the journal."""
     return Transaction(
         id=row.transaction_id,
         account_id=row.account_id,

@@ -139,6 +139,55 @@ async def test_a_failing_job_is_tried_again_and_hurts_nobody(
         await swept(sql)
 
 
+async def test_what_became_of_each_run_is_told_in_the_queue(
+    work: Work, queue: Queue, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = True
+
+    async def sometimes(_: Work) -> int:
+        if failing:
+            raise ValueError("as it is told to" + "!" * queues.ERROR_MAX_CHARACTERS)
+        return 1
+
+    monkeypatch.setitem(jobs.JOBS, "sometimes", Job(sometimes, "0 0 1 1 *", timeout_s=5, retries=2))  # not by itself today
+
+    async def ended() -> bool:
+        state = await queue.state()
+        run = state.last_runs.get("sometimes") if state else None
+        return run is not None and run.final and (run.error is not None) == failing
+
+    async with running_worker(work, queue):
+        await until(lambda: _knows(queue, "sometimes"))
+        assert await queue.run_now("sometimes")
+        await until(ended)
+        failing = False
+        await until(lambda: _starts(queue, "sometimes"))  # when the failed run has left the queue
+        await until(ended)
+        await until(lambda: _ran_well(queue, "counted"))
+    state = await queue.state()
+    assert state is not None
+    assert [(run.attempt, run.final) for run in state.failures if run.job == "sometimes"] == [(2, True), (1, False)]
+    assert state.failures[0].error is not None
+    assert state.failures[0].error.startswith("ValueError: as it is told to!")
+    assert len(state.failures[0].error) == queues.ERROR_MAX_CHARACTERS
+    assert state.jobs["counted"].cron == EVERY_SECOND
+    assert await queue.run_now("no such job") is None
+
+
+async def _knows(queue: Queue, name: str) -> bool:
+    state = await queue.state()
+    return state is not None and name in state.jobs
+
+
+async def _ran_well(queue: Queue, name: str) -> bool:
+    state = await queue.state()
+    return state is not None and name in state.last_runs and state.last_runs[name].error is None
+
+
+async def _starts(queue: Queue, name: str) -> bool:
+    return bool(await queue.run_now(name))
+
+
 async def test_the_end_waits_for_a_running_job(work: Work, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     began, ended = asyncio.Event(), asyncio.Event()
 

@@ -1,0 +1,343 @@
+"""What operators see and do beside the money: people, everybody's transactions, the audit log, jobs, the doctor."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import msgspec
+import pytest
+from litestar.testing import AsyncTestClient
+
+from piggybank import ids, queues
+from piggybank.app import create_app
+from piggybank.queues import Queue, Schedule
+from piggybank.settings import Settings
+from piggybank.wallet import journal
+from tests.api.conftest import Client, People
+from tests.conftest import VALKEY_DATABASES, _on_database, _worker_number
+
+
+@pytest.fixture
+async def sql(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """The owner's connection."""
+    connection = await asyncpg.connect(settings.owner_database_url)
+    yield connection
+    await connection.close()
+
+
+async def found(client: Client, people: People, path: str, **query: Any) -> dict[str, Any]:
+    answer = await client.get(path, params=query, headers=people.operator)
+    assert answer.status_code == 200, answer.text
+    page: dict[str, Any] = answer.json()
+    return page
+
+
+async def account(client: Client, people: People, currency: str = "USD", **user: Any) -> tuple[str, str]:
+    """(user, account), both new."""
+    made = (await client.post("/v1/users", json={"external_id": uuid4().hex} | user, headers=people.service)).json()
+    opened = await client.post("/v1/accounts", json={"user_id": made["id"], "currency": currency}, headers=people.service)
+    return made["id"], opened.json()["id"]
+
+
+async def deposit(client: Client, people: People, account_id: str, amount: int, **more: Any) -> str:
+    answer = await client.post(
+        f"/v1/accounts/{account_id}/deposits",
+        json={"amount": amount, "method": "direct", **more},
+        headers=people.service | {"Idempotency-Key": uuid4().hex},
+    )
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["transaction"]["id"])
+
+
+# People ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_users_are_found_by_every_name_that_they_have(client: Client, people: People) -> None:
+    mark = uuid4().hex[:10]
+    user_id, _ = await account(client, people, name=f"Ada {mark.upper()} 100%", email=f"{mark}.x_y@example.com", external_id=f"c-{mark}")
+    for search in (mark, mark.upper(), f"{mark} 100%", f"{mark}.X_Y@EXAMPLE", f"c-{mark}", user_id, user_id.upper()):
+        assert [one["id"] for one in (await found(client, people, "/v1/users", search=search))["items"]] == [user_id], search
+    for search in (f"{mark}.xzy", f"{mark}%100", f"{mark} 1__%", "' OR 1=1 --"):  # `%` and `_` are themselves
+        assert (await found(client, people, "/v1/users", search=search))["items"] == [], search
+
+
+async def test_pages_of_a_search_are_whole(client: Client, people: People) -> None:
+    mark = uuid4().hex[:10]
+    made = [(await account(client, people, name=f"{mark} {number}"))[0] for number in range(7)]
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = await found(client, people, "/v1/users", search=mark, limit=3, **({"cursor": cursor} if cursor else {}))
+        seen += [one["id"] for one in page["items"]]
+        if (cursor := page["next_cursor"]) is None:
+            break
+    assert seen == made[::-1]
+
+
+# The journal ----------------------------------------------------------------------------------------------------------
+
+
+async def test_everybodys_transactions_by_every_filter(client: Client, people: People) -> None:
+    mark = uuid4().hex
+    (_, dollars), (owner, rand) = await account(client, people), await account(client, people, "ZAR")
+    small = await deposit(client, people, dollars, 150, reference=mark)
+    large = await deposit(client, people, rand, 990_000, reference=mark, metadata={"order": "7"})
+    taken = await client.post(
+        f"/v1/accounts/{rand}/withdrawals",
+        json={"amount": 4_000, "method": "direct", "reference": mark},
+        headers=people.service | {"Idempotency-Key": mark},
+    )
+    out = taken.json()["transaction"]["id"]
+
+    async def ids_of(**query: Any) -> list[str]:
+        return [one["id"] for one in (await found(client, people, "/v1/ops/transactions", reference=mark, **query))["items"]]
+
+    assert await ids_of() == [out, large, small]
+    assert await ids_of(kind="deposit") == [large, small]
+    assert await ids_of(currency="USD") == [small]
+    assert await ids_of(min_amount=4_000) == [out, large]  # without its sign
+    assert await ids_of(min_amount=151, max_amount=989_999) == [out]
+    at = ids.time_of(UUID(large)).isoformat()
+    assert small in await ids_of(to=at) or ids.time_of(UUID(small)) == ids.time_of(UUID(large))
+    assert large in await ids_of(**{"from": at})
+    entry = (await found(client, people, "/v1/ops/transactions", reference=mark, min_amount=990_000))["items"][0]
+    assert (entry["user_id"], entry["account_id"], entry["minor_unit"], entry["metadata"]) == (owner, rand, 2, {"order": "7"})
+    assert (await client.get("/v1/ops/transactions", headers=people.user)).status_code == 403
+
+
+async def test_a_rare_thing_is_found_over_several_short_pages(client: Client, people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "LOOKED_AT_MAX", 5)
+    mark = uuid4().hex
+    _, account_id = await account(client, people)
+    rare = await deposit(client, people, account_id, 77, reference=mark)
+    common = [await deposit(client, people, account_id, 1) for _ in range(12)]
+    seen: list[str] = []
+    pages, cursor = 0, None
+    while not seen:
+        query = {"reference": mark} | ({"cursor": cursor} if cursor else {})
+        page = await found(client, people, "/v1/ops/transactions", **query)
+        seen += [one["id"] for one in page["items"]]
+        pages += 1
+        if page["next_cursor"]:
+            assert page["looked_until"] is not None
+        cursor = page["next_cursor"]
+    assert (seen, pages) == ([rare], 3)
+    everything: list[str] = []
+    cursor = None
+    while rare not in everything:
+        page = await found(client, people, "/v1/ops/transactions", limit=3, **({"cursor": cursor} if cursor else {}))
+        everything += [one["id"] for one in page["items"]]
+        cursor = page["next_cursor"]
+    assert everything[: everything.index(rare) + 1] == [*common[::-1], rare]
+    refused = await client.get("/v1/ops/transactions", params={"cursor": cursor or "x", "kind": "fee"}, headers=people.operator)
+    assert refused.status_code == 400  # a cursor of another list
+
+
+async def test_the_journal_says_where_the_archive_begins(client: Client, people: People, sql: asyncpg.Connection) -> None:
+    """No list is short without saying so."""
+    last = await deposit(client, people, (await account(client, people))[1], 1)
+    below = ids.new_id(0, (UUID(last).int >> 80) * 1_000_000 - 3_600 * 10**9)
+    await sql.execute(
+        "INSERT INTO archived_months (month, partition, below, rows, amount, file, bytes, sha256, archived_at)"
+        " VALUES ('2001-01-01', 'transactions_2001_01', $1, 1, 1, 'transactions-2001-01.parquet', 1, '', now())",
+        below,
+    )
+    try:
+        page = await found(client, people, "/v1/ops/transactions", kind="fee")
+        assert (page["items"], page["next_cursor"]) == ([], None)
+        assert page["archived_until"].startswith(ids.time_of(below).isoformat()[:19])
+        later = await found(client, people, "/v1/ops/transactions", kind="fee", **{"from": ids.time_of(UUID(last)).isoformat()})
+        assert later["archived_until"] is None
+    finally:
+        await sql.execute("DELETE FROM archived_months WHERE month = '2001-01-01'")
+
+
+# The audit log --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_log_names_who_did_what_to_whom(client: Client, people: People, sql: asyncpg.Connection) -> None:
+    made = (await client.post("/v1/api-keys", json={"name": "till", "scopes": ["ops:read"]}, headers=people.operator)).json()
+    assert (await client.delete(f"/v1/api-keys/{made['id']}", headers=people.operator)).status_code == 204
+    page = await found(client, people, "/v1/ops/audit", target=made["id"])
+    assert [one["action"] for one in page["items"]] == ["apikey.revoke", "apikey.create"]
+    entry = page["items"][1]
+    assert (entry["target"], entry["target_name"], entry["details"]["scopes"]) == (f"key:{made['id']}", "till", ["ops:read"])
+    assert entry["actor"].startswith("user:")
+    assert "@" in entry["actor_name"]
+    assert made["token"] not in str(page)
+    by = (await found(client, people, "/v1/ops/audit", actor=entry["actor"], action="apikey."))["items"]
+    assert {one["action"] for one in by} == {"apikey.create", "apikey.revoke"}
+    assert {one["actor"] for one in by} == {entry["actor"]}
+    assert (await found(client, people, "/v1/ops/audit", action="apikey.", to=entry["at"], target=made["id"]))["items"] == []
+    first = await found(client, people, "/v1/ops/audit", limit=1)
+    second = await found(client, people, "/v1/ops/audit", limit=1, cursor=first["next_cursor"])
+    assert first["items"][0]["id"] > second["items"][0]["id"]
+    assert (await client.get("/v1/ops/audit", headers=people.user)).status_code == 403
+
+
+async def test_every_act_of_an_operator_on_money_is_written_down(client: Client, people: People) -> None:
+    (_, first), (_, second) = await account(client, people), await account(client, people)
+    posted = await deposit(client, people, first, 10_000)
+    headers = {"Idempotency-Key": uuid4().hex}
+    hold = {"amount": 50, "method": "direct", "hold": True}
+    held = [
+        (
+            await client.post(f"/v1/accounts/{first}/withdrawals", json=hold, headers=people.service | {"Idempotency-Key": uuid4().hex})
+        ).json()
+        for _ in range(2)
+    ]
+    payments = [one["payment"]["id"] for one in held]
+    acts: list[tuple[str, str, Any, str, str]] = [
+        ("POST", "/v1/transfers", {"from_account": first, "to_account": second, "amount": 70}, "account.transfer", first),
+        (
+            "POST",
+            "/v1/transactions:batch",
+            {"commands": [{"type": "transfer", "from_account": first, "to_account": second, "amount": 5}]},
+            "transaction.batch",
+            "",
+        ),
+        ("POST", f"/v1/transactions/{posted}/reversal", {}, "transaction.reverse", f"transaction:{posted}"),
+        ("POST", f"/v1/payments/{payments[0]}/complete", None, "payment.complete", f"payment:{payments[0]}"),
+        ("POST", f"/v1/payments/{payments[1]}/cancel", None, "payment.cancel", f"payment:{payments[1]}"),
+        ("PATCH", f"/v1/accounts/{second}", {"name": "Other"}, "account.change", second),
+        ("POST", f"/v1/accounts/{second}/freeze", None, "account.frozen", second),
+        ("POST", f"/v1/accounts/{second}/unfreeze", None, "account.active", second),
+        ("PATCH", "/v1/users/me", {"name": "An operator"}, "user.change", ""),
+    ]
+    await deposit(client, people, first, 10_000)  # the reversal takes the first one back
+    for method, path, body, action, target in acts:
+        answer = await client.request(method, path, json=body, headers=people.operator | {"Idempotency-Key": uuid4().hex})
+        assert answer.is_success, (path, answer.text)
+        newest = (await found(client, people, "/v1/ops/audit", limit=1))["items"][0]
+        assert (newest["action"], newest["actor"][:5]) == (action, "user:"), path
+        assert target in newest["target"]
+    transfer = {"from_account": first, "to_account": second, "amount": 3}
+    for replayed in (False, True):
+        await client.post("/v1/transfers", json=transfer, headers=people.operator | headers)
+        newest = (await found(client, people, "/v1/ops/audit", limit=1))["items"][0]
+        assert newest["details"]["replayed"] is replayed
+        assert newest["details"]["amount"] == 3
+    before = newest["id"]
+    await client.post("/v1/transfers", json=transfer, headers=people.service | {"Idempotency-Key": uuid4().hex})
+    assert (await found(client, people, "/v1/ops/audit", limit=1, action="account.transfer"))["items"][0][
+        "id"
+    ] == before  # a backend's is not
+
+
+# Jobs -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def idle(settings: Settings, worker_id: str) -> Settings:
+    """Of an app without a worker, with a queue that no other app has."""
+    number = (2 * _worker_number(worker_id) + 1) % VALKEY_DATABASES
+    return msgspec.structs.replace(settings, worker_processes=1, queue_url=_on_database(settings.queue_url, str(number)))
+
+
+@pytest.fixture
+async def queue(idle: Settings) -> AsyncIterator[Queue]:
+    made = queues.open_queue(idle.queue_url)
+    yield made
+    await made.redis.flushdb()
+    await made.close()
+
+
+async def test_a_job_that_the_workers_know_is_asked_for_once(idle: Settings, people: People, queue: Queue) -> None:
+    async with AsyncTestClient(create_app(idle)) as client:
+        await asked_for_once(client, people, queue)
+
+
+async def asked_for_once(client: Client, people: People, queue: Queue) -> None:
+    await queue.announce({"old_job": Schedule(cron="* * * * *", timeout_s=1, retries=1)})
+    await queue.announce({"build_reports": Schedule(cron="*/5 * * * *", timeout_s=300, retries=3)})
+    state = await found(client, people, "/v1/ops/queue")
+    assert [(job["name"], job["cron"], job["last_run"]) for job in state["jobs"]] == [("build_reports", "*/5 * * * *", None)]
+    for started in (True, False):
+        asked = await client.post("/v1/ops/queue/jobs/build_reports/run", headers=people.operator)
+        assert (asked.status_code, asked.json()) == (202, {"job": "build_reports", "started": started})
+    state = await found(client, people, "/v1/ops/queue")
+    assert (state["answers"], state["queued"], state["workers"]) == (True, 1, 0)
+    job = await queue.job("now:build_reports")
+    assert job is not None
+    assert (job.timeout, job.retries, job.ttl) == (300, 3, -1)
+    assert (await client.post("/v1/ops/queue/jobs/old_job/run", headers=people.operator)).status_code == 404
+    assert (await client.post("/v1/ops/queue/jobs/build_reports/run", headers=people.service)).status_code == 403
+    logged = (await found(client, people, "/v1/ops/audit", action="job.run", limit=2))["items"]
+    assert [one["details"]["started"] for one in logged] == [False, True]
+
+
+async def test_a_queue_that_is_away_is_no_data(settings: Settings, people: People) -> None:
+    away = msgspec.structs.replace(settings, queue_url="redis://127.0.0.1:1/0")
+    async with AsyncTestClient(create_app(away)) as client:
+        state = await found(client, people, "/v1/ops/queue")
+        assert (state["answers"], state["workers"], state["queued"], state["jobs"]) == (False, None, None, [])
+        refused = await client.post("/v1/ops/queue/jobs/build_reports/run", headers=people.operator)
+        assert (refused.status_code, refused.json()["code"], refused.json()["retryable"]) == (503, "queue_unavailable", True)
+
+
+async def test_an_event_that_failed_is_shown_without_its_payload_and_hurried(
+    client: Client, people: People, sql: asyncpg.Connection
+) -> None:
+    row = ids.new_id(7)
+    await sql.execute(
+        "INSERT INTO outbox (id, bucket, topic, payload, attempts, due_at) VALUES ($1, 7, 'mail.reset', $2, 3, now() + interval '1 hour')",
+        row,
+        '{"email": "ada@example.com", "link": "secret"}',
+    )
+    waits = ids.new_id(7)
+    await sql.execute("INSERT INTO outbox (id, bucket, topic, payload) VALUES ($1, 7, 'mail.reset', '{}')", waits)
+    try:
+        state = (await found(client, people, "/v1/ops/queue"))["outbox"]
+        failing = next(one for one in state["failing"] if one["id"] == str(row))
+        assert (failing["topic"], failing["attempts"]) == ("mail.reset", 3)
+        assert "ada@" not in str(state)
+        assert "secret" not in str(state)
+        assert str(waits) not in str(state)  # it has not failed
+        asked = await client.post(f"/v1/ops/outbox/{row}/retry", headers=people.operator)
+        assert (asked.status_code, asked.json()["topic"]) == (202, "mail.reset")
+        assert await sql.fetchval("SELECT due_at FROM outbox WHERE id = $1", row) is None
+        assert (await client.post(f"/v1/ops/outbox/{waits}/retry", headers=people.operator)).status_code == 404
+        logged = (await found(client, people, "/v1/ops/audit", action="outbox.retry", limit=1))["items"][0]
+        assert logged["target"] == f"outbox:{row}"
+    finally:
+        await sql.execute("DELETE FROM outbox WHERE id = ANY($1)", [row, waits])
+
+
+# The doctor, the phases -----------------------------------------------------------------------------------------------
+
+
+async def test_the_doctor_says_what_is_wrong_and_what_to_do(client: Client, people: People, sql: asyncpg.Connection) -> None:
+    first = await found(client, people, "/v1/ops/doctor")
+    names = {one["name"] for one in first["items"]}
+    assert {"disk", "memory", "database", "durability", "schema", "rights", "connections", "payments", "cache", "queue"} <= names
+    assert {"supervisor", "secrets"}.isdisjoint(names)  # of the machine
+    assert first["worst"] == max((one["result"] for one in first["items"]), key=["ok", "warning", "broken"].index)
+    assert all(one["do"] for one in first["items"] if one["result"] != "ok")
+    assert (await found(client, people, "/v1/ops/doctor"))["looked_at"] == first["looked_at"]  # one look serves many
+
+
+async def test_the_doctor_sees_stores_that_are_away(settings: Settings, people: People) -> None:
+    away = msgspec.structs.replace(settings, queue_url="redis://127.0.0.1:1/0")
+    async with AsyncTestClient(create_app(away)) as client:
+        items = {one["name"]: one for one in (await found(client, people, "/v1/ops/doctor"))["items"]}
+    assert items["queue"]["result"] == "broken"
+    assert items["queue"]["do"]
+    assert items["database"]["result"] == "ok"
+
+
+async def test_the_table_of_phases_is_the_one_of_the_file(client: Client, people: People) -> None:
+    table = await found(client, people, "/v1/ops/phases")
+    assert [(one["phase"]["number"], one["cost"]["usd_a_month"], one["built"]) for one in table["phases"]] == [
+        (0, 110, True),
+        (1, 300, True),
+        (2, 800, True),
+        (3, 2_500, True),
+        (4, 5_000, False),
+    ]
+    assert (table["current"], table["goals"]["p95_ms"]) == (0, 200)
+    assert {one["name"] for one in table["thresholds"]} == {"p95_ms", "database_cpu", "cache_hit_rate", "error_rate"}
+
+
+async def test_no_backup_is_recorded_yet(client: Client, people: People) -> None:
+    assert await found(client, people, "/v1/ops/backups") == {"items": [], "says": "none recorded"}
