@@ -28,6 +28,7 @@ from piggybank.api import (
     backups,
     bodies,
     capacity,
+    console,
     cost,
     currencies,
     doctor,
@@ -151,7 +152,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
     # an app of its own for the document: the framework would serve it beside ours, without ETag and on routes of its choice
     described = _litestar(route_handlers=ROUTES, dependencies=provided, openapi_config=openapi.CONFIG, logging_config=None)
     app = _litestar(
-        route_handlers=[*ROUTES, *welcome.routes, *openapi.routes(lambda: described.openapi_schema)],
+        route_handlers=[*ROUTES, *welcome.routes, *console.routes, *openapi.routes(lambda: described.openapi_schema)],
         dependencies=provided,
         before_request=guard.admit,
         exception_handlers={Exception: problems.answer},

@@ -113,6 +113,8 @@ ROUTES: dict[str, Access] = {
     "GET /health/ready": PROBE,
     "GET /welcome": PUBLIC,
     "GET /welcome/{name}": PUBLIC,
+    "GET /console": PUBLIC,
+    "GET /console/{version}/{name}": PUBLIC,
     "GET /": PUBLIC,
     "GET /schema": PUBLIC,
     "GET /schema/openapi.json": PUBLIC,

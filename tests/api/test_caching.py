@@ -20,6 +20,7 @@ KEPT = {
     "GET /schema/openapi.json": caching.METADATA,
     "GET /schema": caching.PAGE,
     "GET /welcome": caching.PAGE,
+    "GET /console": caching.PAGE,
 }
 FILES = ("GET /schema/static/{name}", "GET /welcome/{name}")
 ROLES = ("anonymous", "user", "operator", "service", "narrow")
@@ -72,7 +73,9 @@ async def test_what_an_owner_sees_may_not_be_kept(client: Client, people: People
     assert (same.status_code, same.headers["cache-control"]) == (304, PRIVATE)
 
 
-@pytest.mark.parametrize("path", ["/v1/nowhere", "/schema/static/other.js", "/welcome/other.js", "/v1/currencies?", "/%2e%2e/schema"])
+@pytest.mark.parametrize(
+    "path", ["/v1/nowhere", "/schema/static/other.js", "/welcome/other.js", "/console/x/other.js", "/v1/currencies?", "/%2e%2e/schema"]
+)
 async def test_errors_of_public_places_may_not_be_kept(client: Client, path: str) -> None:
     answer = await client.post(path) if path.endswith("?") else await client.get(path)
     assert answer.is_client_error

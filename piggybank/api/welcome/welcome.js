@@ -122,6 +122,7 @@ function finish(page, email) {
   const url = new URL("v1/sessions", window.location.href).href;
   const body = JSON.stringify({ email: email || "you@example.com", password: "YOUR PASSWORD" }).replaceAll("'", "'\\''");
   element("curl").textContent = `curl -s '${url}' -H 'Content-Type: application/json' \\\n  -d '${body}'`;
+  element("console").hidden = page !== PURPOSES.operator;
   element("done").hidden = false;
   element("title").textContent = "Done";
   element("title").focus();

@@ -1,0 +1,74 @@
+"""Every page of the console, in a real browser: it shows what is there, its acts work and are written down."""
+
+import pytest
+from playwright.async_api import Browser
+
+from tests.console.conftest import SIZES, Bank, Console, opened
+
+pytestmark = pytest.mark.xdist_group("console")  # one installation and one browser for all of them
+
+# address and title, with `{..}` of the bank
+PAGES = {
+    "overview": "Overview",
+    "users": "Users and accounts",
+    "users?search=ada": "Users and accounts",
+    "users/{user_id}": "User",
+    "accounts/{account_id}": "Account",
+    "transactions": "Transactions",
+    "transactions/{transaction_id}": "Transaction",
+    "payments": "Payments",
+    "payments/{unknown}": "Payment",
+    "events": "Provider events",
+    "events/{unmatched}": "Provider event",
+    "reconciliations": "Reconciliations",
+    "reconciliations/{reconciliation_id}": "Reconciliation",
+    "capacity": "Capacity and cost",
+    "partitions": "Partitions",
+    "backups": "Backups",
+    "queue": "Queue and jobs",
+    "keys": "API keys",
+    "audit": "Audit log",
+}
+
+
+def address_of(bank: Bank, template: str) -> str:
+    given = bank._asdict() | {"unknown": bank.unknown["id"], "unmatched": bank.unmatched["id"]}
+    return template.format(**given)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+async def test_every_page_fits_every_screen_and_is_accessible(browser: Browser, bank: Bank, size: str, scheme: str) -> None:
+    context, console = await opened(browser, bank, size=size, scheme=scheme)
+    await console.page.goto(bank.url)
+    await console.settled("Sign in")
+    assert await console.accessibility() == []
+    await console.keep(f"sign-in-{size}-{scheme}")
+    await console.sign_in()
+    found = {}
+    for template, title in PAGES.items():
+        await console.open(address_of(bank, template), title)
+        assert "SIMULATOR" in await console.page.inner_text("body > .simulator"), template
+        assert await console.page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0], template
+        found[template] = await console.accessibility()
+        await console.keep(f"{template.partition('?')[0].replace('/', '-').replace('{', '').replace('}', '')}-{size}-{scheme}")
+    assert {template: wrong for template, wrong in found.items() if wrong} == {}
+    await console.check()
+    await context.close()
+
+
+@pytest.mark.deep
+async def test_axe_would_find_something(console: Console) -> None:
+    """The check of accessibility itself: a page without names for its fields and with pale text is found out."""
+    await console.page.evaluate(
+        """() => {
+            const bad = document.createElement("p");
+            bad.append("pale", document.createElement("input"));
+            bad.style.color = "#eeeeee";
+            document.querySelector("main").append(bad);
+        }"""
+    )
+    found = " ".join(await console.accessibility())
+    assert "label" in found
+    assert "color-contrast" in found
