@@ -1,6 +1,7 @@
 """What operators see and do beside the money: people, everybody's transactions, the audit log, jobs, the doctor."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,6 +12,7 @@ from litestar.testing import AsyncTestClient
 
 from piggybank import ids, queues
 from piggybank.app import create_app
+from piggybank.db import backups
 from piggybank.queues import Queue, Schedule
 from piggybank.settings import Settings
 from piggybank.wallet import journal
@@ -341,3 +343,18 @@ async def test_the_table_of_phases_is_the_one_of_the_file(client: Client, people
 
 async def test_no_backup_is_recorded_yet(client: Client, people: People) -> None:
     assert await found(client, people, "/v1/ops/backups") == {"items": [], "says": "none recorded"}
+
+
+async def test_backups_and_their_last_drill_are_listed(client: Client, people: People, settings: Settings) -> None:
+    owner, at = settings.owner_database_url, datetime(2026, 11, 24, 3, tzinfo=UTC)
+    try:
+        for number in (1, 2):
+            began = at + timedelta(days=number)
+            await backups.record(owner, f"b{number}", "base", "/mnt/other", began, began + timedelta(minutes=1), number * 1_000)
+        await backups.record_drill(owner, "b1", at, 8.0, "restored", passed=True)
+        await backups.record_drill(owner, "b1", at + timedelta(hours=1), 8.0, "it did not start", passed=False)
+        newest, older = (await found(client, people, "/v1/ops/backups"))["items"]
+        assert (newest["id"], newest["size_bytes"], newest["drilled_at"]) == ("b2", 2_000, None)
+        assert (older["id"], older["drill_passed"], older["drill_said"]) == ("b1", False, "it did not start")
+    finally:
+        await backups.forget(owner, ["b1", "b2"])

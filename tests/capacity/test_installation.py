@@ -35,8 +35,8 @@ FORGED = 6
 SLOW_ROUNDS, SLOW_AT_ONCE = 8, 10
 HELD_S = 0.4
 AGAIN_S = 40.0  # within each minute
-# While nobody makes backups there is no age of one; in an installation that is well something is written down.
-NOT_THERE = {"absent(app_phase)", "max(backup_age_seconds)"}
+# In an installation that is well something is written down.
+NOT_THERE = {"absent(app_phase)"}
 
 
 class Load:
