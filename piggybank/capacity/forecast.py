@@ -60,7 +60,7 @@ class PhaseUntil(Struct, frozen=True, kw_only=True):
 
 
 class Forecast(Struct, frozen=True, kw_only=True):
-    """`limits` of the phase that runs; `phases`: that one and those above it."""
+    """`limits` of the phase that runs; `phases`: that one and those above it, none where no growth is told."""
 
     phase: int
     history_days: int
@@ -90,7 +90,8 @@ def forecast(number: int, days: Sequence[Day], now: datetime) -> Forecast:
     elsewhere = measures(None)  # with the phases' own bounds, whatever the servers have now
     trends = {measure.name: _trend(measure, days, today) for measure in there}
     limits = [_expectation(measure, round(measure.limit(phase), 3), days, trends[measure.name], today) for measure in there]
-    until = [_until(each, there if each == number else elsewhere, trends, today) for each in phases.BUILT_PHASES if each >= number]
+    told = any(not isinstance(trend, str) for trend in trends.values())
+    until = [_until(each, there if each == number else elsewhere, trends, today) for each in phases.BUILT_PHASES if told and each >= number]
     span = (days[-1].day - days[0].day).days + 1 if days else 0
     return Forecast(phase=number, history_days=span, confidence=CONFIDENCE, limits=limits, phases=until, says=_says(until, trends, span))
 
@@ -104,7 +105,7 @@ def lines(found: Forecast) -> list[str]:
         rows.append((each.name, measured, figure(each.limit, each.unit), _growth_words(each), *_reach_words(each)))
     table = [("phase", "carries it until", f"between ({found.confidence:.0%})", "its first limit")]
     table += [(f"{each.phase} {each.name}", *_dates(each.reached), each.first or "") for each in found.phases]
-    return [head, "", *_columns(rows), "", *_columns(table), "", found.says]
+    return [head, "", *_columns(rows), "", *((*_columns(table), "") if found.phases else ()), found.says]
 
 
 def _expectation(measure: Measure, limit: float, days: Sequence[Day], trend: _Trend | str, today: date) -> Expectation:

@@ -100,7 +100,7 @@ def project(provider: Provider, phase: Phase, load: Load, measured: Measured) ->
         vcpus_average=round(average.all_ms, 4),
         vcpus_at_the_peak=round(peak.all_ms, 2),
         parts=parts,
-        why=_why(provider, phase, usd, parts, measured, average.all_ms, peak.all_ms),
+        why=[*_why(provider, phase, usd, parts, measured, average.all_ms, peak.all_ms), *_too_much(phase, load)],
     )
 
 
@@ -226,6 +226,13 @@ def _why(provider: Provider, phase: Phase, usd: float, parts: list[Part], measur
             f" {limits.managed.cost_times_most} times its figure here: ${design.managed_usd_least:,} to ${design.managed_usd_most:,}"
         )
     return said
+
+
+def _too_much(phase: Phase, load: Load) -> list[str]:
+    """What is priced are the phase's servers, also for a load that they do not carry."""
+    over = load.users > phase.users or load.transactions_a_day > phase.transactions_a_day
+    most = f"{phase.users:,} users and {phase.transactions_a_day:,} transactions a day"
+    return [f"phase {phase.number} is for {most}: it does not carry this"] if over else []
 
 
 def _compared(usd: float, design: int) -> str:

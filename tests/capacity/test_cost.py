@@ -117,6 +117,12 @@ def test_why_names_the_difference() -> None:
     assert any("Gunicorn needs 300 workers" in line for line in of("aws", 3).why)
 
 
+@pytest.mark.parametrize(("users", "says"), [(1_000, False), (1_001, True)])
+def test_it_says_where_a_phase_does_not_carry_what_it_is_asked_to(users: int, says: bool) -> None:
+    said = of("railway", 0, projection.of_users(phases.of(0), users)).why
+    assert ("phase 0 is for 1,000 users and 10,000 transactions a day: it does not carry this" in said) == says
+
+
 @pytest.mark.parametrize(("users", "phase"), [(1, 0), (1_000, 0), (1_001, 1), (50_000, 2), (100_000, 3), (5_000_000, 3)])
 def test_the_lowest_phase_that_carries(users: int, phase: int) -> None:
     assert projection.carries(users) == phase

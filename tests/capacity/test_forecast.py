@@ -72,7 +72,10 @@ def test_under_a_week_it_says_so(days: int) -> None:
     assert found.says == "under 7 days of data: no growth is told yet"
     assert {each.says for each in found.limits} == {"under 7 days of data: no growth is told yet" if days else "no data"}
     assert {(each.growth_a_day, each.reached) for each in found.limits} == {(None, None)}
-    assert found.says in "\n".join(forecast.lines(found))
+    assert found.phases == []  # nobody can tell how long
+    said = "\n".join(forecast.lines(found))
+    assert found.says in said
+    assert "ten years" not in said
 
 
 def test_seven_days_of_which_few_are_known_are_not_enough() -> None:
