@@ -36,6 +36,7 @@ LEAST_SECRET_CHARACTERS = 6  # a shorter value would take half of the text with 
 SHOWN_TEXTS = frozenset({"listen", "public_url", "revio_url", "eft_url", "eft_token_url", "simulator_listen"})
 SECRET_PATHS = ("alert_webhook_url", "alert_ping_url", "otlp_url")  # whoever knows the whole of it may call it
 ASK_TIMEOUT_S = 5
+NOT_HAD = (OSError, TimeoutError, ValueError, errors.Error, asyncpg.PostgresError, asyncpg.InterfaceError, psutil.Error)
 
 # 24 characters and more with a digit and a letter in them: a key of anybody's. Ids are not, they look otherwise and help. What has
 # slashes may be a path, so it is one only with capitals, too.
@@ -48,7 +49,7 @@ _DIGIT, _LETTER, _CAPITAL, _SMALL = (re.compile(letters) for letters in (r"\d", 
 _NAMED = (
     (
         re.compile(
-            r"(?i)((?:password|passwd|secret|token|key|credentials?|authorization)[\"']?\s*[=:]\s*)(?!\(set\))"
+            r"(?i)((?:password|passwd|secret|token|api_?key|(?<![a-z])key|credentials?|authorization)[\"']?\s*[=:]\s*)(?!\(set\))"
             r"([\"']?(?:basic\s+|bearer\s+)?)[^\s\"'&,;(){}]+"
         ),
         rf"\1\2{telemetry.REDACTED}",
@@ -122,11 +123,15 @@ def parts(settings: Settings) -> Iterator[Part]:
     for name, source in sources.items():
         try:
             said = source()
-        except (OSError, TimeoutError, ValueError, errors.Error, asyncpg.PostgresError, asyncpg.InterfaceError, psutil.Error) as cause:
+        except NOT_HAD as cause:
             said = {"not_known": f"{type(cause).__name__}: {cause}"}
         yield Part(f"{name}.json", redacted(json.dumps(said, indent=2, default=str) + "\n"))
     for path in sorted((settings.data_dir / "logs").glob("*.log")):
-        yield Part(f"logs/{path.name}", redacted(_tail(path)))
+        try:
+            text = _tail(path)
+        except NOT_HAD as cause:  # it was rotated away, or is a link that somebody planted
+            text = f"not known: {type(cause).__name__}: {cause}\n"
+        yield Part(f"logs/{path.name}", redacted(text))
 
 
 def write(path: Path, found: list[Part]) -> None:

@@ -9,8 +9,9 @@ import asyncpg
 import pytest
 
 from piggybank import ids
+from piggybank import settings as settings_file
 from piggybank.appliance import store_files
-from piggybank.appliance.support import LOG_TAIL_BYTES, Redaction, shown_settings
+from piggybank.appliance.support import LOG_TAIL_BYTES, Redaction, parts, shown_settings
 from piggybank.identity.tokens import API_KEY_PREFIX, new_token
 from piggybank.settings import Settings
 from tests.appliance.bank import Bank
@@ -73,6 +74,19 @@ def test_nothing_that_was_planted_is_in_it(bank: Bank, tmp_path: Path) -> None:
     assert bank.run("support-bundle", "--yes", "--output", str(path)).returncode == 1  # another file's place is not taken
 
 
+def test_a_link_among_the_logs_is_not_followed_and_keeps_nothing_else_out(bank: Bank, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("somebody else's")
+    link = bank.data_dir / "logs" / "planted.log"
+    link.symlink_to(tmp_path / "elsewhere")
+    try:
+        found = {part.name: part.text for part in parts(settings_file.load(bank.data_dir, {}))}
+    finally:
+        link.unlink()
+    assert "leads to somewhere else" in found["logs/planted.log"]
+    assert "somebody else's" not in "".join(found.values())
+    assert "logs/web-1.log" in found
+
+
 def test_it_is_listed_and_not_written(bank: Bank) -> None:
     said = bank.ask("support-bundle", "--list")
     assert said.exit_code == 0, said.output
@@ -82,7 +96,7 @@ def test_it_is_listed_and_not_written(bank: Bank) -> None:
 
 def test_ids_stay_and_keys_of_others_go(tmp_path: Path) -> None:
     redacted = Redaction(Settings(data_dir=tmp_path))
-    known = "id 01a20640-e7fc-7ed8-999b-7d1939c9d4c9 at 2026-11-24T16:36:20.123456Z in no_synchronous_standby"
+    known = "id 01a20640-e7fc-7ed8-999b-7d1939c9d4c9 at 2026-11-24T16:36:20.123456Z in no_synchronous_standby with valkey: 9.0.1"
     assert redacted(known) == known
     assert "AKIA" not in redacted("AKIAIOSFODNN7EXAMPLE0000 AKIAIOSFODNN7EXAMPLE+0000=")
 
