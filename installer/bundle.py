@@ -51,7 +51,7 @@ def make(work: Path, target: Path) -> Path:
     _step("building piggybank's wheel")
     wheel = build_wheel(work, wheels)
     _step("collecting the libraries")
-    (work / "wanted.txt").write_text(_for_any_patch((CHECKOUT / "requirements.lock").read_text(encoding="utf-8")), encoding="utf-8")
+    (work / "wanted.txt").write_text(for_any_patch((CHECKOUT / "requirements.lock").read_text(encoding="utf-8")), encoding="utf-8")
     _pip("download", "--quiet", *LOCKED, "--dest", str(wheels), "-r", str(work / "wanted.txt"))
     version, python = wheel.name.split("-")[1], f"cp{sys.version_info.major}{sys.version_info.minor}"
     name = f"piggybank-{version}-{python}-{platform.machine()}-bundle"
@@ -75,7 +75,7 @@ def make(work: Path, target: Path) -> Path:
     return making.rename(target / f"{name}.tar.gz")
 
 
-def _for_any_patch(lock: str) -> str:
+def for_any_patch(lock: str) -> str:
     """With what only some patch releases of a Python need: 3.11.2 may install what 3.11.7 has made."""
     return re.sub(r"^(\S+) ; python_full_version [<>=]+ '\d+\.\d+\.\d+'( \\)$", r"\1\2", lock, flags=re.MULTILINE)
 

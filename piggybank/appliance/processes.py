@@ -89,8 +89,8 @@ class Running:
             if not self.wait(10):
                 self.signal(signal.SIGKILL)
                 self.wait(10)
-        with contextlib.suppress(OSError, ValueError, KeyError):  # a record that stays is of a dead process
-            if json.loads(self.program.record.read_text(encoding="utf-8"))["pid"] == self.pid:  # not of who was started beside it
+        with contextlib.suppress(OSError):  # a record that stays is of a dead process
+            if (known := look(self.program)) is None or known.pid == self.pid:  # not of who was started beside it
                 self.program.record.unlink()
         return gently
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from installer import bundle
 from piggybank.appliance import versions
 from tests.conftest import ALL_SCOPES, ROOT, require, run_apart
 from tests.installer.test_look import a_free_port
@@ -110,7 +111,9 @@ class Workshop:
         self.tools, self.wheels = folder / "tools", folder / "wheels"
         locked = ["--quiet", "--require-hashes", "--only-binary", ":all:"]
         self._pip("install", *locked, "--target", str(self.tools), "-r", str(ROOT / "requirements-build.lock"))
-        self._pip("download", *locked, "--dest", str(self.wheels), "-r", str(ROOT / "requirements.lock"))
+        wanted = folder / "wanted.txt"
+        wanted.write_text(bundle.for_any_patch((ROOT / "requirements.lock").read_text(encoding="utf-8")), encoding="utf-8")
+        self._pip("download", *locked, "--dest", str(self.wheels), "-r", str(wanted))
 
     def make(self, version: str, change: tuple[str, str, str] | None = None) -> Path:
         work = self.folder / version
