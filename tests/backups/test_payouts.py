@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import pytest
 from pathlib import Path
 
 from tests.appliance.bank import wait_until
@@ -10,6 +11,7 @@ from tests.backups.conftest import Branch, Writer
 FIRST = 1_000_000
 
 
+@pytest.mark.deep
 def test_what_was_paid_out_after_the_backup_is_not_paid_out_again(branch: Branch, target: Path, open_path: Path) -> None:
     branch.do("up", "--detach")
     key = json.loads(branch.do("backup", "key", "--json"))["recovery_key"]

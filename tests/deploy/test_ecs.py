@@ -75,6 +75,7 @@ def complaints(botocore: Path, *files: Path) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=True, timeout=RUN_TIMEOUT_S).stdout
 
 
+@pytest.mark.deep
 def test_aws_takes_them(botocore: Path, tmp_path: Path) -> None:
     files = [tmp_path / f"{role}.json" for role in ROLES]
     for role, file in zip(ROLES, files, strict=True):
@@ -128,6 +129,7 @@ def test_the_readme_has_the_counts_of_the_table() -> None:
         assert f"`{name}`" in README
 
 
+@pytest.mark.deep
 def test_they_start_without_a_disk(fresh_settings: Settings, open_path: Path) -> None:
     """`migrate`, then `serve` with its own health check, each as it stands there; only the port is moved."""
     (port,) = store_files.free_ports(1)

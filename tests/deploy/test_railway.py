@@ -186,6 +186,7 @@ def test_a_digest_is_a_version(folder: Path) -> None:
     assert service(said, "web")["source"]["image"] == digest
 
 
+@pytest.mark.deep
 def test_the_types_are_those_of_the_sdk(folder: Path, npm_cache: Path, tmp_path: Path) -> None:
     """The SDK drops a field that it does not know; its types do not."""
     compiler = fetched(npm_cache, "typescript", *TYPESCRIPT) / "lib" / "tsc.js"
@@ -262,6 +263,7 @@ def started(open_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
         each.wait(START_TIMEOUT_S)
 
 
+@pytest.mark.deep
 def test_its_commands_run_with_its_variables(
     projects: dict[int, dict[str, Any]], fresh_settings: Settings, started: list[subprocess.Popen[bytes]], open_path: Path
 ) -> None:

@@ -32,7 +32,8 @@ def jobs(pods: Pods, name: str) -> list[Any]:
     return [job["spec"]["template"]["spec"] for job in of_kind(pods.found, "Job") if f"-{name}-" in job["metadata"]["name"]]
 
 
-@pytest.mark.parametrize("phase", [0, *(pytest.param(phase, marks=pytest.mark.deep) for phase in (1, 2, 3))])
+@pytest.mark.deep
+@pytest.mark.parametrize("phase", range(4))
 def test_what_is_rendered_runs(phase: int, open_path: Path) -> None:
     found = documents({"phase": phase})
     with release(found, open_path) as pods:
