@@ -1,11 +1,14 @@
 """A client of the app in this process, and one token of each kind."""
 
-from collections.abc import AsyncIterator
+import io
+import logging
+from collections.abc import AsyncIterator, Iterator
 from typing import NamedTuple
 from uuid import uuid4
 
 import httpx
 import pytest
+import structlog
 from litestar.testing import AsyncTestClient
 
 from piggybank.app import create_app
@@ -64,3 +67,14 @@ async def people(db: Database, cache: Cache) -> People:
 
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """The lines of what runs in the test; logging is as before afterwards."""
+    root, kept = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers, root.level
+    stream = io.StringIO()
+    yield stream
+    root.handlers, root.level = handlers, level
+    structlog.configure(**kept)

@@ -5,14 +5,13 @@ import io
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import msgspec
 import pytest
-import structlog
 from litestar import get
 from litestar.testing import AsyncTestClient
 
@@ -65,17 +64,6 @@ async def test_other_sites_are_not_let_in(client: Client) -> None:
 
 
 # The log -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    """The lines of what runs in the test; logging is as before afterwards."""
-    root, kept = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers, root.level
-    stream = io.StringIO()
-    yield stream
-    root.handlers, root.level = handlers, level
-    structlog.configure(**kept)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """`/metrics`: right with several processes, by route and never by path, closed to strangers, and what is slow is told without values."""
 
+import io
 import json
 import os
 import re
@@ -144,9 +145,9 @@ async def test_it_answers_while_the_database_is_away(settings: Settings) -> None
 
 
 async def test_a_slow_statement_is_counted_and_told_with_its_plan_and_without_values(
-    settings: Settings, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    settings: Settings, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    telemetry.configure("info", "json")
+    telemetry.configure("info", "json", log)
     monkeypatch.setattr(slow, "EXPLAIN_EVERY_S", 0.0)
     db = Database(settings.database_url)
     before = counters.SLOW_QUERIES._value.get()
@@ -164,7 +165,7 @@ async def test_a_slow_statement_is_counted_and_told_with_its_plan_and_without_va
     await lane.close()
     await db.close()
     assert counters.SLOW_QUERIES._value.get() == before + 2
-    said = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "slow_query" in line]
+    said = [json.loads(line) for line in log.getvalue().splitlines() if "slow_query" in line]
     assert [re.sub(r"\s+", " ", each["statement"])[:12] for each in said] == ["SELECT name,", "SELECT pg_sl"]
     assert all(each["ms"] >= 120 for each in said)
     assert any("Join" in line for line in said[0]["plan"]), said

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-import pytest
 from pathlib import Path
+
+import pytest
 
 from tests.appliance.bank import wait_until
 from tests.backups.conftest import Branch, Writer

@@ -148,7 +148,9 @@ def test_nothing_here_deletes() -> None:
     """What Railway calls destructive asks a person, always; and a partial deletes only its own."""
     flag = "--confirm" + "-destructive"
     folders = ("deploy", "installer", "piggybank", ".ci")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()] + list(ROOT.glob("*.*"))
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()] + [
+        path for path in ROOT.glob("*.*") if path.is_file()
+    ]
     assert railway_files.MADE in files
     assert [path for path in files if flag.encode() in path.read_bytes()] == []
     for one, other in ((0, 2), (2, 0), (1, 3), (3, 1)):
