@@ -64,6 +64,7 @@ def bank(fresh_settings: Settings, tmp_path: Path) -> Settings:
     return msgspec.structs.replace(fresh_settings, backup_target=str(tmp_path / "backups"))
 
 
+@pytest.mark.deep
 def test_a_dump_becomes_a_database_that_opens_in_recovery(bank: Settings, stores: Stores) -> None:
     """Logical: what a container does, with programs of the host or the wheel."""
     account = run_apart(lambda: _make_account(bank.owner_database_url))
