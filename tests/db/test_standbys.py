@@ -20,6 +20,11 @@ async def test_standbys_stream_pause_and_take_over(open_path: Path) -> None:
             "replica_2",
         ]
         await made.value("CREATE TABLE seen (n int)")
+
+        async def made_there() -> bool:
+            return bool(await one.value("SELECT to_regclass('seen') IS NOT NULL"))
+
+        await until(made_there)
         await one.pause_replay()
         await made.value("INSERT INTO seen VALUES (1)")
 
