@@ -78,6 +78,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         _remove(_run_dir)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file stays with one worker, or both would pay for its fixtures; what shares an installation goes first, for it is the longest."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+    items.sort(key=lambda item: item.location[0] == str(next(item.iter_markers("xdist_group")).args[0]))
+
+
 def pytest_runtest_setup() -> None:
     """No test leaves this machine."""
     socket_allow_hosts(["127.0.0.1", "::1", "localhost"], allow_unix_socket=True)
