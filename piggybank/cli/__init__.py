@@ -4,8 +4,10 @@ Exit codes: 0 well, 1 not (the sentence on standard error says what to do), 2 us
 `doctor` and `verify` say in their help what theirs mean.
 """
 
+import gc
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -55,7 +57,7 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name][0].partition(":")
-        command = getattr(import_module(module), name)
+        command = getattr(_imported(module), name)
         assert isinstance(command, click.Command)
         _take_data_dir(command)
         return command
@@ -73,6 +75,15 @@ class Commands(click.Group):
         except PermissionError as error:
             click.echo(f"piggybank: {error.strerror}: {error.filename}; run it as the user who owns the data folder, or as root", err=True)
             ctx.exit(1)
+
+
+def _imported(module: str) -> ModuleType:
+    """What an import makes stays: looking through it again and again for garbage is a fifth of a command's start."""
+    gc.disable()
+    try:
+        return import_module(module)
+    finally:
+        gc.enable()
 
 
 def _sentence(error: errors.Error) -> str:

@@ -149,6 +149,7 @@ def _check_stores(settings: Settings) -> None:
 
 async def _serve(settings: Settings, port: int) -> int:
     """Serve until SIGTERM or SIGINT, then drain; the exit code."""
+    gc.disable()  # until `_serve_app` has looked through all that importing made, once
     from piggybank.app import create_app
 
     address = Address(settings.listen, port, settings.tls_cert, settings.tls_key)
@@ -180,6 +181,7 @@ async def _serve_app(app: Litestar, where: Address, settings: Settings) -> int:
     # What is there for good is looked at once: a full collection over it took 90 ms each second under load, and every request waited.
     gc.collect()
     gc.freeze()
+    gc.enable()
     serving = asyncio.create_task(server.serve())
     waiting = asyncio.create_task(told_to_stop.wait())
     log.info("serving", url=where.url or settings.url, port=where.port, data_dir=str(settings.data_dir))
