@@ -20,6 +20,7 @@ FLOORS = {
 }
 HEIGHT = {room: -number for number, rooms in enumerate(FLOORS.values()) for room in rooms}
 HANDED_ON = {"HOME", "PYTHONPATH"}  # read to be given to a child process, not to decide by
+LAZY = {"piggybank/appliance/backups/targets.py"}  # every command passes it, and its libraries weigh a third of a start
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
@@ -69,7 +70,7 @@ def test_imports_go_down_only(path: Path) -> None:
     assert [f"{name(path)}:{line} imports {target}" for line, target in imports(tree) if wrong(room, target)] == []
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if room_of(path) != "cli"], ids=name)
+@pytest.mark.parametrize("path", [path for path in MODULES if room_of(path) != "cli" and name(path) not in LAZY], ids=name)
 def test_imports_are_at_the_top(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert [f"{name(path)}:{line}" for line in hidden(tree)] == []
