@@ -35,13 +35,15 @@ from piggybank.appliance.embedded import Embedded
 from piggybank.cache import Cache
 from piggybank.db import migrate
 from piggybank.db.engines import Database
-from piggybank.settings import Settings
+from piggybank.settings import COUNTING_FOLDER, Settings
+from tests import forks
 
 ROOT = Path(__file__).parent.parent  # `python -m piggybank` finds the checkout there
 FOLDER_PREFIX = "piggybank-tests-"
 TEMPLATE = "piggybank_template"
 SERVER_START_TIMEOUT_S = 30
 SERVER_STOP_TIMEOUT_S = 40
+COMMAND_TIMEOUT_S = 60
 VALKEY_DATABASES = 16
 ALL_SCOPES = "users:read,users:write,accounts:read,accounts:write,ledger:write,payments:write,ops:read"
 
@@ -298,7 +300,7 @@ def run_apart(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
 class Server:
     """A real process of ours that serves HTTP."""
 
-    def __init__(self, settings: Settings, process: subprocess.Popen[bytes], log: Path, url: str) -> None:
+    def __init__(self, settings: Settings, process: "subprocess.Popen[bytes] | forks.Forked", log: Path, url: str) -> None:
         self.settings = settings
         self.url = url
         self.process = process
@@ -358,8 +360,22 @@ def start_simulator(settings: Settings) -> Server:
 
 def _started(settings: Settings, verb: str, url: str, health: str, log: Path) -> Server:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        process = subprocess.Popen(
+    running = Server(settings, start_process(settings, verb, log), log, url)
+    until = time.monotonic() + SERVER_START_TIMEOUT_S
+    while not _is_ready(health):
+        if running.process.poll() is not None or time.monotonic() > until:
+            running.kill()
+            pytest.fail(f"piggybank {verb} did not become ready; its log ends:\n{log.read_text(errors='replace')[-4000:]}")
+        time.sleep(0.05)
+    return running
+
+
+def start_process(settings: Settings, verb: str, log: Path) -> "subprocess.Popen[bytes] | forks.Forked":
+    """`piggybank serve`, `worker` or `simulator` with these settings; its outputs go to the end of `log`."""
+    if COUNTING_FOLDER not in os.environ:
+        return forks.start((verb,), environment(settings), log)
+    with log.open("ab") as output:  # prometheus_client reads that when it is imported
+        return subprocess.Popen(
             [sys.executable, "-m", "piggybank", verb],
             env=environment(settings),
             cwd=ROOT,
@@ -367,29 +383,18 @@ def _started(settings: Settings, verb: str, url: str, health: str, log: Path) ->
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    running = Server(settings, process, log, url)
-    until = time.monotonic() + SERVER_START_TIMEOUT_S
-    while not _is_ready(health):
-        if process.poll() is not None or time.monotonic() > until:
-            running.kill()
-            pytest.fail(f"piggybank {verb} did not become ready; its log ends:\n{log.read_text(errors='replace')[-4000:]}")
-        time.sleep(0.05)
-    return running
 
 
 def command(settings: Settings, *words: str) -> str:
-    """Run `piggybank ..` for these settings; what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "piggybank", *words],
-        env=environment(settings),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    """Run `piggybank ..` for these settings, which must end well; what it printed."""
+    done = run_command(settings, *words)
     assert done.returncode == 0, f"piggybank {' '.join(words)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def run_command(settings: Settings, *words: str, given: str = "") -> "subprocess.CompletedProcess[str]":
+    """The same, however it ends."""
+    return forks.run(words, environment(settings), given, COMMAND_TIMEOUT_S)
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -1,8 +1,5 @@
 """Whoever looks is told what a commit waits for."""
 
-import subprocess
-import sys
-
 import asyncpg
 import msgspec
 import pytest
@@ -10,7 +7,7 @@ import pytest
 from piggybank.appliance import doctor, overview
 from piggybank.db import migrate
 from piggybank.settings import Settings
-from tests.conftest import ROOT, environment, start_server
+from tests.conftest import run_command, start_server
 from tests.durability.conftest import nobody_is_synchronous
 from tests.standbys import Replicated
 
@@ -44,10 +41,7 @@ async def test_doctor_tells_who_may_confirm(cluster: Replicated, local: Settings
 
 
 def test_status_shows_local_durability(local: Settings) -> None:
-    said = subprocess.run(
-        [sys.executable, "-m", "piggybank", "status"], env=environment(local), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert "durability: LOCAL" in said.stdout
+    assert "durability: LOCAL" in run_command(local, "status").stdout
 
 
 async def test_local_durability_is_in_the_json(local: Settings) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -25,7 +24,8 @@ from piggybank.jobs.work import Work
 from piggybank.ledger import Ledger
 from piggybank.wallet import clearing, reconciliation
 from piggybank.wallet.provider import Provider
-from tests.conftest import ROOT, SIMULATOR_KEY, Server, environment, start_simulator
+from tests import forks
+from tests.conftest import SIMULATOR_KEY, Server, start_process, start_simulator
 from tests.faults.conftest import Client, Place, new_key, running_place
 from tests.prove.conftest import Person, sign_in
 
@@ -73,17 +73,8 @@ class Turmoil:
         self.payments: list[str] = []
         self.operator: Person = sign_in(place.settings, "operator")
 
-    def _new_worker(self) -> subprocess.Popen[bytes]:
-        log = self.settings.data_dir / "worker.log"
-        with log.open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, "-m", "piggybank", "worker"],
-                env=environment(self.settings),
-                cwd=ROOT,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    def _new_worker(self) -> "subprocess.Popen[bytes] | forks.Forked":
+        return start_process(self.settings, "worker", self.settings.data_dir / "worker.log")
 
     def kill_worker(self, number: int) -> None:
         self.workers[number].kill()

@@ -1,23 +1,14 @@
 """`piggybank users` and `piggybank apikeys`: from nothing to a working key without a browser."""
 
 import json
-import subprocess
-import sys
 
 import httpx
 import pytest
 
 from piggybank.identity import apikeys
 from piggybank.settings import Settings
-from tests.conftest import ROOT, Server, command, environment
+from tests.conftest import Server, command, run_command
 from tests.identity.conftest import PASSWORD
-
-
-def run(settings: Settings, *words: str, given: str = "") -> "subprocess.CompletedProcess[str]":
-    arguments = [sys.executable, "-m", "piggybank", *words]
-    return subprocess.run(
-        arguments, input=given, env=environment(settings), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-    )
 
 
 def test_from_nothing_to_a_working_key(server: Server) -> None:
@@ -30,11 +21,13 @@ def test_from_nothing_to_a_working_key(server: Server) -> None:
     assert key["token"] not in listed
     assert key["id"] in [item["id"] for item in json.loads(listed)["items"]]
     assert command(server.settings, "apikeys", "revoke", key["id"]) == "revoked\n"
-    assert run(server.settings, "apikeys", "revoke", key["id"]).returncode == 1
+    assert run_command(server.settings, "apikeys", "revoke", key["id"]).returncode == 1
 
 
 def test_the_first_operator_by_command(server: Server, email: str) -> None:
-    created = run(server.settings, "users", "create", "--operator", "--email", email, "--password-stdin", "--json", given=PASSWORD + "\n")
+    created = run_command(
+        server.settings, "users", "create", "--operator", "--email", email, "--password-stdin", "--json", given=PASSWORD + "\n"
+    )
     assert created.returncode == 0, created.stderr
     assert json.loads(created.stdout)["role"] == "operator"
     session = httpx.post(f"{server.url}/v1/sessions", json={"email": email, "password": PASSWORD}).json()
@@ -42,7 +35,7 @@ def test_the_first_operator_by_command(server: Server, email: str) -> None:
     assert httpx.get(f"{server.url}/v1/api-keys", headers=headers).status_code == 200
     assert email in command(server.settings, "users", "list")
     assert "was not locked" in command(server.settings, "users", "unlock", email)
-    again = run(server.settings, "users", "create", "--email", email, "--password-stdin", given=PASSWORD)
+    again = run_command(server.settings, "users", "create", "--email", email, "--password-stdin", given=PASSWORD)
     assert again.returncode == 1
     assert "Another user has this e-mail address." in again.stderr
 
@@ -83,7 +76,7 @@ def test_invites_and_resets_by_link(server: Server, email: str) -> None:
     ],
 )
 def test_mistakes_are_said_in_a_sentence(settings: Settings, words: tuple[str, ...], code: int, said: str) -> None:
-    done = run(settings, *words)
+    done = run_command(settings, *words)
     assert done.returncode == code, done.stderr
     assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

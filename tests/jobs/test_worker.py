@@ -1,8 +1,8 @@
 """The worker: it works whatever becomes of the queue, and stops cleanly."""
 
 import asyncio
+import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -19,9 +19,8 @@ from piggybank.appliance import binaries, store_files
 from piggybank.jobs import Job
 from piggybank.jobs.work import Work
 from piggybank.queues import Queue
-from piggybank.settings import Settings
 from piggybank.worker import running_worker
-from tests.conftest import ROOT, environment
+from tests.conftest import start_process
 
 from .conftest import PATIENCE_S, put, until, waiting
 
@@ -224,20 +223,13 @@ async def _end_connections(url: str) -> None:
     await connection.close()
 
 
-def start_process(settings: Settings, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "piggybank", "worker"], env=environment(settings), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
-        )
-
-
 async def test_a_process_of_its_own_ends_when_told(work: Work, sql: asyncpg.Connection, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
-    process = start_process(work.settings, log)
+    process = start_process(work.settings, "worker", log)
     try:
         await put(sql, "ledger.posted", posted(uuid4()))
         await swept(sql)
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0, log.read_text()
     finally:
         process.kill()

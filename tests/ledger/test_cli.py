@@ -2,30 +2,23 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 
 import asyncpg
 
 from piggybank import money
 from piggybank.settings import Settings
-from tests.conftest import ROOT, command, environment
+from tests.conftest import command, run_command
 from tests.ledger.conftest import new_account
-
-
-def verify(settings: Settings) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "piggybank", "verify"]
-    return subprocess.run(words, env=environment(settings), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 async def test_verify_says_what_it_saw_and_ends_with_1_where_something_differs(fresh_settings: Settings) -> None:
     sql = await asyncpg.connect(fresh_settings.owner_database_url)
     account = await new_account(sql)
-    fine = await asyncio.to_thread(verify, fresh_settings)
+    fine = await asyncio.to_thread(run_command, fresh_settings, "verify")
     assert (fine.returncode, fine.stdout) == (0, "1 accounts, 0 transactions: everything fits\n")
     await sql.execute("UPDATE accounts SET transactions_count = 1 WHERE id = $1", account)
     await sql.close()
-    done = await asyncio.to_thread(verify, fresh_settings)
+    done = await asyncio.to_thread(run_command, fresh_settings, "verify")
     assert done.returncode == 1
     assert f"account {account}: transactions_count: stored 1, derived 0" in done.stdout
 
