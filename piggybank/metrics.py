@@ -27,6 +27,7 @@ from piggybank import settings
 
 FILES = {"counter": 131_072, "histogram": 4_194_304}  # bytes of each: more than all series of one process take (6 KiB a route and status)
 _DEAD = 0  # in a pid's place: no process has it
+_FOLDED = ".folded"  # the sum with what a dead process counted, until it has taken their place
 _LOCK = "lock"
 _HEADER_BYTES = 8  # of each file
 
@@ -46,26 +47,37 @@ def fold(here: Path) -> None:
 
     Raises OSError where the disk has no room for that: then they stay, and are read as they are.
     """
-    if not any(not psutil.pid_exists(pid) for _, pid, _ in _files(here)):
+    if not any(here.glob(f"*{_FOLDED}")) and all(psutil.pid_exists(pid) for _, pid, _ in _files(here)):
         return
     with _locked(here, fcntl.LOCK_EX):
+        for half_done in here.glob(f"*{_FOLDED}"):
+            _settle(half_done)
         for kind, pid, path in _files(here):
             if not psutil.pid_exists(pid):
-                _add(path, here / f"{kind}_{_DEAD}.db", FILES[kind])
-                path.unlink()
+                _settle(_added(path, here / f"{kind}_{_DEAD}.db", FILES[kind]))
 
 
-def _add(path: Path, whole: Path, size: int) -> None:
+def _added(path: Path, whole: Path, size: int) -> Path:
+    """The sum of both beside them, under the name of what it has taken in: whoever is killed before `_settle` ended has counted once."""
     known = list(MmapedDict.read_all_values_from_file(str(path)))  # type: ignore[no-untyped-call]
-    _allocate(whole, size)
-    with whole.open("ab") as file:  # room for all of it, should none of it be there yet
-        file.write(bytes(max(0, _used(path) + _used(whole) + _HEADER_BYTES - file.tell())))
-    total = MmapedDict(str(whole))  # type: ignore[no-untyped-call]
+    before = whole.read_bytes() if whole.exists() else bytes(size)
+    making = whole.with_suffix(".new")
+    with making.open("wb") as file:  # room for all of it, should none of it be there yet; no copy that shares its pages
+        file.write(before)
+        file.write(bytes(max(0, _used(path) + int.from_bytes(before[:4], sys.byteorder) + _HEADER_BYTES - len(before))))
+    total = MmapedDict(str(making))  # type: ignore[no-untyped-call]
     try:
         for key, value, _, _ in known:
             total.write_value(key, total.read_value(key)[0] + value, 0.0)  # type: ignore[no-untyped-call]
     finally:
         total.close()  # type: ignore[no-untyped-call]
+    return making.rename(path.with_suffix(_FOLDED))
+
+
+def _settle(sum_of_both: Path) -> None:
+    """It takes the place of the two."""
+    sum_of_both.with_suffix(".db").unlink(missing_ok=True)
+    sum_of_both.rename(sum_of_both.with_name(f"{sum_of_both.stem.rpartition('_')[0]}_{_DEAD}.db"))
 
 
 def _used(path: Path) -> int:
@@ -160,7 +172,7 @@ def all_processes() -> CollectorRegistry:
 
 def wipe(here: Path) -> None:
     """Begin at 0: nobody counts in it now."""
-    for file in (*here.glob("*.db"), *here.glob("*.new")):
+    for file in (*here.glob("*.db"), *here.glob("*.new"), *here.glob(f"*{_FOLDED}")):
         with suppress(OSError):
             file.unlink()
 

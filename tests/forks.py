@@ -13,10 +13,12 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from piggybank.cli import main
+from piggybank.settings import COUNTING_FOLDER
 
 PRELOADED = [
     "tests.forks",
@@ -82,6 +84,11 @@ def run(words: tuple[str, ...], environment: Mapping[str, str], given: str, time
 
 
 def _start(words: tuple[str, ...], environment: Mapping[str, str], given: Path, output: Path, problems: Path) -> Forked:
+    folder = os.environ.pop(COUNTING_FOLDER, None)  # prometheus_client reads that when it is imported: not in the server of all
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.update({} if folder is None else {COUNTING_FOLDER: folder})
     process = _server.Process(target=_become, args=(words, dict(environment), given, output, problems))
     process.start()
     return Forked(process, words)

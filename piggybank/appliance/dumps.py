@@ -46,14 +46,20 @@ def _parted(url: str) -> tuple[str, str]:
 
 
 def _run(program: str, *words: str, password: str = "") -> None:
-    done = subprocess.run(  # noqa: S603 - our own binary
-        [str(binaries.client(program)), *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_S,
-        env={**os.environ, "PGPASSWORD": password, "LC_ALL": "C"},
-    )
+    try:
+        done = subprocess.run(  # noqa: S603 - our own binary
+            [str(binaries.client(program)), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+            env={**os.environ, "PGPASSWORD": password, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired as cause:
+        raise errors.CannotProceed(
+            what=f"{program} did not end within {TIMEOUT_S // 3_600} h, and nothing was changed",
+            do="see what holds it up (pg_stat_activity, the disk); then again",
+        ) from cause
     if done.returncode != 0:
         raise errors.CannotProceed(
             what=f"the database could not be copied, and nothing was changed: {done.stderr.strip()}",

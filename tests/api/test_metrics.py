@@ -190,6 +190,22 @@ def test_the_dead_are_one_though_nobody_looks(tmp_path: Path) -> None:
     assert sum(value for _, value, _, _ in folded) == 7
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_who_is_killed_while_adding_up_has_counted_once(tmp_path: Path, *, gone: bool) -> None:
+    _counted(tmp_path, 2)
+    counters.fold(tmp_path)
+    dead = _counted(tmp_path, 5)
+    for kind, _, path in list(counters._files(tmp_path)):
+        counters._added(path, tmp_path / f"{kind}_0.db", counters.FILES[kind])
+        if gone:
+            path.unlink()
+    assert (tmp_path / f"counter_{dead}.folded").exists()
+    counters.fold(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"counter_0.db", "histogram_0.db", "lock"}
+    folded = MmapedDict.read_all_values_from_file(str(tmp_path / "counter_0.db"))  # type: ignore[no-untyped-call]
+    assert sum(value for _, value, _, _ in folded) == 7
+
+
 def test_where_nobody_can_count_together_each_counts_for_itself(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
