@@ -33,7 +33,7 @@ from piggybank.tracing import tracing
 from piggybank.wallet.provider import Provider
 
 CONCURRENCY = 2  # jobs at once
-DEQUEUE_TIMEOUT_S = 1.0  # so often an idle worker looks whether it is to stop
+DEQUEUE_TIMEOUT_S = 0.25  # so often an idle worker looks whether it is to stop
 DRAIN_S = 20  # a running job may finish when the worker is told to stop
 RESTART_PAUSE_S = 1.0
 RESTART_PAUSE_LONGEST_S = 30.0
