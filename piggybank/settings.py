@@ -147,6 +147,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     worker_metrics_port: Annotated[
         int, Meta(ge=0, le=65_535, description="Port on which a worker answers `/metrics`, for containers; 0: none. It asks for no token.")
     ] = 0
+    worker_metrics_listen: Annotated[
+        str, Meta(description="Address of that port; beyond loopback, as `0.0.0.0` in a container, let nobody but Prometheus come to it.")
+    ] = "127.0.0.1"
     alert_email: Annotated[str, Meta(description="Address that alerts are mailed to; needs `smtp_url` and `mail_from`.")] = ""
     alert_webhook_url: Annotated[str, Meta(description="URL that alerts are posted to as JSON.")] = ""
     alert_ping_url: Annotated[

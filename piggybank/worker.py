@@ -78,7 +78,7 @@ def _answer_metrics(settings: Settings) -> Callable[[], None]:
     """On a port of the worker's own where one is set (its counts are nobody else's in a container); returns how that ends."""
     if not settings.worker_metrics_port:
         return lambda: None
-    server, thread = start_http_server(settings.worker_metrics_port, settings.listen, metrics.all_processes())
+    server, thread = start_http_server(settings.worker_metrics_port, settings.worker_metrics_listen, metrics.all_processes())
 
     def close() -> None:
         server.shutdown()

@@ -10,6 +10,8 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
+import httpx
+import msgspec
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
@@ -223,12 +225,18 @@ async def _end_connections(url: str) -> None:
     await connection.close()
 
 
-async def test_a_process_of_its_own_ends_when_told(work: Work, sql: asyncpg.Connection, tmp_path: Path) -> None:
+async def test_a_process_of_its_own_answers_metrics_and_ends_when_told(work: Work, sql: asyncpg.Connection, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
-    process = start_process(work.settings, "worker", log)
+    [port] = store_files.free_ports(1)
+    # as in a container: `listen` is where the web is reached, and no address of the worker's
+    elsewhere = {"listen": "web.invalid", "trusted_proxies": ["10.0.0.0/8"]}
+    settings = msgspec.structs.replace(work.settings, worker_metrics_port=port, worker_metrics_listen="127.0.0.1", **elsewhere)
+    process = start_process(settings, "worker", log)
     try:
         await put(sql, "ledger.posted", posted(uuid4()))
         await swept(sql)
+        async with httpx.AsyncClient(trust_env=False) as http:
+            assert "saq_jobs_total" in (await http.get(f"http://127.0.0.1:{port}/metrics")).text
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0, log.read_text()
     finally:
