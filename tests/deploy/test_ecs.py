@@ -1,6 +1,7 @@
 """ECS task definitions are what AWS's API takes, and what they start does start."""
 
 import json
+import re
 import string
 import subprocess
 import sys
@@ -37,6 +38,8 @@ FILLED = {
     "PUBLIC_URL": "https://money.example.com",
 }
 ROLES = ("web", "worker", "migrate")
+# a task's `command` comes after the image's entry point, where it names none of its own
+ENTRYPOINT = json.loads(re.findall(r"^ENTRYPOINT (.*)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)[-1])
 
 
 def filled(role: str, values: Mapping[str, str] = FILLED) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def test_aws_takes_them(botocore: Path, tmp_path: Path) -> None:
 def test_their_parts_are_ours(role: str, tmp_path: Path) -> None:
     task, made = filled(role), container(role)
     assert int(task["memory"]) in FARGATE_MIB[int(task["cpu"])]
-    program, command = made["command"]
+    program, command = words(made)
     assert program == "piggybank"
     assert command in COMMANDS
     literal = {each["name"]: each["value"] for each in made["environment"]}
@@ -107,6 +110,11 @@ def test_their_parts_are_ours(role: str, tmp_path: Path) -> None:
     assert all(arn == f"arn:aws:secretsmanager:af-south-1:123456789012:secret:piggybank/{setting(name)}" for name, arn in secret.items())
     assert settings_file.load(tmp_path, literal).phase == 2
     assert made["readonlyRootFilesystem"] is True
+
+
+def words(made: Mapping[str, Any]) -> list[str]:
+    """What is started, as the container's first process."""
+    return [*made.get("entryPoint", ENTRYPOINT), *made["command"]]
 
 
 def setting(name: str) -> str:
@@ -143,16 +151,16 @@ def test_they_start_without_a_disk(fresh_settings: Settings, open_path: Path) ->
         return kept | literal | {name: value for name, value in secret.items() if value} | here
 
     def run(role: str) -> list[str]:
-        program, *words = container(role)["command"]
-        return [sys.executable, "-m", program, *words]
+        program, *rest = words(container(role))
+        return [sys.executable, "-m", program, *rest]
 
     subprocess.run(run("migrate"), env=variables("migrate"), cwd=ROOT, check=True, timeout=RUN_TIMEOUT_S, capture_output=True)
     with (open_path / "web.log").open("wb") as log:
         web = subprocess.Popen(run("web"), env=variables("web"), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     try:
-        kind, program, *words = container("web")["healthCheck"]["command"]
+        kind, program, *rest = container("web")["healthCheck"]["command"]
         assert (kind, program) == ("CMD", "python")
-        check = [sys.executable, *(word.replace(":8080/", f":{port}/") for word in words)]
+        check = [sys.executable, *(word.replace(":8080/", f":{port}/") for word in rest)]
         assert str(port) in check[-1]
         until = time.monotonic() + RUN_TIMEOUT_S
         while subprocess.run(check, check=False, timeout=RUN_TIMEOUT_S, capture_output=True).returncode != 0:
