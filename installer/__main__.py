@@ -52,6 +52,13 @@ PROVIDER = {
 def main() -> int:
     os.environ.pop("PYTHONPATH", None)  # install.sh set it for us alone
     options = parse(sys.argv[1:], os.environ, sys.executable)
+    if options.docker and not containers.is_checkout():
+        print(
+            "Nothing was changed: a bundle installs natively. Containers take a checkout (git clone), and an image carried over to",
+            file=sys.stderr,
+        )
+        print("a machine without a network: docker save, docker load.", file=sys.stderr)
+        return 2
     if options.docker and not containers.has_sdk():
         return containers.again_with_sdk(sys.argv[1:])
     try:

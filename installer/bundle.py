@@ -31,7 +31,6 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 ABOUT, SBOM, SUMS = "bundle.json", "sbom.cdx.json", "SHA256SUMS"
 LOCKED = ("--require-hashes", "--only-binary", ":all:", "--no-input")
 BESIDE = ("README.md", "CHANGELOG.md", "LICENSE", "requirements.lock")
-INSTALLER = ("__main__.py", "act.py", "look.py", "options.py", "program.py", "units.py", "install.sh", "python.sh")
 
 
 def main() -> int:
@@ -60,9 +59,7 @@ def make(work: Path, target: Path) -> Path:
     wheels.rename(root / "wheels")
     for file in BESIDE:
         shutil.copy2(CHECKOUT / file, root)
-    (root / "installer").mkdir()
-    for file in INSTALLER:
-        shutil.copy2(CHECKOUT / "installer" / file, root / "installer")
+    copy_installer(root)
     about = {"version": version, "python": f"{sys.version_info.major}.{sys.version_info.minor}", "machine": platform.machine()}
     _write(root / ABOUT, about)
     _step("listing what is in it")
@@ -73,6 +70,11 @@ def make(work: Path, target: Path) -> Path:
     with tarfile.open(making, "w:gz", compresslevel=1) as archive:  # wheels are compressed already
         archive.add(root, name)
     return making.rename(target / f"{name}.tar.gz")
+
+
+def copy_installer(root: Path) -> None:
+    """All of it: which of its files need which others is theirs to know."""
+    shutil.copytree(CHECKOUT / "installer", root / "installer", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def for_any_patch(lock: str) -> str:

@@ -15,6 +15,11 @@ PORTS = {"PORT": 8080, "SIMULATOR_PORT": 8081, "PROMETHEUS_PORT": 9090, "GRAFANA
 TOOLS_LOCK = CHECKOUT / "requirements-docker.lock"
 
 
+def is_checkout() -> bool:
+    """A bundle has what installs natively only."""
+    return (CHECKOUT / "compose.yaml").is_file()
+
+
 def has_sdk() -> bool:
     return importlib.util.find_spec("docker") is not None
 

@@ -77,6 +77,30 @@ def test_a_bundle_of_something_else_is_refused(tmp_path: Path) -> None:
     assert install("--check", "--bundle", str(tmp_path / "none")).returncode == 2
 
 
+def test_the_installer_in_a_bundle_runs(tmp_path: Path) -> None:
+    """By itself: nothing of the checkout is beside it."""
+    bundle.copy_installer(tmp_path)
+
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            str(tmp_path / "installer" / "install.sh"),
+            "--json",
+            "--data-dir",
+            str(tmp_path / "data"),
+            "--port",
+            str(a_free_port()),
+            *flags,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, cwd="/", timeout=60)
+
+    looked = run("--check")
+    assert looked.returncode == 0, looked.stderr
+    assert json.loads(looked.stdout.splitlines()[-1])["ok"]
+    refused = run("--docker")
+    assert (refused.returncode, "docker load" in refused.stderr) == (2, True), refused.stderr
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.deep
 def test_the_bundle_says_what_is_in_it(made: Path, tmp_path: Path) -> None:
     with tarfile.open(made) as archive:
