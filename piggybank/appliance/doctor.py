@@ -169,6 +169,7 @@ async def _database(settings: Settings) -> list[Check]:
             ("standbys", _standbys),
             ("schema", _schema),
             ("rights", _rights),
+            ("caching", _caching),
             ("writes", _writes),
             ("timeouts", _timeouts),
             ("clock", _clock),
@@ -246,6 +247,13 @@ async def _rights(databases: _Databases) -> Check:
         what = f"the role {row['role']} may change posted rows" if row["may_change"] else f"the role {row['role']} is an administrator"
         return Check("rights", "broken", what, "give the application a role of its own in database_url, then: piggybank migrate")
     return Check("rights", "ok", f"the role {row['role']} cannot change posted rows")
+
+
+async def _caching(databases: _Databases) -> Check:
+    if installation.epoch_of(await databases.application.fetchval("SELECT epoch FROM installation")).closed:
+        what = "the cache is not read: not every process has the same cache_url, or a change of the phase was cut short"
+        return Check("caching", "warning", what, "piggybank phase apply, with the phase that piggybank phase show names")
+    return Check("caching", "ok", "the cache is read")
 
 
 async def _timeouts(databases: _Databases) -> Check:

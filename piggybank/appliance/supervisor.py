@@ -42,6 +42,8 @@ STEADY_S = 60.0  # a child that lived that long starts again without a pause
 
 TROUBLE = (OSError, subprocess.SubprocessError, psutil.Error)  # no space, no memory, no process: it may pass
 
+AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError)  # the database does not answer, or will not
+
 _log = telemetry.logger("supervisor")
 
 
@@ -127,7 +129,10 @@ class Supervisor:
             metrics.wipe(web.counting_folder(self.data_dir))  # nobody counts there: begin at 0
         for program in self.programs:
             self._ensure(program)
-        for program in self._changed(self.programs):
+        changed = self._changed(self.programs)
+        if changed:  # what somebody else started may have another cache; `_finish` opens it
+            asyncio.run(installation.close_cache(self.settings.owner_database_url))
+        for program in changed:
             self._replace(program, self.settings, _tell_line)
         if self.stores is not None:
             self.stores.shrink(_tell_line)  # what a change of the phase that was interrupted left
@@ -143,7 +148,7 @@ class Supervisor:
             asyncio.run(installation.open_cache(self.settings.owner_database_url))
             if phases.of(self.settings.phase).partitions:
                 asyncio.run(months.enable(self.settings.owner_database_url, tell=_tell_line))
-        except (*TROUBLE, errors.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (*TROUBLE, *AWAY, errors.Error) as error:
             _tell("error", "not_finished", error=str(error), do="piggybank phase apply, again")
 
     def _wanted_programs(self, settings: Settings) -> list[Program]:
@@ -213,8 +218,9 @@ class Supervisor:
             if self.stores is not None and name in self.stores.programs:
                 fresh = self.stores.ensure(name)
             else:
+                self._close_exchanged_cache(settings_file.load(self.data_dir), _tell_line)  # it reads them anew
                 fresh = self.running[name] = processes.start(known.program)
-        except (*TROUBLE, errors.Error) as error:
+        except (*TROUBLE, errors.Error, *AWAY) as error:
             _tell("error", "not_started", name=name, error=str(error), again_in_s=round(pause.died(0), 1))
             return
         self._down.discard(name)
@@ -256,20 +262,15 @@ class Supervisor:
 
     def _apply_phase(self, number: int, tell: Tell) -> None:
         """First what is added, then the web processes and workers, one after the other, then what is not needed any more."""
-        before, cache_before = topology.written_phase(self.data_dir), self.settings.cache_url
+        before = topology.written_phase(self.data_dir)
         topology.write_phase(self.data_dir, number, self.user)
         try:
             if self.stores is not None:
                 self.stores.grow(topology.wanted(settings_file.load(self.data_dir)), tell)
-            if settings_file.load(self.data_dir).cache_url != cache_before:
-                tell("the cache is not read while it is exchanged")
-                asyncio.run(installation.close_cache(self.settings.owner_database_url))
             self._roll(tell)
         except BaseException:
             topology.write_phase(self.data_dir, before, self.user)  # a start finds what stood before; `apply` may be repeated
             raise
-        finally:
-            asyncio.run(installation.open_cache(self.settings.owner_database_url))
         if self.stores is not None:
             self.stores.shrink(tell)
         if phases.of(number).partitions:
@@ -282,7 +283,6 @@ class Supervisor:
             )
         failover.fail_over(self.stores, order.argument, tell, accept_loss=order.accept_loss)
         self._roll(tell)
-        asyncio.run(installation.open_cache(self.settings.owner_database_url))
 
     def _rotate_secrets(self, name: str, tell: Tell) -> None:
         if name == rotation.SETTINGS:  # the new one stands in the operator's file
@@ -293,8 +293,12 @@ class Supervisor:
             rotation.rotate(self.stores, name, lambda: self._roll(tell), tell)
 
     def _roll(self, tell: Tell) -> None:
-        """Move to the settings as they are now: what is new is started first, so that somebody always answers."""
+        """Move to the settings as they are now: what is new is started first, so that somebody always answers.
+
+        The cache is read again when all have the same one: where this fails on the way, not before it has been repeated.
+        """
         settings = settings_file.load(self.data_dir)
+        self._close_exchanged_cache(settings, tell)
         wanted = self._wanted_programs(settings)
         for program in self._changed(wanted):
             self._replace(program, settings, tell)
@@ -304,6 +308,13 @@ class Supervisor:
             self.running.pop(name).stop()
             self._busy.discard(name)
         self.programs, self.settings = wanted, settings
+        asyncio.run(installation.open_cache(settings.owner_database_url))
+
+    def _close_exchanged_cache(self, settings: Settings, tell: Tell) -> None:
+        """Processes that have different caches do not see each other's writes there: nobody reads either of them."""
+        if settings.cache_url != self.settings.cache_url:
+            tell("the cache is not read until every process has the new cache_url")
+            asyncio.run(installation.close_cache(self.settings.owner_database_url))
 
     def _changed(self, wanted: list[Program]) -> list[Program]:
         """Those that do not run, or run with something else; what is new comes first."""

@@ -13,10 +13,11 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
+from piggybank import settings as settings_file
 from piggybank.appliance import reboot, store_files
 from piggybank.settings import Settings
 from tests.appliance.bank import Bank, wait_until
-from tests.conftest import environment, require
+from tests.conftest import require
 
 pytestmark = pytest.mark.xdist_group("appliance")  # one appliance for all of them
 
@@ -205,17 +206,31 @@ def test_a_full_disk_ends_no_supervisor_and_leaves_no_orphan(small_disk: Path) -
         bank.run("down")
 
 
-def test_external_stores_are_not_started(fresh_settings: Settings, open_path: Path) -> None:
-    """Only web and workers; two web processes share the port, and then there is a worker."""
-    given = environment(fresh_settings)
-    chosen = {name: given[name] for name in given if name.endswith("_URL") and name.startswith("PIGGYBANK_")}
+def test_external_stores_are_not_started_and_nobody_reads_a_cache_that_not_all_have(fresh_settings: Settings, open_path: Path) -> None:
+    """Only web and workers. One that died reads `cache_url` anew; the others have the old one, and would not see its writes there."""
     port = str(store_files.free_ports(1)[0])
-    bank = Bank(open_path / "external", PIGGYBANK_PORT=port, PIGGYBANK_WEB_PROCESSES="2", **chosen)
+    bank = Bank(open_path / "external", PIGGYBANK_PORT=port, PIGGYBANK_WEB_PROCESSES="2")
+    bank.data_dir.mkdir()
+    file = bank.data_dir / settings_file.OPERATOR_FILE
+    addresses = {name: getattr(fresh_settings, name) for name in settings_file.STORE_FIELDS}
+    file.write_text(settings_file.with_values("", addresses))
+
+    def caching() -> str:
+        found = json.loads(bank.ask("doctor", "--json").stdout)
+        return str({check["name"]: check["result"] for check in found["checks"]}["caching"])
+
     started = bank.run("up", "--detach")
     try:
         assert started.returncode == 0, started.stderr
         assert set(bank.pids()) == {"supervisor", "web-1", "web-2", "worker-1"}
         assert not (bank.data_dir / "stores").exists()
+        assert caching() == "ok"
+        file.write_text(settings_file.with_values("", addresses | {"cache_url": addresses["queue_url"]}))
+        was = bank.kill("web-1")
+        wait_until(lambda: bank.pids().get("web-1", was) != was)
+        assert caching() == "warning"
+        bank.do("phase", "apply", "0")
+        assert caching() == "ok"
     finally:
         assert bank.run("down").returncode == 0
 
