@@ -28,6 +28,7 @@ OWN_SETTINGS = {
     *("listen", "port", "tls_cert", "tls_key", "insecure", "trusted_proxies", "public_url"),
     *("web_processes", "worker_processes", "pool_connections", "durability"),
     *("database_url", "owner_database_url", "replica_urls", "pooler_url", "cache_url", "queue_url"),
+    *("worker_metrics_listen", "worker_metrics_port"),
     *("provider_mode", "simulator_listen", "simulator_port", "simulator_url", "simulator_key"),
 }
 _SECRET = re.compile("key|secret|password|token$|smtp_url")  # these come from a Secret, not from the values
@@ -78,7 +79,7 @@ def schema() -> str:
     """`values.schema.json` with the settings of this version in it."""
     made = json.loads(SCHEMA.read_text(encoding="utf-8"))
     names = sorted({field.name for field in msgspec.structs.fields(Settings)} - OWN_SETTINGS)
-    made["$defs"] = {"anySetting": {"enum": names}, "openSetting": {"enum": [name for name in names if not _SECRET.search(name)]}}
+    made["$defs"] |= {"anySetting": {"enum": names}, "openSetting": {"enum": [name for name in names if not _SECRET.search(name)]}}
     return json.dumps(made, indent=1) + "\n"
 
 

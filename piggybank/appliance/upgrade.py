@@ -47,7 +47,7 @@ ASK_TIMEOUT_S = 5
 POLL_S = 0.1
 ELSEWHERE = {
     "compose": "docker compose pull && docker compose up --detach (the image's tag is the version)",
-    "helm": "helm upgrade piggybank deploy/helm/piggybank --reuse-values --set image.tag=VERSION",
+    "helm": "helm upgrade piggybank deploy/helm/piggybank --reset-then-reuse-values --set image.tag=VERSION",
     "railway": "deploy the image of that version: railway up",
     "native": "installer/install.sh of that version's checkout",
     "external": "pip install the new version; piggybank migrate; then start the processes again, one after the other",

@@ -2,7 +2,7 @@
 
 `--set phase=N` alone does it, and nothing is lost. But a commit that waits for a standby waits until the first one has copied the
 database, and a standby that goes before the pods know it leaves their writes without one; so standbys are made before the phase that
-needs them, and go after it. A disk grows only: going down names the size that it has.
+needs them, and go after it. Disks grow only, which the chart sees to.
 """
 
 from urllib.parse import urlsplit
@@ -44,9 +44,6 @@ def commands(release: Release, current: Phase, target: Phase) -> list[str]:
             f"{upgrade} --set phase={target.number},postgres.instances=null",
         ]
     sets = f"phase={target.number}"
-    if target.database_gib < current.database_gib:
-        size = f"kubectl -n {release.namespace} get {cluster} -o jsonpath='{{.spec.storage.size}}' | tr -dc 0-9"
-        sets += f",postgres.storageGiB=$({size})"
     if target.replicas < current.replicas:
         return [
             f"{upgrade} --set {sets},postgres.instances={1 + current.replicas},postgres.synchronous=true",

@@ -41,6 +41,7 @@ def selectors(found: list[Document]) -> Iterator[str]:
     for document in of_kind(found, "ServiceMonitor"):
         if not any(selects(document["spec"]["selector"], each["metadata"].get("labels", {})) for each in of_kind(found, "Service")):
             yield f"{_name(document)} selects no Service"
+    yield from [f"{_name(each)} selects no pod" for each in of_kind(found, "PodMonitor") if not chosen_by(each["spec"]["selector"], pods)]
 
 
 def their_own(found: list[Document]) -> Iterator[str]:
@@ -126,6 +127,10 @@ def ports(found: list[Document]) -> Iterator[str]:
         chosen = [each for each in services.values() if selects(monitor["spec"]["selector"], each["metadata"].get("labels", {}))]
         known = {port["name"] for each in chosen for port in each["spec"]["ports"]}
         yield from [f"{_name(monitor)} asks port {each['port']}" for each in monitor["spec"]["endpoints"] if each["port"] not in known]
+    for monitor in of_kind(found, "PodMonitor"):
+        asked = {each["port"] for each in monitor["spec"]["podMetricsEndpoints"]}
+        for pods in chosen_by(monitor["spec"]["selector"], all_pods(found)):
+            yield from [f"{_name(monitor)} asks port {port} of {pods.name}" for port in sorted(asked - pods.ports.keys())]
 
 
 def _routes(found: list[Document]) -> Iterator[tuple[str, str, str | int]]:

@@ -4,7 +4,19 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from tests.helm.operators import Pods, all_pods, all_services, chart_pods, chosen_by, selects
+from tests.helm.operators import (
+    KEDA_OPERATOR,
+    POSTGRES_OPERATOR,
+    POSTGRES_PORT,
+    PROMETHEUS,
+    STATUS_PORT,
+    Pods,
+    all_pods,
+    all_services,
+    chart_pods,
+    chosen_by,
+    selects,
+)
 from tests.helm.rendering import NAMESPACE, Document, containers, of_kind, pod_templates
 
 OPEN_PORTS = (8080, 8081)  # of the API and of the simulator's page: anybody in the cluster may ask them
@@ -33,7 +45,33 @@ def edges(found: list[Document]) -> tuple[list[Edge], list[str]]:
                 wrong.append(f"{name} asks {host}:{port}, where nobody is")
                 continue
             made += [Edge(source, target, target.ports.get(number, number)) for target in behind]
-    return made, wrong
+    return [*made, *_of_the_operators(found, pods), *_of_prometheus(found, pods)], wrong
+
+
+def _of_the_operators(found: list[Document], pods: list[Pods]) -> Iterator[Edge]:
+    """Servers ask each other and are asked by the poolers and by the operator; KEDA's asks the queue."""
+    instances = [each for each in pods if each.labels.get("cnpg.io/podRole") == "instance"]
+    poolers = [each for each in pods if each.labels.get("cnpg.io/podRole") == "pooler"]
+    for target in instances:
+        for port in (POSTGRES_PORT, STATUS_PORT):
+            yield from [Edge(source, target, port) for source in (*instances, POSTGRES_OPERATOR) if source is not target]
+        yield from [Edge(source, target, POSTGRES_PORT) for source in poolers]
+    if of_kind(found, "ScaledObject"):
+        yield from [Edge(KEDA_OPERATOR, target, 6379) for target in pods if target.labels.get("app.kubernetes.io/component") == "queue"]
+
+
+def _of_prometheus(found: list[Document], pods: list[Pods]) -> Iterator[Edge]:
+    """What a monitor finds is asked for its metrics."""
+    services = of_kind(found, "Service")
+    for monitor in of_kind(found, "ServiceMonitor"):
+        for service in [each for each in services if selects(monitor["spec"]["selector"], each["metadata"]["labels"])]:
+            asked = {each["port"] for each in monitor["spec"]["endpoints"]}
+            targets = [port["targetPort"] for port in service["spec"]["ports"] if port["name"] in asked]
+            for target in chosen_by({"matchLabels": service["spec"]["selector"]}, pods):
+                yield from [Edge(PROMETHEUS, target, target.ports[port]) for port in targets]
+    for monitor in of_kind(found, "PodMonitor"):
+        for target in chosen_by(monitor["spec"]["selector"], pods):
+            yield from [Edge(PROMETHEUS, target, target.ports[each["port"]]) for each in monitor["spec"]["podMetricsEndpoints"]]
 
 
 def network(found: list[Document]) -> Iterator[str]:
@@ -49,14 +87,18 @@ def network(found: list[Document]) -> Iterator[str]:
     stranger = Pods("a stranger", {"app": "stranger"}, {})
     for pods in all_pods(found) if policies else ():
         for port in pods.ports.values():
-            if port not in OPEN_PORTS and _allowed(policies, pods, stranger, port, "Ingress"):
-                yield f"{pods.name}:{port} may be asked by anybody"
+            for somebody in (stranger, stranger._replace(namespace="elsewhere")):
+                if port not in OPEN_PORTS and _allowed(policies, pods, somebody, port, "Ingress"):
+                    yield f"{pods.name}:{port} may be asked by anybody in {somebody.namespace}"
 
 
 def _addresses(pod: Document) -> set[tuple[str, int]]:
     found = set()
     for container in containers(pod):
         listens = "serve" in container.get("args", [])
+        if container.get("args", []) == ["worker"]:
+            web = {variable["name"]: str(variable.get("value", "")) for variable in container["env"]}
+            found.add((web["PIGGYBANK_LISTEN"], int(web["PIGGYBANK_PORT"])))  # `piggybank doctor` is run here
         for word in container.get("args", []):
             if word.startswith("http://"):
                 found.add((urlsplit(word).hostname or "", urlsplit(word).port or 80))
@@ -85,6 +127,8 @@ def _service_of(host: str) -> str:
 
 def _allowed(policies: list[Document], subject: Pods, peer: Pods, port: int, direction: str) -> bool:
     """Nobody forbids it, or somebody allows it."""
+    if subject.namespace != NAMESPACE:
+        return True  # whose policies are not ours
     mine = [
         each["spec"]
         for each in policies
@@ -100,6 +144,12 @@ def _matches(rule: dict[str, Any], side: str, peer: Pods, port: int) -> bool:
         return False
     if side not in rule:
         return True
-    return any(
-        "namespaceSelector" not in each and selects(each["podSelector"], peer.labels) for each in rule[side] if "podSelector" in each
-    )
+    return any(_is_one(each, peer) for each in rule[side])
+
+
+def _is_one(described: dict[str, Any], peer: Pods) -> bool:
+    """As a policy describes its peers; one without a namespace is of the policy's own."""
+    if "ipBlock" in described:
+        return False
+    namespace = described.get("namespaceSelector", {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}})
+    return selects(namespace, {"kubernetes.io/metadata.name": peer.namespace}) and selects(described.get("podSelector", {}), peer.labels)

@@ -1,13 +1,15 @@
 """What is there beside the rendered objects: what the operator of PostgreSQL makes of them, and the Secrets that people make.
 
-Facts of CloudNativePG 1.30: Services, the Secret of the owner, and the labels of the pods, by its documents and source.
+Facts of CloudNativePG 1.30: Services, the Secret of the owner, and the labels of the pods, by its documents and source. Those labels
+win over the template's that a Pooler has.
 """
 
 from typing import Any, NamedTuple
 
-from tests.helm.rendering import RELEASE, Document, containers, of_kind, pod_templates
+from tests.helm.rendering import NAMESPACE, RELEASE, Document, containers, of_kind, pod_templates
 
 POSTGRES_PORT = 5432
+STATUS_PORT = 8000  # of each instance's manager
 OWNER_KEYS = {"username", "user", "password", "dbname", "host", "port", "pgpass", "uri", "jdbc-uri", "fqdn-uri", "fqdn-jdbc-uri"}
 
 OUR_KEYS = {
@@ -32,6 +34,14 @@ class Pods(NamedTuple):
     name: str
     labels: dict[str, str]
     ports: dict[str, int]
+    namespace: str = NAMESPACE
+
+
+PROMETHEUS = Pods(
+    "prometheus", {"app.kubernetes.io/name": "prometheus", "app.kubernetes.io/managed-by": "prometheus-operator"}, {}, "monitoring"
+)
+POSTGRES_OPERATOR = Pods("the operator of PostgreSQL", {"app.kubernetes.io/name": "cloudnative-pg"}, {}, "cnpg-system")
+KEDA_OPERATOR = Pods("the operator of KEDA", {"app": "keda-operator"}, {}, "keda")
 
 
 def operator_pods(found: list[Document]) -> list[Pods]:
@@ -41,15 +51,21 @@ def operator_pods(found: list[Document]) -> list[Pods]:
         name = cluster["metadata"]["name"]
         for number in range(1, cluster["spec"]["instances"] + 1):
             role = "primary" if number == 1 else "replica"
-            labels = {"cnpg.io/cluster": name, "cnpg.io/instanceName": f"{name}-{number}", "cnpg.io/instanceRole": role}
-            made.append(
-                Pods(f"{name}-{number}", {**labels, "cnpg.io/podRole": "instance"}, {"postgresql": 5432, "metrics": 9187, "status": 8000})
-            )
+            labels = _operators(name, "database", "instance")
+            labels |= {"cnpg.io/instanceName": f"{name}-{number}", "cnpg.io/instanceRole": role}
+            made.append(Pods(f"{name}-{number}", labels, {"postgresql": POSTGRES_PORT, "metrics": 9187, "status": STATUS_PORT}))
     for pooler in of_kind(found, "Pooler"):
         name = pooler["metadata"]["name"]
-        own = pooler["spec"]["template"]["metadata"]["labels"]
-        made.append(Pods(name, {**own, "cnpg.io/poolerName": name, "cnpg.io/podRole": "pooler"}, {"pgbouncer": 5432, "metrics": 9127}))
+        given = pooler["spec"]["template"].get("metadata", {}).get("labels", {})
+        own = _operators(pooler["spec"]["cluster"]["name"], "pooler", "pooler") | {"cnpg.io/poolerName": name}
+        made.append(Pods(name, given | own, {"pgbouncer": POSTGRES_PORT, "metrics": 9127}))
     return made
+
+
+def _operators(cluster: str, component: str, role: str) -> dict[str, str]:
+    """The labels that all pods of a Cluster get."""
+    app = {"name": "postgresql", "instance": cluster, "component": component, "managed-by": "cloudnative-pg"}
+    return {f"app.kubernetes.io/{name}": value for name, value in app.items()} | {"cnpg.io/cluster": cluster, "cnpg.io/podRole": role}
 
 
 def operator_services(found: list[Document]) -> list[Document]:

@@ -73,9 +73,13 @@ def _rendered(values: str) -> dict[str, str]:
 
 def documents(*values: Values) -> list[Document]:
     """Every object that is rendered; of tests and hooks, too."""
+    return parsed(rendered(*values))
+
+
+def parsed(templates: dict[str, str]) -> list[Document]:
     return [
         document
-        for name, text in rendered(*values).items()
+        for name, text in templates.items()
         if not name.endswith("NOTES.txt")
         for document in yaml.load_all(text, yaml.CSafeLoader)
         if document

@@ -20,6 +20,7 @@ from piggybank.appliance import cache_cluster
 from piggybank.capacity import connections, phases
 from piggybank.capacity.connections import Processes
 from tests.conftest import require
+from tests.helm import api_server, checks
 from tests.helm.rendering import (
     EVERYTHING,
     EXTERNAL,
@@ -35,6 +36,7 @@ from tests.helm.rendering import (
     notes,
     of_kind,
     one,
+    parsed,
     pod_templates,
     rendered,
 )
@@ -265,6 +267,7 @@ def test_null_is_the_phases_again() -> None:
 
 REFUSED: dict[str, tuple[list[str], str]] = {
     "phase 4": (["phase=4"], "phase 4 is not built: phases 0 to 3 are"),
+    "a name that no Service may have": (["fullnameOverride=1bank"], "a Service's begins with a letter"),
     "replicas and autoscaling": (
         ["web.replicas=3", "web.autoscaling.enabled=true"],
         "web.replicas is fixed and web.autoscaling.enabled is true",
@@ -304,6 +307,7 @@ MISSPELT = {
     "a mode": (["provider.mode=test"], "value must be one of 'simulator', 'live'"),
     "a number": (["web.replicas=0"], "minimum: got 0, want 1"),
     "a quantity": (["web.resources.requests.memory=256 MB"], "does not match pattern"),
+    "a port": (["postgres.externalPorts={0}"], "minimum: got 0, want 1"),
 }
 
 
@@ -351,6 +355,156 @@ def test_connections_are_counted_as_the_product_counts_them(phase: int, pooled: 
             assert _renders(values) == (not short), (pool, web, short)
             answers.add(not short)
     assert answers == {True, False}
+
+
+# What runs wins ------------------------------------------------------------------------------------------------------
+
+
+def there(api_version: str, kind: str, part: str, spec: Values) -> Document:
+    metadata = {"name": f"bank-piggybank-{part}", "namespace": "money"}
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+@pytest.mark.parametrize("values", [{"phase": 3}, {"phase": 3, **KEDA}])
+def test_what_was_scaled_up_is_not_thrown_back(values: Values) -> None:
+    """Helm makes 1 of a number that the last release named and this one does not: of ten web pods, or of twenty that had to be."""
+    running = [there("apps/v1", "Deployment", part, {"replicas": count}) for part, count in (("web", 17), ("worker", 3))]
+    found, before = parsed(api_server.upgraded(values, *running)), documents(values)
+    for part, count in (("web", 17), ("worker", 3)):
+        assert one(found, "Deployment", f"-{part}")["spec"]["replicas"] == count
+        assert "replicas" not in one(before, "Deployment", f"-{part}")["spec"], "there is none yet"
+
+
+def test_who_is_not_scaled_by_itself_has_the_phases_number() -> None:
+    found = parsed(api_server.upgraded({"phase": 2}, there("apps/v1", "Deployment", "web", {"replicas": 17})))
+    assert one(found, "Deployment", "-web")["spec"]["replicas"] == phases.of(2).web
+
+
+@pytest.mark.parametrize(
+    ("phase", "size", "set_by_somebody", "size_then"),
+    [
+        (1, "1000Gi", None, "1000Gi"),  # down from phase 3
+        (3, "500Gi", None, "1000Gi"),  # up from phase 2
+        (1, "1Ti", None, "1024Gi"),
+        (3, "1000Gi", 77, "1000Gi"),
+        (0, "10Gi", 20, "20Gi"),
+    ],
+)
+def test_a_disk_does_not_shrink(phase: int, size: str, set_by_somebody: int | None, size_then: str) -> None:
+    cluster = there("postgresql.cnpg.io/v1", "Cluster", "postgres", {"storage": {"size": size}})
+    texts = api_server.upgraded({"phase": phase, "postgres": {"storageGiB": set_by_somebody}}, cluster)
+    assert one(parsed(texts), "Cluster", "-postgres")["spec"]["storage"]["size"] == size_then
+    said = next(text for name, text in texts.items() if name.endswith("NOTES.txt"))
+    assert (f"keeps its disk of {size_then[:-2]} GiB" in said) == (size_then in ("1000Gi", "1024Gi") and size != "500Gi")
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+LONG_RELEASE = "a-name-that-is-as-long-as-helm-takes-it.of-53-letters"
+LABEL_CHARACTERS = 63
+CLUSTER_CHARACTERS = 50  # CloudNativePG's webhook
+REVISION_CHARACTERS = 11  # a StatefulSet's pods have its name and this as a label
+
+
+@in_every_phase
+@pytest.mark.parametrize("fullname", ["", "a-name-that-is-long.and-longer-than-53-letters-because-nobody-says-no"])
+def test_names_fit_with_everything_that_is_added_to_them(phase: int, fullname: str) -> None:
+    assert len(LONG_RELEASE) == 53
+    with helm.Chart.load(sync.CHART) as chart:
+        tag = {"image": {"tag": "2026.11.30-rc1_a-branch-of-somebody-who-likes-long-names-of-branches.0123456789abcdef"}}
+        everything = {**EVERYTHING, **tag, "phase": phase, "fullnameOverride": fullname, "valkey": {"cache": {"masters": 3, "replicas": 8}}}
+        found = parsed(chart.render(everything, name=LONG_RELEASE, namespace="money"))
+    for document in found:
+        name, kind = document["metadata"]["name"], document["kind"]
+        room = {"Cluster": CLUSTER_CHARACTERS, "StatefulSet": LABEL_CHARACTERS - REVISION_CHARACTERS}.get(kind, LABEL_CHARACTERS)
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name), name
+        assert len(name) <= room, f"{kind} {name}: {len(name)}"
+        labels = (
+            document["metadata"]["labels"] | document["spec"].get("template", {}).get("metadata", {}).get("labels", {})
+            if "spec" in document
+            else {}
+        )
+        for value in labels.values():
+            assert re.fullmatch(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?", value), value
+    assert [(check.__name__, wrong) for check in (checks.targets, checks.ports) for wrong in check(found)] == []
+
+
+def test_an_image_may_be_named_by_its_digest() -> None:
+    digest = f"sha256:{'0123456789abcdef' * 4}"
+    found = documents({"phase": 3, "image": {"repository": "registry.example.com/piggybank", "tag": "1.2.3", "digest": digest}})
+    images = {each["image"] for _, pod in pod_templates(found) for each in containers(pod)}
+    assert f"registry.example.com/piggybank:1.2.3@{digest}" in images
+    assert {misshapen_of for each in found for misshapen_of in misshapen(each)} == set()
+
+
+# The network ---------------------------------------------------------------------------------------------------------
+
+LIVE = {"provider": {"mode": "live"}, "publicUrl": "https://money.example.com"}
+
+
+@pytest.mark.parametrize(
+    ("values", "open_ports"),
+    [
+        ({}, set()),
+        (LIVE, {443}),
+        ({**LIVE, "secretSettings": ["smtp_url"]}, {443, 25, 465, 587}),
+        ({"settings": {"alert_webhook_url": "https://hooks.example.com:8443/x", "otlp_url": "http://traces:4318/v1/traces"}}, {8443, 4318}),
+        ({"settings": {"alert_ping_url": "http://ping.example.com/x", "revio_proxy": "http://proxy:3128"}}, {80, 3128}),
+        ({"settings": {"alert_ping_url": "https://[2001:db8::1]/x"}}, {443}),
+        ({"settings": {"alert_ping_url": ""}}, set()),
+        ({"secretSettings": ["alert_webhook_url"], "networkPolicy": {"externalPorts": [9443]}}, {443, 9443}),
+    ],
+)
+def test_the_ports_of_urls_are_open(values: Values, open_ports: set[int]) -> None:
+    policies = [each for each in of_kind(documents(values), "NetworkPolicy") if each["metadata"]["name"].endswith("-outside")]
+    assert {port["port"] for each in policies for rule in each["spec"]["egress"] for port in rule["ports"]} == open_ports
+
+
+def test_stores_elsewhere_may_have_many_ports() -> None:
+    ports = {"postgres": {"externalPorts": [5432, 6432]}, "valkey": {"externalPorts": [6379, "11000-13047"]}}
+    found = documents(EXTERNAL, ports)
+    first, second = one(found, "NetworkPolicy", "-stores")["spec"]["egress"][:2]
+    assert [port["port"] for port in first["ports"]] == [5432, 6432]
+    assert [(port["port"], port.get("endPort")) for port in second["ports"]] == [(6379, None), (11_000, 13_047)]
+
+
+@pytest.mark.parametrize("peers", ["metricsFrom", "dns"])
+def test_nobody_is_not_taken_for_everybody(peers: str) -> None:
+    with pytest.raises(Refused, match="minItems: got 0, want 1"):
+        rendered({"networkPolicy": {peers: []}})
+
+
+def test_who_makes_reports_may_ask_the_pooler_before_the_standbys_and_nobody_else() -> None:
+    reporter = {"podSelector": {"matchLabels": {"app": "reports"}}}
+    found = documents({"phase": 2, "networkPolicy": {"reportsFrom": [reporter]}})
+    assert [rule["from"] for rule in one(found, "NetworkPolicy", "-pooler-ro")["spec"]["ingress"]] == [[reporter]]
+    assert one(documents({"phase": 2}), "NetworkPolicy", "-pooler-ro")["spec"]["ingress"] == []
+
+
+# PostgreSQL ----------------------------------------------------------------------------------------------------------
+
+
+@in_every_phase
+def test_machines_can_be_drained_and_the_book_outlives_the_release(phase: int) -> None:
+    cluster = one(documents({"phase": phase}), "Cluster", "-postgres")
+    assert cluster["spec"]["enablePDB"] == (cluster["spec"]["instances"] > 1), "a budget of one instance refuses every drain"
+    assert cluster["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_the_image_of_postgresql_is_a_version_of_the_operators() -> None:
+    image = one(documents({}), "Cluster", "-postgres")["spec"]["imageName"]
+    assert re.fullmatch(r"ghcr\.io/cloudnative-pg/postgresql:18\.\d+-(minimal|standard|system)-(trixie|bookworm)", image), image
+
+
+def test_a_valkey_restarts_when_its_own_configuration_changes() -> None:
+    def sums(values: Values) -> dict[str, str]:
+        found = of_kind(documents(values), "StatefulSet")
+        annotations = {each["metadata"]["name"]: each["spec"]["template"]["metadata"].get("annotations", {}) for each in found}
+        return {name.rpartition("-")[2]: given["checksum/config"] for name, given in annotations.items() if given}
+
+    before, after = sums({}), sums({"valkey": {"cache": {"memoryMiB": 600}}})
+    assert before["queue"] == after["queue"]
+    assert before["cache"] != after["cache"]
 
 
 # Shapes --------------------------------------------------------------------------------------------------------------
@@ -435,6 +589,7 @@ def test_every_object_has_the_shape_that_kubernetes_takes(phase: int, profile: s
         ("Pooler", ("spec", "pgbouncer", "poolMode"), "statement"),
         ("ScheduledBackup", ("spec", "method"), "dump"),
         ("ServiceMonitor", ("spec", "endpoints", 0, "intervall"), "15s"),
+        ("PodMonitor", ("spec", "podMetricsEndpoints", 0, "ports"), "metrics"),
         ("HTTPRoute", ("spec", "rules", 0, "backendRefs", 0, "port"), "http"),
     ],
 )
@@ -451,7 +606,16 @@ def test_a_wrong_shape_is_seen(kind: str, path: tuple[str | int, ...], value: An
 def test_every_kind_is_looked_at() -> None:
     kinds = {document["kind"] for values in (EVERYTHING, KEDA) for document in documents({"phase": 3}, values)}
     looked_at = {kind for _, kind in crds()} & kinds
-    assert looked_at >= {"Cluster", "Pooler", "ScheduledBackup", "ScaledObject", "TriggerAuthentication", "ServiceMonitor", "HTTPRoute"}
+    assert looked_at >= {
+        "Cluster",
+        "HTTPRoute",
+        "PodMonitor",
+        "Pooler",
+        "ScaledObject",
+        "ScheduledBackup",
+        "ServiceMonitor",
+        "TriggerAuthentication",
+    }
 
 
 # The migration -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,9 @@
 {{- $phase := int $v.phase -}}
 {{- $presets := .Files.Get "files/phases.json" | fromJson -}}
 
+{{- if not (regexMatch "^[a-z]" (include "pb.name" .)) -}}
+{{- fail (printf "names would begin with %q, and a Service's begins with a letter: name the release otherwise, or set fullnameOverride" (include "pb.name" . | trunc 1)) -}}
+{{- end -}}
 {{- range $part := list "web" "worker" -}}
 {{- $own := get $v $part -}}
 {{- if and $own.autoscaling.enabled (hasKey (get $set $part) "replicas") -}}

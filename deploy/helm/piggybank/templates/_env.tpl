@@ -24,6 +24,10 @@ for where it listens. Passwords come from Secrets and are put into addresses by 
 {{- /* the web pods listen; everybody else is told where the API is reached, which the simulator's events come to */}}
 - {name: PIGGYBANK_LISTEN, value: {{ eq .part "web" | ternary "0.0.0.0" (printf "%s-web" $name) }}}
 - {name: PIGGYBANK_PORT, value: {{ eq .part "web" | ternary 8080 (int $v.web.service.port) | quote }}}
+{{- if and (eq .part "worker") $v.metrics.serviceMonitor }}
+- {name: PIGGYBANK_WORKER_METRICS_LISTEN, value: "0.0.0.0"}
+- {name: PIGGYBANK_WORKER_METRICS_PORT, value: {{ include "pb.workerMetricsPort" $root | quote }}}
+{{- end }}
 - {name: PIGGYBANK_TRUSTED_PROXIES, value: {{ join "," $v.trustedProxies | quote }}}
 - {name: PIGGYBANK_PUBLIC_URL, value: {{ include "pb.publicUrl" (list $root $v) | default "http://localhost:8080" | quote }}} # else as NOTES forward it
 - {name: PIGGYBANK_WEB_PROCESSES, value: {{ include "pb.least" $v.web | quote }}}
@@ -93,6 +97,7 @@ for where it listens. Passwords come from Secrets and are put into addresses by 
 {{- concat $needed .secretSettings | uniq | toJson -}}
 {{- end -}}
 
+{{- define "pb.workerMetricsPort" -}}8082{{- end -}}
 {{- define "pb.least" -}}{{ .autoscaling.enabled | ternary .autoscaling.minReplicas .replicas | int }}{{- end -}}
 {{- define "pb.most" -}}{{ .autoscaling.enabled | ternary .autoscaling.maxReplicas .replicas | int }}{{- end -}}
 {{- define "pb.cacheNodes" -}}{{ add (int .valkey.cache.masters) (int .valkey.cache.replicas) }}{{- end -}}

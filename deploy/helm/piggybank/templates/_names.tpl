@@ -1,20 +1,29 @@
+{{- /*
+pb.name: what every name begins with. A StatefulSet's may have 52 characters (its pods' revision label has 11 more, and a label ends at 63),
+and the longest that is added to it is -cache-cluster; CloudNativePG takes 50 for a Cluster.
+*/ -}}
 {{- define "pb.name" -}}
-{{- if .Values.fullnameOverride -}}
-{{ .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
-{{- else -}}
-{{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- if contains $name .Release.Name -}}
-{{ .Release.Name | trunc 40 | trimSuffix "-" }}
-{{- else -}}
-{{ printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
-{{- end -}}
-{{- end -}}
+{{- $chart := default .Chart.Name .Values.nameOverride -}}
+{{- $name := contains $chart .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $chart) -}}
+{{ .Values.fullnameOverride | default $name | replace "." "-" | trunc 38 | trimSuffix "-" }}
 {{- end -}}
 
 {{- define "pb.secret" -}}{{ .Values.existingSecret | default (printf "%s-secrets" (include "pb.name" .)) }}{{- end -}}
 {{- define "pb.application" -}}{{ .Values.postgres.applicationSecret | default (printf "%s-application" (include "pb.name" .)) }}{{- end -}}
 {{- define "pb.postgres" -}}{{ include "pb.name" . }}-postgres{{- end -}}
-{{- define "pb.image" -}}{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{- end -}}
+{{- /* pb.poolers (list $ values): the names of the Poolers, which the operator puts on their pods as cnpg.io/poolerName */ -}}
+{{- define "pb.poolers" -}}
+{{- $v := index . 1 -}}
+{{- $names := list -}}
+{{- if and $v.postgres.pooler.enabled (not $v.postgres.external) -}}
+{{- range $type := $v.postgres.pooler.readOnly | ternary (list "rw" "ro") (list "rw") -}}
+{{- $names = append $names (printf "%s-pooler-%s" (include "pb.postgres" (index $ 0)) $type) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $names -}}
+{{- end -}}
+{{- define "pb.version" -}}{{ .Values.image.tag | default .Chart.AppVersion }}{{- end -}}
+{{- define "pb.image" -}}{{ .Values.image.repository }}:{{ include "pb.version" . }}{{ with .Values.image.digest }}@{{ . }}{{ end }}{{- end -}}
 
 {{- /* pb.selector (list $ "web"): what finds the pods of a part */ -}}
 {{- define "pb.selector" -}}
@@ -29,7 +38,7 @@ app.kubernetes.io/component: {{ . }}
 {{- define "pb.labels" -}}
 {{- $root := index . 0 -}}
 {{ include "pb.selector" . }}
-app.kubernetes.io/version: {{ $root.Values.image.tag | default $root.Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ include "pb.version" $root | trunc 63 | trimAll "-_." | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 {{- end -}}

@@ -32,3 +32,30 @@ is the phase's. A number in `replicas` turns the phase's autoscaling off, since 
 {{- end -}}
 {{- toJson $kept -}}
 {{- end -}}
+
+{{- /*
+pb.replicas (dict "root" $ "v" values "part" "web"): none where somebody scales the part, so that nobody takes away what was scaled up. But
+Helm resets to 1 what one release names and the next does not; so a Deployment that is there keeps the number that it has.
+*/ -}}
+{{- define "pb.replicas" -}}
+{{- $own := get .v .part -}}
+{{- if or $own.autoscaling.enabled (dig "keda" "enabled" false $own) -}}
+{{- with lookup "apps/v1" "Deployment" .root.Release.Namespace (printf "%s-%s" (include "pb.name" .root) .part) -}}
+replicas: {{ int .spec.replicas }}
+{{- end -}}
+{{- else -}}
+replicas: {{ int $own.replicas }}
+{{- end -}}
+{{- end -}}
+
+{{- /* pb.storageGiB (list $ values): a disk does not shrink, so one that is there and larger stays as it is */ -}}
+{{- define "pb.storageGiB" -}}
+{{- $root := index . 0 -}}
+{{- $wanted := int (index . 1).postgres.storageGiB -}}
+{{- $there := 0 -}}
+{{- with lookup "postgresql.cnpg.io/v1" "Cluster" $root.Release.Namespace (include "pb.postgres" $root) -}}
+{{- $size := .spec.storage.size -}}
+{{- $there = mul (trimSuffix "Gi" (trimSuffix "Ti" $size) | int) (hasSuffix "Ti" $size | ternary 1024 1) -}}
+{{- end -}}
+{{ max $wanted $there }}
+{{- end -}}
