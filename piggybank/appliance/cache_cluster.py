@@ -29,6 +29,7 @@ FORM_TIMEOUT_S = 60
 ANSWER_TIMEOUT_S = 2.0
 POLL_S = 0.1
 NODES_FILE = "nodes.conf"
+AWAY = "away"  # the state of what does not answer
 BUS_AFTER = 10_000  # the bus's port is so many after the clients', where nobody says otherwise
 
 
@@ -52,7 +53,7 @@ class Member(Struct, frozen=True, kw_only=True):
 
 
 class Observed(Struct, frozen=True, kw_only=True):
-    """What a cluster says of itself; `state` is "away" where no node answers."""
+    """What a cluster says of itself; `state` is AWAY where no node answers."""
 
     state: str
     slots_covered: int
@@ -72,6 +73,9 @@ class Observed(Struct, frozen=True, kw_only=True):
     def is_whole(self) -> bool:
         """Every slot is held, and every member answers."""
         return self.state == "ok" and self.slots_covered == SLOTS and all(one.up for one in self.members)
+
+
+_NOBODY = Observed(state=AWAY, slots_covered=0, members=[])
 
 
 def cluster_conf(node: Node, password: str, folder: Path, memory_mib: int) -> str:
@@ -117,9 +121,9 @@ def form_at(url: str) -> Observed:
     """
     password = unquote(urlsplit(url).password or "")
     nodes = [_node_at(socket.gethostbyname(host), port, password) for host, port in cluster_nodes(url)]
-    seen = observed(nodes, password)
-    if seen.is_whole and len(seen.members) == len(nodes):
-        return seen
+    seen = list(said_by_each(url).values())
+    if all(one.is_whole and len(one.members) == len(nodes) for one in seen):
+        return seen[0]
     _forget_gone(nodes, password)
     return form(nodes, password)
 
@@ -156,15 +160,23 @@ def observed(nodes: Sequence[Node], password: str) -> Observed:
 
 def observed_at(url: str) -> Observed:
     """The same of a cluster that the setting `cache_url` names."""
-    for host, port in cluster_nodes(url):
-        client = _client_at(node_url(url, host, port))
-        try:
-            return _observe(client)
-        except (OSError, RedisError):
-            continue
-        finally:
-            client.close()
-    return Observed(state="away", slots_covered=0, members=[])
+    said = (_said_by(node_url(url, *node)) for node in cluster_nodes(url))
+    return next((one for one in said if one.state != AWAY), _NOBODY)
+
+
+def said_by_each(url: str) -> dict[str, Observed]:
+    """What every node that `url` names says itself: one that is cut off from the others is not asked by its neighbours."""
+    return {f"{host}:{port}": _said_by(node_url(url, host, port)) for host, port in cluster_nodes(url)}
+
+
+def _said_by(url: str) -> Observed:
+    client = _client_at(url)
+    try:
+        return _observe(client)
+    except (OSError, RedisError):
+        return _NOBODY
+    finally:
+        client.close()
 
 
 def node_url(url: str, host: str, port: int) -> str:

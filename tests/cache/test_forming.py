@@ -1,6 +1,9 @@
 """Six nodes become a cluster, and are found again."""
 
 import asyncio
+import subprocess
+import sys
+import time
 
 import msgspec
 import pytest
@@ -9,9 +12,11 @@ from piggybank.appliance import cache_cluster
 from piggybank.appliance.cache_cluster import SLOTS, Node
 from piggybank.settings import Settings
 from tests.clusters import PASSWORD, Nodes
-from tests.conftest import command
+from tests.conftest import ROOT, command, environment
 
 from .conftest import until
+
+WHOLE_WITHIN_S = 90
 
 
 def test_three_masters_and_three_replicas(nodes: Nodes) -> None:
@@ -44,6 +49,45 @@ def test_by_its_address_a_cluster_is_formed_again_though_a_disk_was_lost(nodes: 
     assert len(after) == 6
     assert {one.node_id for one in before.members} - after == {lost.node_id}
     assert cache_cluster.form_at(nodes.all_urls).is_whole, "again: nothing changes"
+
+
+@pytest.mark.deep
+def test_one_is_kept_while_nodes_come_back_elsewhere_and_asked_without_a_change(nodes: Nodes, fresh_settings: Settings) -> None:
+    """What compose runs beside the nodes, and its health check. Ports are to a node here what addresses are to a container."""
+    settings = msgspec.structs.replace(fresh_settings, cache_url=nodes.all_urls)
+    assert check(settings).returncode == 0
+    nodes.stop()
+    away = check(settings)
+    assert (away.returncode, away.stderr.count(": away, 0 of 16384 slots")) == (1, 6), away.stderr
+    nodes.renumber()
+    nodes.start_processes()
+    settings = msgspec.structs.replace(settings, cache_url=nodes.all_urls)
+    assert check(settings).returncode == 1, "they do not know each other's ports of now, and looking does not tell them"
+    keeping = subprocess.Popen(
+        [sys.executable, "-m", "piggybank", "cache", "form", "--keep"], env=environment(settings), cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    try:
+        until_whole(settings)
+        three = nodes.observe().masters[:2] + nodes.observe().replicas[:1]
+        for one in three:
+            nodes.kill(one)
+        assert check(settings).returncode == 1
+        nodes.start_processes()
+        until_whole(settings)
+    finally:
+        keeping.kill()
+        keeping.wait()
+
+
+def check(settings: Settings) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "piggybank", "cache", "form", "--check"]
+    return subprocess.run(command, env=environment(settings), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+def until_whole(settings: Settings) -> None:
+    deadline = time.monotonic() + WHOLE_WITHIN_S
+    while check(settings).returncode != 0:
+        assert time.monotonic() < deadline, check(settings).stderr
 
 
 async def test_a_dead_replica_is_seen(nodes: Nodes) -> None:
