@@ -5,10 +5,11 @@ tells of. So, in this order, and nothing of it is sent twice however often it is
 
 1. events that had come, matched or not, are applied;
 2. the statement since then is compared: what was posted there and is ours is posted here, and what is ours by its id, with no
-   row, is written down as lost (wallet/lost.py);
+   row, is written down as lost (wallet/lost.py), refunds, too;
 3. every payment that had not ended is asked about; what nobody can tell becomes `unknown`, for its event or two operators;
-4. what the provider says it is still paying out must be accounted for: a payout that is neither ours nor in the statement is one of
-   the lost time, under way. Until it has ended, nothing may be paid out, since its request may come again.
+4. what the provider says it is still paying out, and what it owes us, must be accounted for: a payout that is neither ours nor in the
+   statement is one of the lost time, under way or not booked yet. Until the statement has it, nothing may be paid out, since its request
+   may come again.
 """
 
 from collections.abc import Callable
@@ -19,13 +20,14 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import text
 
-from piggybank import errors
+from piggybank import errors, ids
 from piggybank.db.engines import Database
 from piggybank.ledger import SYSTEM, Ledger, Submission
 from piggybank.ledger.commands import Advance, PaymentStatus
 from piggybank.revio import Refused, Unclear, Unsent, statements
+from piggybank.revio.objects import Standing
 from piggybank.settings import ProviderMode
-from piggybank.wallet import deposits, inbox, lost, orders, reconciliation, withdrawals
+from piggybank.wallet import clearing, deposits, inbox, lost, orders, reconciliation, withdrawals
 from piggybank.wallet.lost import Lost
 from piggybank.wallet.orders import Payment
 from piggybank.wallet.provider import Provider
@@ -49,7 +51,8 @@ class Found(Struct, frozen=True, kw_only=True):
     unknown: list[UUID]
     lost: list[Lost]
     reconciliation: Reconciliation | None
-    unexplained: dict[str, int]  # under way at the provider in each currency, and nothing of ours
+    unexplained: dict[str, int]  # in each currency: under way at the provider, and nothing of ours
+    missing: dict[str, int]  # in each currency: what the provider owes us less than our book and its statement come to
 
 
 _OPEN = text("""
@@ -87,6 +90,7 @@ async def learn(db: Database, ledger: Ledger, provider: Provider, point: datetim
     compared = await reconciliation.reconcile(db, ledger, provider, since, until, tell)
     asked = await _ask_about_all(db, ledger, provider, mode, tell)
     tell("looking for payouts that are under way and unknown here")
+    theirs = await _balance(provider)
     return Found(
         mode=mode,
         events=events,
@@ -95,7 +99,8 @@ async def learn(db: Database, ledger: Ledger, provider: Provider, point: datetim
         unknown=[payment.id for payment in asked if payment.status == "unknown"],
         lost=found_lost,
         reconciliation=compared,
-        unexplained=await _unexplained(db, provider, mode),
+        unexplained=await _unexplained(db, mode, theirs),
+        missing=await _missing(db, mode, theirs, found_lost),
     )
 
 
@@ -179,15 +184,35 @@ async def _become_unknown(ledger: Ledger, payment: Payment) -> None:
         raise decision
 
 
-async def _unexplained(db: Database, provider: Provider, mode: ProviderMode) -> dict[str, int]:
+async def _balance(provider: Provider) -> dict[str, Standing]:
     client = await provider.client()
     try:
-        theirs = await client.balance()
+        return await client.balance()
     except (Refused, Unsent, Unclear) as cause:
         raise errors.ProviderUnavailable(reason=str(cause)) from cause
+
+
+async def _unexplained(db: Database, mode: ProviderMode, theirs: dict[str, Standing]) -> dict[str, int]:
     async with db.write() as read:
         ours = {row.currency: row.amount for row in await read.execute(_SENT, {"provider": mode})}
     left = {currency: standing.pending_outgoing - ours.get(currency, 0) for currency, standing in theirs.items()}
+    return {currency: amount for currency, amount in left.items() if amount > 0}
+
+
+async def _missing(db: Database, mode: ProviderMode, theirs: dict[str, Standing], found: list[Lost]) -> dict[str, int]:
+    """Payments that have left it already and that its statement does not list yet. What is known to be under way may be booked or not."""
+    expected = dict(await clearing.owed(db, mode))
+    deposits = {ids.mark_in(one.reference) for one in found if one.kind == "deposit"}
+    for one in found:
+        sign = 1 if one.kind == "deposit" else -1
+        if one.kind == "refund" and ids.mark_in(one.reference) not in deposits:
+            continue  # posted: its deposit is here
+        expected[one.currency] = expected.get(one.currency, 0) + sign * one.amount - one.fee_amount
+    under_way = await clearing.under_way(db, mode)
+    left = {
+        currency: amount - under_way.get(currency, 0) - (theirs[currency].balance if currency in theirs else 0)
+        for currency, amount in expected.items()
+    }
     return {currency: amount for currency, amount in left.items() if amount > 0}
 
 

@@ -81,6 +81,9 @@ async def _pay_out(db: Database, ledger: Ledger, provider: Provider, payment: Pa
     if payment.status == "creating" and (made := await lost.find(db, mode, "withdrawal", payment.id)) is not None:
         await _take_place(db, ledger, provider, payment, made)
         return
+    if payment.status == "creating" and await lost.is_like_one(db, mode, payment.account_id, payment.amount, payment.currency):
+        await _advance(ledger, payment, {"creating"}, "unknown", failure="like_one_paid_before_the_restore")
+        return
     if driver.two_steps and payment.status == "creating":
         created = await driver.create(order)
         await _advance(ledger, payment, {"creating"}, "pending", provider_id=created.id, provider_url=created.execution_url)
@@ -107,6 +110,12 @@ async def _refund(db: Database, ledger: Ledger, provider: Provider, payment: Pay
     client, purchase_id = await provider.client(), payment.purchase_id
     if purchase_id is None:
         raise Refused(0, "no_purchase", "the deposit has no purchase")
+    if payment.refund_of is not None and payment.status == "creating":
+        mode = await provider.mode()
+        made = await lost.find_refund(db, mode, payment.refund_of, payment.amount, payment.id)
+        if made is not None:  # it is in the books already, from the statement: whoever wants another asks once more
+            await lost.take(db, made, payment.id)
+            raise Refused(0, "refunded_before_the_restore", f"{made.provider_id} gave {made.amount} back")
     before = await client.purchase(purchase_id)
     if before.refundable_amount is not None and before.refundable_amount < payment.amount:
         raise Refused(0, "not_refundable", f"{before.refundable_amount} can be refunded")

@@ -45,12 +45,8 @@ async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = F
         restore = await recovery.current(connection)
         assert restore is not None
         found = await _learn(settings, restore, tell)
-        if found is not None and found.unexplained and not accept_unexplained:
-            under_way = ", ".join(f"{amount} {currency}" for currency, amount in found.unexplained.items())
-            raise errors.CannotProceed(
-                what=f"the provider is still paying out {under_way} that this database knows nothing of: payouts of the time that was lost",
-                do="wait until they have ended there, then again; --accept-unexplained where they are somebody else's",
-            )
+        if found is not None and not accept_unexplained:
+            _check_explained(found)
         tell("verifying every balance")
         await _verify(settings.owner_database_url)
         report = msgspec.json.encode(found)
@@ -58,6 +54,26 @@ async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = F
         return Finished(restore=restore, found=found)
     finally:
         await connection.close()
+
+
+def _check_explained(found: Found) -> None:
+    """Raises `errors.CannotProceed` while a payout of the lost time may exist that nobody can name."""
+    if found.unexplained:
+        raise errors.CannotProceed(
+            what=f"the provider is still paying out {_sums(found.unexplained)} that this database knows nothing of:"
+            " payouts of the time that was lost",
+            do="wait until they have ended there, then again; --accept-unexplained where they are somebody else's",
+        )
+    if found.missing:
+        raise errors.CannotProceed(
+            what=f"the provider owes us {_sums(found.missing)} less than our book and its statement come to:"
+            " payouts of the time that was lost may not be in the statement yet",
+            do="wait until its statement has them, then again; --accept-unexplained where the difference is older than the restore point",
+        )
+
+
+def _sums(amounts: dict[str, int]) -> str:
+    return ", ".join(f"{amount} {currency}" for currency, amount in amounts.items())
 
 
 async def _learn(settings: Settings, restore: Restore, tell: Tell) -> Found | None:
