@@ -165,15 +165,18 @@ class Supervisor:
     def _adopt(self) -> None:
         """Live processes of a supervisor that was killed, or of an earlier version; those that were started with something else are
         replaced when the rest runs, one after the other."""
-        for program in web.beyond(self.settings, self.programs):
-            if (found := processes.find(program)) is not None:
-                _tell("info", "stopping_unwanted", name=program.name, pid=found.pid)
-                found.stop()
+        self._stop_unwanted()
         for program in self.programs:
             found = processes.find(program)
             if found is not None:
                 self.running[program.name] = found
                 _tell("info", "adopted", name=program.name, pid=found.pid, to_be_replaced=found.mark != program.mark)
+
+    def _stop_unwanted(self) -> None:
+        for program in web.beyond(self.settings, self.programs) if self.programs else []:
+            if (found := processes.find(program)) is not None:
+                _tell("info", "stopping_unwanted", name=program.name, pid=found.pid)
+                found.stop()
 
     def _ensure(self, program: Program) -> None:
         if program.name not in self.running:
@@ -366,6 +369,7 @@ class Supervisor:
                 child.signal(child.program.stop_signal)
             for child in found:
                 _tell("info", "stopped", name=child.program.name, pid=child.pid, gently=child.stop())
+        self._stop_unwanted()  # what an upgrade that was killed has tried
         if self.stores is not None:
             for name, gently in self.stores.stop().items():
                 _tell("info", "stopped", name=name, gently=gently)

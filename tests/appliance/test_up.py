@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from redis.asyncio import Redis
 
 from piggybank import settings as settings_file
-from piggybank.appliance import reboot, store_files
+from piggybank.appliance import processes, reboot, store_files, web
+from piggybank.appliance.processes import Program
 from piggybank.settings import Settings
 from tests.appliance.bank import Bank, wait_until
 from tests.conftest import require
@@ -133,12 +135,16 @@ def test_a_killed_supervisors_children_are_adopted(bank: Bank) -> None:
 
 def test_down_stops_everything_and_up_finds_the_same_ports(bank: Bank) -> None:
     before, addresses = bank.pids(), bank.stores.addresses()
+    # of an upgrade that was killed
+    sleep = (sys.executable, "-c", "import time; time.sleep(600)")
+    tried = processes.start(Program(name=web.TRIAL, argv=sleep, run_dir=bank.data_dir / "run", log=bank.data_dir / "logs" / "trial.log"))
     unwritable = bank.data_dir / "run" / "supervisor.json.new"
     unwritable.mkdir()  # it cannot say that it stops; it stops
     stopped = bank.run("down")
     unwritable.rmdir()
     assert stopped.returncode == 0, stopped.stderr
     assert "postgres" in stopped.stdout
+    assert not tried.alive()
     assert [name for name, pid in before.items() if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE] == []
     status = bank.ask("status")
     assert status.exit_code == 1
