@@ -62,7 +62,7 @@ def act(options: Options, source: Source) -> dict[str, str | None]:
         mode = _choose_provider(options)
         step(7, "Making the operator's one-time link")
         link = operator_link(options)
-        recovery_key = _recovery_key(options)
+        key = recovery_key(options)
         if not upgrades:  # an upgrade knows what still runs from where
             program.remove_old(place)
     return {
@@ -70,7 +70,7 @@ def act(options: Options, source: Source) -> dict[str, str | None]:
         "data_dir": str(options.data_dir),
         "cli": str(options.cli),
         "operator_link": link,
-        "recovery_key": recovery_key,
+        "recovery_key": key,
         "provider_mode": mode,
     }
 
@@ -265,13 +265,10 @@ def operator_link(options: Options) -> str | None:
     return str(made["link"])
 
 
-def _recovery_key(options: Options) -> str | None:
+def recovery_key(options: Options) -> str | None:
     """None where there is one: it is shown once, and kept nowhere."""
-    path = options.data_dir / SETTINGS_FILE
-    if re.search(r"^\s*backup_recipient\s*=", path.read_text(encoding="utf-8"), re.MULTILINE):
-        return None
-    made: dict[str, Any] = json.loads(run(str(options.cli), "backup", "key", "--json"))
-    return str(made["recovery_key"])
+    made: dict[str, Any] = json.loads(run(str(options.cli), "backup", "key", "--if-none", "--json"))
+    return made["recovery_key"]
 
 
 def url(options: Options) -> str:

@@ -17,7 +17,7 @@ from piggybank import errors, telemetry
 from piggybank import settings as settings_file
 from piggybank.appliance import data_folder, processes
 from piggybank.appliance.backups import drills, keeping, making, manifests, schedule, secrets, targets
-from piggybank.appliance.system_user import ours, shared
+from piggybank.appliance.system_user import chosen, ours, shared
 from piggybank.cli.appliance import settings_of
 from piggybank.db import backups
 from piggybank.settings import Settings
@@ -66,18 +66,26 @@ def recovery_key(given: str | None) -> str:
 
 @backup.command("key")
 @click.option("--new", is_flag=True, help="Another one, although there is one: older backups still need the old key.")
+@click.option("--if-none", is_flag=True, help="Where there is one, say so and end well: what an installer asks each time.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 @click.pass_context
-def key(ctx: click.Context, *, new: bool, as_json: bool) -> None:
+def key(ctx: click.Context, *, new: bool, if_none: bool, as_json: bool) -> None:
     """Make the recovery key, and show it once. Only its public half stays here, as `backup_recipient` in piggybank.toml.
 
     Without it a backup has no settings and no key files, and those of earlier backups cannot be read. Keep it away from this machine.
 
     \b
-    Example:
+    Examples:
       piggybank backup key
+      piggybank backup key --if-none --json | jq -r .recovery_key
     """
+    if new and if_none:
+        raise click.UsageError("give --new or --if-none, not both")
     settings = settings_of(ctx)
+    if settings.backup_recipient and if_none:
+        there = {"recovery_key": None, "recipient": settings.backup_recipient}
+        click.echo(json.dumps(there) if as_json else "there is a recovery key, and it is not shown again")
+        return
     if settings.backup_recipient and not new:
         raise errors.CannotProceed(
             what="there is a recovery key, and it is not shown again", do="if it is lost: piggybank backup key --new, then backup create"
@@ -86,7 +94,9 @@ def key(ctx: click.Context, *, new: bool, as_json: bool) -> None:
     path = (settings.data_dir / settings_file.OPERATOR_FILE).resolve()
     if given := settings_file.in_environment("backup_recipient"):
         raise errors.CannotProceed(what=f"{given[0]} in the environment wins over the file", do="take it away, then again")
-    user = data_folder.prepare_folder(settings.data_dir)
+    # in a container, whose stores are elsewhere, the folder is a volume with what its neighbours keep there
+    user = data_folder.prepare_folder(settings.data_dir) if settings_file.embedded_stores(settings.data_dir) else chosen()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     processes.write_file(path, settings_file.with_values(text, {"backup_recipient": made.recipient}), shared(user, 0o640), ours(user))
     if as_json:

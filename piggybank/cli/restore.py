@@ -4,19 +4,22 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import click
 import msgspec
 from rich.console import Console
 
 from piggybank import errors, telemetry
-from piggybank.appliance import folder, overview
+from piggybank import settings as settings_file
+from piggybank.appliance import folder, overview, topology
 from piggybank.appliance.backups import finishing, manifests, restoring, targets
 from piggybank.appliance.backups.restoring import Restored
 from piggybank.appliance.backups.targets import Target
 from piggybank.appliance.store_files import APPLICATION_ROLE
 from piggybank.cli.appliance import settings_of
 from piggybank.cli.backup import progress, recovery_key
+from piggybank.db import migrate
 from piggybank.settings import Settings
 
 UNKNOWN_SHOWN_MAX = 50
@@ -44,6 +47,7 @@ def restore() -> None:
       piggybank restore latest --to /var/lib/piggybank-restored
       piggybank restore latest --to /srv/bank --at 2026-11-24T09:30:00Z --recovery-key key.txt
       piggybank restore latest --from s3://bank-backups/one --to 'postgresql://owner:password@db/piggybank'
+      piggybank restore latest --in-place
       piggybank restore finish --data-dir /var/lib/piggybank-restored
     """
 
@@ -51,8 +55,8 @@ def restore() -> None:
 @restore.command(BACKUP)
 @click.argument("backup_id")
 @click.option("--to", "place", default="", metavar="FOLDER|URL", help="A new data folder, or the owner's address of an empty database.")
-@click.option("--in-place", is_flag=True, help="Over the stopped installation of --data-dir; its database is kept beside it.")
-@click.option("--name", default="", help="With --in-place: the folder's name, instead of being asked for it.")
+@click.option("--in-place", is_flag=True, help="Over this installation, which is stopped; its database is kept beside the new one.")
+@click.option("--name", default="", help="With --in-place: the folder's name, or the database's that is elsewhere, instead of being asked.")
 @click.option("--from", "address", default="", metavar="TARGET", help="Elsewhere than `backup_target`.")
 @click.option("--at", "moment", default="", metavar="TIME", help="The moment to restore, like 2026-11-24T09:30:00Z. Else the newest.")
 @click.option("--recovery-key", "key_file", metavar="FILE", help="Restores settings and key files, too; -: read it from standard input.")
@@ -80,13 +84,19 @@ def bring_back(
     settings = settings_of(ctx)
     at = _moment(moment)
     work: Callable[[Target, manifests.Manifest, Callable[[str], None]], Restored]
+    is_elsewhere = in_place and topology.DATABASE not in settings_file.embedded_stores(settings.data_dir)
     is_url = place.startswith(("postgresql://", "postgres://"))
-    if in_place:
+    if is_elsewhere:
+        _check_typed(name, unquote(urlsplit(settings.owner_database_url).path.removeprefix("/")), "database", "under another name")
+    elif in_place:
         _check_stopped(settings, name)
-    identity = "" if is_url or without_key else recovery_key(key_file)
-    if is_url:
-        if at is not None:
-            raise errors.CannotProceed(what="a database gets a logical backup, which holds one moment", do="leave --at away")
+    identity = "" if is_url or is_elsewhere or without_key else recovery_key(key_file)
+    if at is not None and (is_url or is_elsewhere):
+        raise errors.CannotProceed(what="a database gets a logical backup, which holds one moment", do="leave --at away")
+    if is_elsewhere:
+        role = migrate.role_of(settings.database_url)
+        work = lambda target, manifest, tell: restoring.over_database(target, manifest, settings.owner_database_url, role, tell)  # noqa: E731
+    elif is_url:
         work = lambda target, manifest, tell: restoring.into_database(target, manifest, place, application_role, tell)  # noqa: E731
     elif in_place:
         work = lambda target, manifest, tell: restoring.in_place(target, manifest, settings.data_dir, at, identity, tell)  # noqa: E731
@@ -103,6 +113,10 @@ def bring_back(
     if is_url:
         click.echo("It is in recovery. Give its addresses to the installation (database_url, owner_database_url), start that, then:")
         click.echo("  piggybank restore finish")
+        return
+    if is_elsewhere:
+        click.echo(f"The database that was there is kept as {restored.kept}; when nobody needs it any more: DROP DATABASE {restored.kept}")
+        click.echo("It is in recovery: only reads are answered. Start everything again, then:\n  piggybank restore finish")
         return
     if not restored.secrets and not in_place:
         click.echo("Settings and key files are NOT restored: that takes --recovery-key. Write them into piggybank.toml there.")
@@ -170,8 +184,13 @@ def _check_stopped(settings: Settings, name: str) -> None:
         raise errors.CannotProceed(what=f"there is no installation in {place}", do="name its folder: --data-dir")
     if folder.read_card(place) is not None or overview.processes_of(settings):
         raise errors.CannotProceed(what=f"{place} runs", do="piggybank down, then again")
+    _check_typed(name, place.name, "folder", "in stores/")
+
+
+def _check_typed(name: str, expected: str, what: str, where: str) -> None:
+    """Raises `errors.CannotProceed` unless the person named what is about to be replaced."""
     if not name:
-        click.echo(f"This puts a backup in the place of the database in {place}. That one is kept beside it, in stores/.")
-        name = click.prompt(f"Type the folder's name ({place.name}) to go on", default="", show_default=False)
-    if name != place.name:
-        raise errors.CannotProceed(what="the name was not typed; nothing was changed", do=f"the data is in {place}")
+        click.echo(f"This puts a backup in the place of the database of the {what} {expected}. That one is kept beside it, {where}.")
+        name = click.prompt(f"Type the {what}'s name ({expected}) to go on", default="", show_default=False)
+    if name != expected:
+        raise errors.CannotProceed(what="the name was not typed; nothing was changed", do=f"the {what} is {expected}: --name")

@@ -1,8 +1,10 @@
 """Restoring: to a moment, out of a dump, into a database, in place; and what is refused, with nothing left behind."""
 
+import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from piggybank.db import backups
 from piggybank.settings import Settings
 from tests.appliance.bank import wait_until
 from tests.backups.conftest import Branch
-from tests.conftest import ROOT, Stores, _on_database, environment, run_apart, start_server, start_simulator
+from tests.conftest import ROOT, Stores, _on_database, command, environment, run_apart, start_server, start_simulator
 from tests.ledger.conftest import new_account
 
 
@@ -145,6 +147,57 @@ def test_what_cannot_be_restored_is_refused_before_anything_is_touched(bank: Set
         assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
         with pytest.raises(errors.CannotProceed, match="becomes a data folder"):
             restoring.into_database(target, base, bank.owner_database_url, "x", lambda _: None)
+
+
+@pytest.mark.deep
+def test_in_the_place_of_a_database_that_is_elsewhere(bank: Settings, stores: Stores) -> None:
+    """As in containers: it is kept under another name, the new one opens in recovery, and nobody uses either meanwhile."""
+    name = bank.database_url.rpartition("/")[2]
+    account = run_apart(lambda: _make_account(bank.owner_database_url))
+    backup = json.loads(command(bank, "backup", "create", "--json"))
+    assert backup["kind"] == "logical"
+    run_apart(lambda: _make_account(bank.owner_database_url))  # lost
+    restore = ("restore", "latest", "--in-place", "--json")
+    assert "the name was not typed" in _said(bank, *restore, "--name", "other")
+    said = run_apart(lambda: _while_signed_in(bank.database_url, partial(_said, bank, *restore, "--name", name)))
+    assert f"the database {name} is in use: {store_files.APPLICATION_ROLE}" in said
+    said = _said(
+        msgspec.structs.replace(bank, database_url=bank.database_url.replace(store_files.APPLICATION_ROLE, "nobody")),
+        *restore,
+        "--name",
+        name,
+    )
+    assert "there is no role nobody" in said
+    databases = "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database WHERE datname LIKE $1 || '%'"
+    assert run_apart(partial(_value, stores.admin_url, databases.replace("$1", f"'{name}'"))) == name, "what was begun is taken away"
+    restored = json.loads(command(bank, *restore, "--name", name))
+    try:
+        assert restored["backup_id"] == backup["id"]
+        assert restored["place"].endswith(f"/{name}")
+        accounts = "SELECT string_agg(id::text, ' ') FROM accounts WHERE user_id IS NOT NULL"
+        assert run_apart(partial(_value, bank.database_url, accounts)) == account
+        assert len(str(run_apart(partial(_value, _on_database(bank.owner_database_url, restored["kept"]), accounts))).split()) == 2
+        assert "restore finish" in _said(bank, "apikeys", "create", "--scopes", "all")
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            run_apart(lambda: _sql(bank.database_url, "DELETE FROM outbox"))
+    finally:
+        run_apart(lambda: _sql(stores.admin_url, f"DROP DATABASE {restored['kept']} WITH (FORCE)"))
+
+
+async def _while_signed_in(url: str, work: Callable[[], str]) -> str:
+    connection = await asyncpg.connect(url)
+    try:
+        return await asyncio.to_thread(work)
+    finally:
+        await connection.close()
+
+
+def test_the_recovery_key_is_shown_once(bank: Settings) -> None:
+    first = json.loads(command(bank, "backup", "key", "--if-none", "--json"))
+    assert first["recovery_key"].startswith("AGE-SECRET-KEY-1")
+    again = json.loads(command(bank, "backup", "key", "--if-none", "--json"))
+    assert again == {"recovery_key": None, "recipient": first["recipient"]}
+    assert "not shown again" in _said(bank, "backup", "key")
 
 
 def _with(manifest: Manifest, **facts: object) -> Manifest:

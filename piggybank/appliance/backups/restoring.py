@@ -8,9 +8,11 @@ import os
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
 
 import asyncpg
 import msgspec
@@ -27,7 +29,10 @@ from piggybank.appliance.embedded import Embedded
 from piggybank.appliance.system_user import SystemUser, ours, shared
 from piggybank.db import copies, migrate, recovery, writes
 
-MAKING = "restoring"  # in `stores/`, until all is well
+MAKING = "restoring"  # in `stores/`, and a part of a database's name, until all is well
+REPLACED = "replaced"  # a part of the name of what a restore in place keeps
+NAME_MOST_BYTES = 63  # of a database; PostgreSQL cuts off the rest
+MAINTENANCE = "postgres"  # the database to be in while another one is renamed
 APPEND_ONLY = ("transactions", "effects", "system_entries")  # of a base backup: at least the rows that it had
 DISK_MARGIN = 1.5  # of the database's size: itself, and the log that is replayed
 LOG_TAIL_LINES = 3
@@ -44,6 +49,7 @@ class Restored(Struct, frozen=True, kw_only=True):
     accounts: int
     transactions: int
     secrets: bool
+    kept: str = ""  # the database whose place it took, under the name that it has now
 
 
 def into_folder(target: Target, manifest: Manifest, folder: Path, at: datetime | None, identity: str, tell: Tell) -> Restored:
@@ -227,12 +233,89 @@ def into_database(target: Target, manifest: Manifest, owner_url: str, role: str,
     return msgspec.structs.replace(restored, place=owner_url.rpartition("@")[2])
 
 
-async def _check_empty(owner_url: str, role: str) -> None:
+def over_database(target: Target, manifest: Manifest, owner_url: str, role: str, tell: Tell) -> Restored:
+    """In the place of the database at `owner_url`, which nobody uses meanwhile, and which is kept beside the new one.
+
+    The new one is made, filled and verified under another name; then both change their names in one transaction. Raises
+    `errors.CannotProceed`; then the old one is as it was. The owner needs CREATEDB.
+    """
+    check_possible(manifest, None, target)
+    name = unquote(urlsplit(owner_url).path.removeprefix("/"))
+    making, kept = f"{name}_{MAKING}", f"{name}_{REPLACED}_{datetime.now(UTC):%Y%m%dt%H%M%S}"
+    if len(kept.encode()) > NAME_MOST_BYTES:
+        raise errors.CannotProceed(what=f"{kept} is too long for the name of a database", do="restore into a new database: --to URL")
+    asyncio.run(_make_beside(owner_url, name, making))
     try:
-        connection = await writes.open_mover(owner_url)
+        restored = into_database(target, manifest, _url_of(owner_url, making), role, tell)
+        tell("exchanging the databases")
+        asyncio.run(_exchange(owner_url, name, making, kept))
+    except BaseException:
+        asyncio.run(_drop(owner_url, making))
+        raise
+    return msgspec.structs.replace(restored, place=restored.place.replace(making, name), kept=kept)
+
+
+def _url_of(owner_url: str, database: str) -> str:
+    return urlsplit(owner_url)._replace(path=f"/{quote(database)}").geturl()
+
+
+async def _make_beside(owner_url: str, name: str, making: str) -> None:
+    async with _signed_in(owner_url) as owner:
+        await _check_unused(owner, name)
+        try:
+            await owner.execute(f"DROP DATABASE IF EXISTS {migrate.quoted(making)}")  # of a restore that was cut short
+            await owner.execute(f"CREATE DATABASE {migrate.quoted(making)} ENCODING 'UTF8' TEMPLATE template0")
+        except asyncpg.InsufficientPrivilegeError as cause:
+            user = migrate.quoted(migrate.role_of(owner_url))
+            do = f"as an administrator there: ALTER ROLE {user} CREATEDB; or restore into a database that they make: --to URL"
+            raise errors.CannotProceed(what="the owner's role may not make a database", do=do) from cause
+
+
+async def _exchange(owner_url: str, name: str, making: str, kept: str) -> None:
+    async with _signed_in(_url_of(owner_url, MAINTENANCE)) as owner:
+        await _check_unused(owner, name)
+        try:
+            async with owner.transaction():
+                await owner.execute(f"ALTER DATABASE {migrate.quoted(name)} RENAME TO {migrate.quoted(kept)}")
+                await owner.execute(f"ALTER DATABASE {migrate.quoted(making)} RENAME TO {migrate.quoted(name)}")
+        except asyncpg.ObjectInUseError as cause:
+            raise errors.CannotProceed(what=f"somebody uses {name} again: {cause}", do="stop that, then again") from cause
+
+
+async def _check_unused(owner: asyncpg.Connection, name: str) -> None:
+    """A process that went on would write into the old one, and then into the new one as if nothing had been."""
+    others = await owner.fetch(
+        "SELECT DISTINCT usename, application_name, host(client_addr) AS host FROM pg_stat_activity WHERE datname = $1 AND pid <> $2",
+        name,
+        owner.get_server_pid(),
+    )
+    if others:
+        who = ", ".join(sorted(f"{one['usename']} {one['application_name']} from {one['host'] or 'there'}" for one in others))
+        raise errors.CannotProceed(
+            what=f"the database {name} is in use: {who}", do="stop everything that uses it: web, workers, backups, the pooler; then again"
+        )
+
+
+async def _drop(owner_url: str, database: str) -> None:
+    with suppress(OSError, TimeoutError, asyncpg.PostgresError, errors.CannotProceed):  # what it was about is told; the next one drops it
+        async with _signed_in(_url_of(owner_url, MAINTENANCE)) as owner:
+            await owner.execute(f"DROP DATABASE IF EXISTS {migrate.quoted(database)}")
+
+
+@asynccontextmanager
+async def _signed_in(owner_url: str) -> AsyncIterator[asyncpg.Connection]:
+    try:
+        owner = await writes.open_mover(owner_url)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as cause:
         raise errors.CannotProceed(what=f"that database does not answer: {cause}", do="look at the address and the password") from cause
     try:
+        yield owner
+    finally:
+        await owner.close()
+
+
+async def _check_empty(owner_url: str, role: str) -> None:
+    async with _signed_in(owner_url) as connection:
         if await copies.tables_of(connection):
             raise errors.CannotProceed(
                 what="that database is not empty", do="give an empty one: CREATE DATABASE piggybank ENCODING 'UTF8' TEMPLATE template0"
@@ -241,8 +324,6 @@ async def _check_empty(owner_url: str, role: str) -> None:
             do = f"as an administrator there: CREATE ROLE {migrate.quoted(role)} LOGIN PASSWORD '..'; or name another: --application-role"
             raise errors.CannotProceed(what=f"there is no role {role} for the application", do=do)
         await writes.stop(connection)
-    finally:
-        await connection.close()
 
 
 def _pg_restore(target: Target, manifest: Manifest, owner_url: str, tell: Tell) -> None:
