@@ -7,9 +7,9 @@ from litestar import Response, get, patch, post
 from litestar.params import HeaderParameter, Parameter
 from msgspec import UNSET, Struct, UnsetType
 
-from piggybank import errors
+from piggybank import errors, ids
 from piggybank.api import problems
-from piggybank.api.fields import EXTERNAL_ID_MAX_CHARACTERS, CurrencyCode, ExternalId, Metadata, Name
+from piggybank.api.fields import EXTERNAL_ID_MAX_CHARACTERS, SEARCH_MAX_CHARACTERS, CurrencyCode, ExternalId, Metadata, Name
 from piggybank.api.moments import At, moment
 from piggybank.api.submissions import actor, answered, balance_of, only_user
 from piggybank.cache import Cache
@@ -24,6 +24,15 @@ from piggybank.wallet.accounts import Account
 Limit = Annotated[int, Parameter(ge=1, le=pages.LIMIT_MAX, description="Items a page.")]
 ExternalIdFilter = Annotated[
     str | None, Parameter(min_length=1, max_length=EXTERNAL_ID_MAX_CHARACTERS, description="The account that you know by this id.")
+]
+Search = Annotated[
+    str | None,
+    Parameter(
+        min_length=1,
+        max_length=SEARCH_MAX_CHARACTERS,
+        description="How the account's `external_id` or a word of its name begins, or its owner's, or the owner's e-mail address; or the"
+        " whole id of either.",
+    ),
 ]
 MinVersion = Annotated[int, Parameter(ge=0, description="Never answer from an older version of the account than this.")]
 
@@ -89,19 +98,21 @@ async def list_accounts(
     db: Database,
     user_id: UUID | None = None,
     external_id: ExternalIdFilter = None,
+    search: Search = None,
     cursor: str | None = None,
     limit: Limit = pages.LIMIT_DEFAULT,
 ) -> AccountPage:
-    """Newest first: a user's own; for operators and services all, or those of `user_id`, or by `external_id`."""
+    """Newest first: a user's own; for operators and services all, or those of `user_id`, by `external_id`, or found by `search`."""
     only = only_user(principal)
     if only is not None and user_id not in (None, only):
         return AccountPage(items=[], next_cursor=None)
-    asked = ("accounts", user_id or only, external_id)
+    asked = ("accounts", user_id or only, external_id, search)
     async with db.read() as read:
         found = await accounts.page(
             read,
             user_id=user_id or only,
             external_id=external_id,
+            searched=search,
             before=None if cursor is None else pages.last_id(cursor, *asked),
             limit=limit + 1,
         )
@@ -156,27 +167,27 @@ async def get_balance(
 
 
 @post("/v1/accounts/{account_id:uuid}/freeze", status_code=200, summary="Freeze", tags=["accounts"])
-async def freeze(account_id: UUID, principal: Principal, ledger: Ledger, db: Database) -> AccountStatus:
+async def freeze(account_id: UUID, principal: Principal, ledger: Ledger) -> AccountStatus:
     """Refuse every request on the account; settlements of the provider are still posted."""
-    return await _set_status(commands.Freeze(account_id=account_id), "frozen", principal, ledger, db)
+    return await _set_status(commands.Freeze(account_id=account_id), "frozen", principal, ledger)
 
 
 @post("/v1/accounts/{account_id:uuid}/unfreeze", status_code=200, summary="Unfreeze", tags=["accounts"])
-async def unfreeze(account_id: UUID, principal: Principal, ledger: Ledger, db: Database) -> AccountStatus:
+async def unfreeze(account_id: UUID, principal: Principal, ledger: Ledger) -> AccountStatus:
     """Take requests again."""
-    return await _set_status(commands.Unfreeze(account_id=account_id), "active", principal, ledger, db)
+    return await _set_status(commands.Unfreeze(account_id=account_id), "active", principal, ledger)
 
 
 @post("/v1/accounts/{account_id:uuid}/close", status_code=200, summary="Close", tags=["accounts"])
-async def close(account_id: UUID, principal: Principal, ledger: Ledger, db: Database) -> AccountStatus:
+async def close(account_id: UUID, principal: Principal, ledger: Ledger) -> AccountStatus:
     """For good; only an account without balance, holds, debts and open payments."""
-    return await _set_status(commands.Close(account_id=account_id), "closed", principal, ledger, db)
+    return await _set_status(commands.Close(account_id=account_id), "closed", principal, ledger)
 
 
-async def _set_status(command: commands.Command, status: str, principal: Principal, ledger: Ledger, db: Database) -> AccountStatus:
-    answer = answered(await ledger.submit(Submission(command, actor(principal))))
-    async with db.write() as write:
-        audit.record(write, principal.actor, f"account.{status}", str(command.account_id))
+async def _set_status(command: commands.Command, status: str, principal: Principal, ledger: Ledger) -> AccountStatus:
+    """Written down whoever does it: no row of history tells of it."""
+    act = commands.Act(ids.new_id(0), principal.actor, f"account.{status}", str(command.account_id), {})
+    answer = answered(await ledger.submit(Submission(command, actor(principal), act=act)))
     return AccountStatus(account_id=command.account_id, status=status, balance=balance_of(command.account_id, answer))
 
 

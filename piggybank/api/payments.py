@@ -77,8 +77,8 @@ async def complete(
         description=payment.description,
         metadata=payment.metadata or None,
     )
-    answer, replayed = await submit(ledger, submission(command, principal, idempotency_key, f"complete {payment_id}", NoBody()))
-    await acts.record(db, principal, "payment.complete", f"payment:{payment_id}", {"amount": payment.amount, "replayed": replayed})
+    act = acts.of(principal, "payment.complete", f"payment:{payment_id}", {"amount": payment.amount})
+    answer, replayed = await submit(ledger, submission(command, principal, idempotency_key, f"complete {payment_id}", NoBody(), act))
     row = transaction_of(command, answer, "withdrawal", -payment.amount)
     ended = msgspec.structs.replace(payment, status="completed", held=0, transaction_id=row.id, updated_at=moment(answer.at_ms))
     body = Completion(payment=ended, transaction=row, balance=balance_of(payment.account_id, answer))
@@ -92,12 +92,11 @@ async def cancel(
     """Nothing was paid, and nothing will be: a hold is released, a checkout closed. Refused once the provider executes a payout."""
     payment = await _payment(provider.db, payment_id, principal)
     command = commands.CancelPayment(account_id=payment.account_id, payment_id=payment_id)
-    one = submission(command, principal, idempotency_key, f"cancel {payment_id}", NoBody())
+    act = acts.of(principal, "payment.cancel", f"payment:{payment_id}", {"amount": payment.amount})
+    one = submission(command, principal, idempotency_key, f"cancel {payment_id}", NoBody(), act)
     if payment.method == "revio" and payment.kind == "deposit" and payment.status in OPEN_STATUSES:
         await deposits.cancel_checkout(provider.db, ledger, provider, await orders.get(provider.db, payment_id))
     answer, replayed = await submit(ledger, one)
-    details = {"amount": payment.amount, "replayed": replayed}
-    await acts.record(provider.db, principal, "payment.cancel", f"payment:{payment_id}", details)
     ended = msgspec.structs.replace(
         payment, status="cancelled", held=0, transaction_id=None, checkout_url=None, updated_at=moment(answer.at_ms)
     )

@@ -9,17 +9,18 @@ from litestar.params import QueryParameter
 from msgspec import Meta, Struct
 
 from piggybank import errors
+from piggybank.api import acts
 from piggybank.api.accounts import Limit
 from piggybank.api.fields import Amount, Description, Metadata, Reference
 from piggybank.api.history import Cursor
 from piggybank.api.submissions import IdempotencyKey, balance_of, opened_payment, respond, submission, submit
 from piggybank.api.transactions import Opened
-from piggybank.db.engines import Database
+from piggybank.db.engines import Database, Write
 from piggybank.identity import audit
 from piggybank.identity.tokens import Principal
 from piggybank.ledger import Ledger, commands
 from piggybank.wallet import inbox, pages, payments, reconciliation, resolutions
-from piggybank.wallet.inbox import Event, EventPage
+from piggybank.wallet.inbox import Event, EventPage, EventStatus
 from piggybank.wallet.payments import PaymentPage
 from piggybank.wallet.provider import Provider
 from piggybank.wallet.reconciliation import ReconciliationPage, ReconciliationWithItems
@@ -27,7 +28,7 @@ from piggybank.wallet.resolutions import Outcome, Resolution
 
 NOTE_MAX_CHARACTERS = 500
 
-EventStatus = Annotated[
+WhichStatus = Annotated[
     Literal["new", "applied", "ignored", "unmatched", "hint"] | None,
     QueryParameter(description="Only events in this state; `unmatched` are those that name nothing of ours."),
 ]
@@ -82,11 +83,8 @@ async def refund(
         description=data.description,
         metadata=data.metadata,
     )
-    answer, replayed = await submit(ledger, submission(opening, principal, idempotency_key, f"refund {payment_id}", data))
-    assert answer.payment_id is not None
-    async with provider.db.write() as write:
-        about, details = f"payment:{payment_id}", {"amount": data.amount}
-        await audit.record_once(write, answer.payment_id, principal.actor, "payment.refund", about, details)
+    act = acts.of(principal, "payment.refund", f"payment:{payment_id}", {"amount": data.amount})
+    answer, replayed = await submit(ledger, submission(opening, principal, idempotency_key, f"refund {payment_id}", data, act))
     return respond(Opened(payment=opened_payment(opening, answer), balance=balance_of(refunded.account_id, answer)), 202, replayed=replayed)
 
 
@@ -101,18 +99,19 @@ async def resolve(payment_id: UUID, data: ResolveRequest, principal: Principal, 
     """Takes two operators. 202: you have proposed it, another one must confirm. 200: it is confirmed, and posted."""
     if principal.user_id is None:
         raise errors.Forbidden(detail="Only an operator may do that.")
-    found = await resolutions.resolve(db, ledger, payment_id, data.outcome, data.note, principal.user_id)
-    verb = "propose" if found.confirmed_by is None else "confirm"
-    async with db.write() as write:
-        details = {"outcome": found.outcome, "note": data.note}
+
+    def note(write: Write, verb: resolutions.Verb) -> None:
+        details = {"outcome": data.outcome, "note": data.note}
         audit.record(write, principal.actor, f"payment.resolve.{verb}", f"payment:{payment_id}", details)
+
+    found = await resolutions.resolve(db, ledger, payment_id, data.outcome, data.note, principal.user_id, note)
     return Response(found, status_code=202 if found.confirmed_by is None else 200)
 
 
 @get("/v1/ops/provider-events", tags=["operations"], summary="The provider's events")
 async def list_events(
     db: Database,
-    status: EventStatus = None,
+    status: WhichStatus = None,
     object_id: ObjectId = None,
     payment_id: PaymentId = None,
     cursor: Cursor = None,
@@ -133,10 +132,11 @@ async def get_event(event_id: UUID, db: Database) -> Event:
 @post("/v1/ops/provider-events/{event_id:uuid}/replay", status_code=200, tags=["operations"], summary="Apply an event again")
 async def replay(event_id: UUID, principal: Principal, ledger: Ledger, provider: Provider) -> Event:
     """At any age: nothing of it happens twice. Answers the event with what became of it now."""
-    found = await inbox.replay(provider.db, ledger, await provider.mode(), event_id)
-    async with provider.db.write() as write:
-        audit.record(write, principal.actor, "provider_event.replay", f"provider_event:{event_id}", {"status": found.status})
-    return found
+
+    def note(write: Write, status: EventStatus) -> None:
+        audit.record(write, principal.actor, "provider_event.replay", f"provider_event:{event_id}", {"status": status})
+
+    return await inbox.replay(provider.db, ledger, await provider.mode(), event_id, note)
 
 
 @get("/v1/ops/reconciliations", tags=["operations"], summary="Comparisons with the provider's statement")

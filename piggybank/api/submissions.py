@@ -13,7 +13,7 @@ from piggybank.api import problems
 from piggybank.identity.tokens import Principal
 from piggybank.ledger import Actor, Ledger, Outcome, Submission, balances
 from piggybank.ledger.balances import Balance
-from piggybank.ledger.commands import Command, OpenPayment
+from piggybank.ledger.commands import Act, Command, OpenPayment
 from piggybank.ledger.idempotency import MAX_KEY_LENGTH, Answer, fingerprint
 from piggybank.wallet import orders
 from piggybank.wallet.history import Transaction
@@ -47,9 +47,9 @@ def actor(principal: Principal) -> Actor:
     return Actor(principal.role, principal.user_id)
 
 
-def submission(command: Command, principal: Principal, key: str | None, route: str, body: Struct) -> Submission:
+def submission(command: Command, principal: Principal, key: str | None, route: str, body: Struct, act: Act | None = None) -> Submission:
     """A command with its key. Raises IdempotencyKeyRequired, InvalidRequest."""
-    return Submission(command, actor(principal), checked_key(key), fingerprint(route, body))
+    return Submission(command, actor(principal), checked_key(key), fingerprint(route, body), act)
 
 
 def checked_key(key: str | None) -> str:

@@ -171,10 +171,9 @@ async def deposit(
         mode = await provider.check()
         expires_at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=deposits.CHECKOUT_FOR_S)
         opening = _opening(account_id, data, "deposit", mode, return_url=data.return_url, expires_at=expires_at)
-        answer, replayed = await submit(ledger, submission(opening, principal, idempotency_key, route, data))
+        act = acts.of(principal, "account.deposit", str(account_id), {"amount": data.amount})
+        answer, replayed = await submit(ledger, submission(opening, principal, idempotency_key, route, data, act))
         assert answer.payment_id is not None
-        details = {"payment": str(answer.payment_id), "amount": data.amount, "replayed": replayed}
-        await acts.record(provider.db, principal, "account.deposit", str(account_id), details)
         payment = await deposits.checkout(provider.db, ledger, provider, answer.payment_id)
         if payment.provider_url is None and payment.status == "failed":
             detail = "It has failed; send it with a new Idempotency-Key."
@@ -215,9 +214,8 @@ async def withdraw(
         _allow_direct(principal)
         opening = _opening(account_id, data, "withdrawal", None, destination=data.destination)
     if data.hold or data.method == "revio":
-        answer, replayed = await submit(ledger, submission(opening, principal, idempotency_key, route, data))
-        details = {"payment": str(answer.payment_id), "amount": data.amount, "replayed": replayed}
-        await acts.record(provider.db, principal, "account.withdraw", str(account_id), details)
+        act = acts.of(principal, "account.withdraw", str(account_id), {"amount": data.amount})
+        answer, replayed = await submit(ledger, submission(opening, principal, idempotency_key, route, data, act))
         return respond(_opened(opening, answer), 202, replayed=replayed)
     command = commands.Withdraw(
         account_id=account_id,
@@ -232,14 +230,11 @@ async def withdraw(
 
 
 @post("/v1/transfers", summary="Transfer", tags=["movements"], fast_path=True, queued=True)
-async def transfer(
-    data: TransferRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, db: Database
-) -> Response[Posted]:
+async def transfer(data: TransferRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger) -> Response[Posted]:
     """From one account to another, both or none. A user sends from their own accounts; the answer shows the sender's side."""
     command = _transfer(data)
-    answer, replayed = await submit(ledger, submission(command, principal, idempotency_key, "transfer", data))
-    details = {"transfer": str(answer.transfer_id), "to": str(data.to_account), "amount": data.amount, "replayed": replayed}
-    await acts.record(db, principal, "account.transfer", str(data.from_account), details)
+    act = acts.of(principal, "account.transfer", str(data.from_account), {"to": str(data.to_account), "amount": data.amount})
+    answer, replayed = await submit(ledger, submission(command, principal, idempotency_key, "transfer", data, act))
     return respond(posted(command, answer, "transfer_out", -data.amount), 201, replayed=replayed)
 
 
@@ -257,17 +252,16 @@ async def reverse(
     async with db.read() as read:
         command = await reversal_of(read, transaction_id, reference=data.reference, description=data.description, metadata=data.metadata)
     leg = next(leg for leg in command.legs if leg.transaction_id == transaction_id)
-    one = submission(command, principal, idempotency_key, f"reversal {transaction_id}", data)
+    act = acts.of(principal, "transaction.reverse", f"transaction:{transaction_id}", {"amount": leg.amount})
+    one = submission(command, principal, idempotency_key, f"reversal {transaction_id}", data, act)
     answer, replayed = await submit(ledger, one)
-    details = {"reversal": str(answer.transaction_id), "amount": leg.amount, "replayed": replayed}
-    await acts.record(db, principal, "transaction.reverse", f"transaction:{transaction_id}", details)
     row = transaction_of(command, answer, "reversal", -leg.amount, reverses=transaction_id)
     return respond(Posted(transaction=row, balance=balance_of(command.account_id, answer)), 201, replayed=replayed)
 
 
 @post("/v1/transactions:batch", status_code=200, summary="Up to 1,000 movements", tags=["movements"], fast_path=True)
 async def batch(
-    data: BatchRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, db: Database, request_id: str
+    data: BatchRequest, idempotency_key: IdempotencyKey, principal: Principal, ledger: Ledger, request_id: str
 ) -> BatchResponse:
     """Independent, not atomic: a status for each. Send the same body with the same key again to finish the rest."""
     header_key = checked_key(idempotency_key)
@@ -278,10 +272,12 @@ async def batch(
         raise problems.invalid("Idempotency-Key", f"takes {limit} characters in a batch: each command adds its index", "too_long")
     who = actor(principal)
     many = [
-        Submission(_command(item), who, f"{header_key}.{index}", fingerprint("batch", item)) for index, item in enumerate(data.commands)
+        Submission(
+            _command(item), who, f"{header_key}.{index}", fingerprint("batch", item), _act_of(item, principal, f"{header_key}.{index}")
+        )
+        for index, item in enumerate(data.commands)
     ]
     outcomes = await ledger.submit_many(many)
-    await acts.record(db, principal, "transaction.batch", f"batch:{header_key}", {"commands": len(many)})
     return BatchResponse(
         results=[
             _result(index, item, one, outcome, request_id)
@@ -354,6 +350,13 @@ def _command(item: BatchCommand) -> commands.Command:
         return _transfer(item)
     make = commands.Deposit if isinstance(item, DepositCommand) else commands.Withdraw
     return make(**msgspec.structs.asdict(item))
+
+
+def _act_of(item: BatchCommand, principal: Principal, key: str) -> commands.Act | None:
+    """Each transfer is a row of its own, as if it had been sent alone; the rest is for API keys only (`_allow_direct`)."""
+    if not isinstance(item, TransferCommand):
+        return None
+    return acts.of(principal, "account.transfer", str(item.from_account), {"to": str(item.to_account), "amount": item.amount, "batch": key})
 
 
 def _result(index: int, item: BatchCommand, one: Submission, outcome: Outcome | errors.Error, request_id: str) -> BatchResult:

@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from piggybank import errors, ids
 from piggybank.api import problems
-from piggybank.api.fields import EXTERNAL_ID_MAX_CHARACTERS, ExternalId, Metadata, Name
+from piggybank.api.fields import EXTERNAL_ID_MAX_CHARACTERS, SEARCH_MAX_CHARACTERS, ExternalId, Metadata, Name
 from piggybank.db.engines import Database
 from piggybank.db.tables.people import User
 from piggybank.identity import users
@@ -19,7 +19,6 @@ from piggybank.identity.tokens import Principal, Tokens
 from piggybank.settings import Settings
 
 PAGE_MAX = 100
-SEARCH_MAX_CHARACTERS = 200
 
 Email = Annotated[
     str,
@@ -47,7 +46,11 @@ ExternalIdFilter = Annotated[
 
 Search = Annotated[
     str | None,
-    Parameter(min_length=1, max_length=SEARCH_MAX_CHARACTERS, description="In name, e-mail address or external id; or the whole id."),
+    Parameter(
+        min_length=1,
+        max_length=SEARCH_MAX_CHARACTERS,
+        description="How the e-mail address, the `external_id` or a word of the name begins; or the whole id.",
+    ),
 ]
 
 
@@ -126,7 +129,7 @@ async def create_user(data: NewUser, principal: Principal | None, db: Database, 
 async def list_users(
     db: Database, external_id: ExternalIdFilter = None, search: Search = None, cursor: Cursor = None, limit: Limit = 25
 ) -> UserPage:
-    """Newest first; with `external_id` the one user of that id."""
+    """Newest first; with `external_id` the one user of that id, with `search` those whom people mean."""
     async with db.read() as read:
         found = await users.page(read, after=cursor, limit=limit + 1, external_id=external_id, search=search)
     return UserPage(items=[view(user) for user in found[:limit]], next_cursor=str(found[limit - 1].id) if len(found) > limit else None)

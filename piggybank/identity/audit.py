@@ -5,9 +5,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import msgspec
 from msgspec import Struct
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from piggybank import ids
 from piggybank.db.engines import Read, Write
@@ -15,13 +14,6 @@ from piggybank.db.tables.people import ApiKey, AuditEntry, User
 
 COMMAND_LINE = "cli"  # the actor of `piggybank users ..`: whoever may run commands on the machine
 _USER, _KEY = "user:", "key:"
-
-
-_ONCE = text("""
-INSERT INTO audit_log (id, actor, action, target, details)
-VALUES (:id, :actor, :action, :target, CAST(:details AS jsonb))
-ON CONFLICT (id) DO NOTHING
-""")
 
 
 class Entry(Struct, frozen=True, kw_only=True):
@@ -35,12 +27,6 @@ class Entry(Struct, frozen=True, kw_only=True):
     target: str
     target_name: str | None
     details: dict[str, Any]
-
-
-async def record_once(write: Write, about: UUID, actor: str, action: str, target: str, details: dict[str, Any]) -> None:
-    """Add a row whose id is that of the thing that was made: however often a request is repeated, it is there once."""
-    given = {"id": about, "actor": actor, "action": action, "target": target, "details": msgspec.json.encode(details).decode()}
-    await write.execute(_ONCE, given)
 
 
 def record(write: Write, actor: str, action: str, target: str, details: dict[str, Any] | None = None) -> None:

@@ -7,10 +7,11 @@ from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Text, cast, or_, select
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
 from piggybank import errors, ids
+from piggybank.db import search as finding
 from piggybank.db.engines import Database, Read, Write
 from piggybank.db.tables.people import User
 from piggybank.identity import audit, links, passwords, sessions
@@ -20,6 +21,7 @@ EMAIL_MAX_CHARACTERS = 254
 # One @, something on both sides, a dot in the domain, ASCII: what every mail server takes. Whether it is theirs only a mail can tell.
 EMAIL_PATTERN = r"[!-?A-~]{1,64}@[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})+"
 _EMAIL = re.compile(EMAIL_PATTERN)
+_FOUND = text(finding.USERS).columns(User.id)
 _TAKEN = {"users_email": errors.EmailTaken, "users_external_id_key": errors.ExternalIdTaken}
 
 
@@ -111,15 +113,14 @@ async def of_email(read: Read, email: str) -> User | None:
 
 
 async def page(read: Read, *, after: UUID | None, limit: int, external_id: str | None = None, search: str | None = None) -> Sequence[User]:
-    """Users, newest first, those before `after`; with `search` those whose name, address or external id has it, or whose id it is."""
+    """Users, newest first, those before `after`; with `search` those that it finds (`db/search.py`)."""
     query = select(User).order_by(User.id.desc()).limit(limit)
     if after is not None:
         query = query.where(User.id < after)
     if external_id is not None:
         query = query.where(User.external_id == external_id)
     if search is not None:
-        fields = (User.name, User.email, User.external_id)
-        query = query.where(or_(*(field.icontains(search, autoescape=True) for field in fields), cast(User.id, Text) == search.lower()))
+        query = query.where(User.id.in_(_FOUND.bindparams(**finding.given(search))))
     return (await read.scalars(query)).all()
 
 
@@ -150,6 +151,29 @@ async def change(db: Database, tokens: Tokens, principal: Principal, changes: Ch
         user.updated_at = datetime.now(UTC)
     await tokens.bury(ended)
     return user
+
+
+async def demote(db: Database, tokens: Tokens, email: str, *, actor: str, even_the_last: bool) -> int:
+    """Make an operator a user like others; answers how many sessions ended, since a token says what it was made for.
+
+    Raises `errors.UserNotFound`, and CannotProceed for who is no operator or, unless told, the last one.
+    """
+    async with db.write() as write:
+        # all of them, so that of two who go at once the second sees that they would be the last
+        operators = (await write.scalars(select(User).where(User.role == "operator").order_by(User.id).with_for_update())).all()
+        user = next((one for one in operators if one.email == normalised(email)), None)
+        if user is None:
+            if await of_email(write, normalised(email)) is None:
+                raise errors.UserNotFound(email=email)
+            raise errors.CannotProceed(what=f"{email} is no operator", do="see who is: piggybank users list")
+        if len(operators) == 1 and not even_the_last:
+            do = "make another one first: piggybank users operator-link; or say --even-the-last"
+            raise errors.CannotProceed(what=f"{email} is the last operator: nobody could sign in to the console", do=do)
+        user.role, user.updated_at = "user", datetime.now(UTC)
+        ended = await sessions.end_all(write, user.id)
+        audit.record(write, actor, "user.demote", f"user:{user.id}", {"sessions_ended": len(ended)})
+    await tokens.bury(ended)
+    return len(ended)
 
 
 async def locked(write: Write, user_id: UUID) -> User:

@@ -6,7 +6,7 @@ payment) the caller has looked up; what may change is read by the ledger under t
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from msgspec import Struct
@@ -35,6 +35,19 @@ class Actor(Struct, frozen=True):
 
 
 SYSTEM = Actor("system")
+
+
+class Act(Struct, frozen=True):
+    """A row of the audit log, written in the transaction of what it tells about: once, by its `id`, and only if that is not refused.
+
+    The ledger adds to `details` what it made: `transaction`, `transfer`, `payment`.
+    """
+
+    id: UUID
+    by: str
+    action: str
+    target: str
+    details: dict[str, Any]
 
 
 class Command(Struct, frozen=True, kw_only=True):

@@ -10,6 +10,8 @@ upon is never read in the statement that waited. Between BEGIN and COMMIT, whate
    back and posted again with statement 2. So the common batch, whose keys are all new, needs two statements, and a key row is
    written once, with its answer.
 
+Only where an operator acts one more: NOTE, the rows of the audit log.
+
 Where a commit waits for a standby, statement 1 tells whether there is one; without one nothing is written (`db/commits.py`).
 
 Every transaction takes locks in the same order (accounts by id, then keys sorted), so two processes cannot deadlock. This module
@@ -145,6 +147,14 @@ WRITE = _HEAD + _TAIL  # deposits, withdrawals, transfers: nearly everything; 33
 WRITE_WITH_PAYMENTS = _HEAD + _PAYMENTS + _TAIL
 
 
+# Beside WRITE, not in it: hardly any batch has one.
+NOTE = """
+INSERT INTO audit_log (id, actor, action, target, details)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::jsonb[])
+ON CONFLICT (id) DO NOTHING
+"""
+
+
 class KeyClash(Exception):
     """A key of the batch exists already, or was taken between reading and writing."""
 
@@ -259,6 +269,8 @@ async def post(
                 written = await connection.fetchval(WRITE, *columns)
             if written < len(book.new_keys):
                 raise KeyClash
+        if acts := _acts(batch, outcomes):
+            await connection.execute(NOTE, *_transposed(acts, 5))
     except asyncpg.LockNotAvailableError as cause:
         await line.rollback()
         raise Blocked(on_key=stage == "write") from cause
@@ -363,6 +375,21 @@ _CHANGING = (
     "failure",
     "provider_url",
 )
+
+
+def _acts(batch: Sequence[Submission], outcomes: Sequence[Outcome]) -> list[tuple[UUID, str, str, str, str]]:
+    """Rows of the audit log: of what was done, not of what was refused or had been done before."""
+    done = [
+        (submission.act, outcome.decision)
+        for submission, outcome in zip(batch, outcomes, strict=True)
+        if submission.act is not None and isinstance(outcome.decision, idempotency.Answer) and not outcome.replayed
+    ]
+    return [(act.id, act.by, act.action, act.target, msgspec.json.encode(act.details | _made(answer)).decode()) for act, answer in done]
+
+
+def _made(answer: idempotency.Answer) -> dict[str, UUID]:
+    made = {"transaction": answer.transaction_id, "transfer": answer.transfer_id, "payment": answer.payment_id}
+    return {what: row_id for what, row_id in made.items() if row_id is not None}
 
 
 def _transposed(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:

@@ -18,12 +18,13 @@ REVERSIBLE = frozenset({"deposit", "withdrawal", "transfer_in", "transfer_out"})
 
 
 class Submission(NamedTuple):
-    """A command with who asks and, where it moves money by request, its key (empty: none) and fingerprint."""
+    """A command with who asks and, where it moves money by request, its key (empty: none) and fingerprint; an operator's with its `act`."""
 
     command: Command
     actor: commands.Actor
     key: str = ""
     fingerprint: bytes = b""
+    act: commands.Act | None = None
 
 
 class Outcome(NamedTuple):
@@ -35,7 +36,7 @@ class Outcome(NamedTuple):
 
 def decide(book: Book, submission: Submission) -> Outcome:
     """The outcome of one command, and its effect on the book."""
-    command, actor, key, fingerprint = submission
+    command, actor, key, fingerprint, _ = submission
     try:
         account = book.account(command.account_id)
         if actor.kind == "user" and account.user_id != actor.user_id:

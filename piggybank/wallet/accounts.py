@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from piggybank import errors, ids, money
 from piggybank.cache import Cache
+from piggybank.db import search
 from piggybank.db.engines import Current, Database, Write
 from piggybank.ledger import balances
 
@@ -64,6 +65,17 @@ ORDER BY id DESC
 LIMIT :limit
 """)
 
+_SEARCH = text(f"""
+SELECT id, user_id, currency, status, name, external_id, metadata, balance, held, owed, version, transactions_count
+FROM accounts
+WHERE id IN ({search.ACCOUNTS})
+  AND (CAST(:user_id AS uuid) IS NULL OR user_id = :user_id)
+  AND (CAST(:external_id AS text) IS NULL OR external_id = :external_id)
+  AND (CAST(:before AS uuid) IS NULL OR id < :before)
+ORDER BY id DESC
+LIMIT :limit
+""")
+
 # A new version: a client that holds the ETag of the old one must see this.
 _CHANGE = text("""
 UPDATE accounts
@@ -110,10 +122,14 @@ async def get(db: Database, store: Cache, account_id: UUID, *, only_user: UUID |
     return _account(rows[0])
 
 
-async def page(read: Current, *, user_id: UUID | None, external_id: str | None, before: UUID | None, limit: int) -> list[Account]:
-    """Accounts, newest first, at most `limit`; of `user_id` and with `external_id` where given."""
+async def page(
+    read: Current, *, user_id: UUID | None, external_id: str | None, searched: str | None = None, before: UUID | None, limit: int
+) -> list[Account]:
+    """Accounts, newest first, at most `limit`; where given of `user_id`, with `external_id`, found by `searched` (`db/search.py`)."""
     values = {"user_id": user_id, "external_id": external_id, "before": before, "limit": limit}
-    return [_account(row) for row in await read.execute(_LIST, values)]
+    if searched is None:
+        return [_account(row) for row in await read.execute(_LIST, values)]
+    return [_account(row) for row in await read.execute(_SEARCH, values | search.given(searched))]
 
 
 async def change(

@@ -7,6 +7,7 @@ any age, since `effects` let nothing happen twice.
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from msgspec import Struct
 from sqlalchemy import Row, text
 
 from piggybank import errors, ids, metrics
-from piggybank.db.engines import Database, Read
+from piggybank.db.engines import Database, Read, Write
 from piggybank.ledger import Ledger
 from piggybank.revio.objects import Snapshot, snapshot
 from piggybank.settings import ProviderMode
@@ -37,6 +38,7 @@ NOTE_MAX_CHARACTERS = 500
 OURS = ("purchase.", "payment.", "payout.")  # the rest is news of things that we do not use
 
 EventStatus = Literal["new", "applied", "ignored", "unmatched", "hint"]
+Note = Callable[[Write, EventStatus], None]  # writes down who did it, with what became of it
 
 _log = structlog.get_logger()
 
@@ -166,15 +168,15 @@ async def apply_due(db: Database, ledger: Ledger, mode: ProviderMode) -> int:
     return len(claimed)
 
 
-async def replay(db: Database, ledger: Ledger, mode: ProviderMode, event_id: UUID) -> Event:
-    """Apply an event again, now. Raises NotFound, and what `Ledger.submit` raises."""
+async def replay(db: Database, ledger: Ledger, mode: ProviderMode, event_id: UUID, by_hand: Note) -> Event:
+    """Apply an event again, now, and write down who did. Raises NotFound, and what `Ledger.submit` raises."""
     async with db.read() as read:
         row = (await read.execute(_ONE, {"id": event_id})).one_or_none()
     if row is None:
         raise errors.NotFound(event_id=str(event_id))
     if row.status == "hint":
         raise errors.NotReplayable(event_id=str(event_id))
-    await _apply(db, ledger, mode, row, by_hand=True)
+    await _apply(db, ledger, mode, row, by_hand)
     async with db.write() as read_back:
         return _event((await read_back.execute(_ONE, {"id": event_id})).one())
 
@@ -223,16 +225,16 @@ async def page(
     return EventPage(items=items, next_cursor=pages.cursor_after(items[-1].id, "provider-events", *scope) if more else None)
 
 
-async def _apply(db: Database, ledger: Ledger, mode: ProviderMode, row: Row[Any], *, by_hand: bool = False) -> None:
+async def _apply(db: Database, ledger: Ledger, mode: ProviderMode, row: Row[Any], by_hand: Note | None = None) -> None:
     """Apply one event and write down what became of it. What may pass leaves it due again; `by_hand` it is raised."""
     try:
         found = _read(row.body)
         if found is None:
-            await _end(db, row.id, "ignored", note="nothing that we use")
+            await _end(db, row.id, "ignored", by_hand, note="nothing that we use")
             return
         applied = await settlement.apply(db, ledger, mode, found)
     except Unmatched as unmatched:
-        await _end(db, row.id, "unmatched", note=str(unmatched), due_at=_again(row))
+        await _end(db, row.id, "unmatched", by_hand, note=str(unmatched), due_at=_again(row))
     except errors.Error as error:
         if by_hand:
             raise
@@ -243,7 +245,7 @@ async def _apply(db: Database, ledger: Ledger, mode: ProviderMode, row: Row[Any]
         _log.exception("provider_event_failed", provider_event=str(row.id), attempt=row.attempts)
         await _put_off(db, row, "failed")
     else:
-        await _end(db, row.id, "applied", payment_id=applied.payment_id, note=applied.note)
+        await _end(db, row.id, "applied", by_hand, payment_id=applied.payment_id, note=applied.note)
 
 
 def _read(body: bytes) -> Snapshot | None:
@@ -285,7 +287,14 @@ async def _put_off(db: Database, row: Row[Any], why: str) -> None:
 
 
 async def _end(
-    db: Database, event_id: UUID, status: EventStatus, *, payment_id: UUID | None = None, note: str = "", due_at: datetime | None = None
+    db: Database,
+    event_id: UUID,
+    status: EventStatus,
+    by_hand: Note | None = None,
+    *,
+    payment_id: UUID | None = None,
+    note: str = "",
+    due_at: datetime | None = None,
 ) -> None:
     given = {
         "id": event_id,
@@ -297,6 +306,8 @@ async def _end(
     }
     async with db.write() as write:
         await write.execute(_ENDED, given)
+        if by_hand:
+            by_hand(write, status)
 
 
 def _event(row: Row[Any]) -> Event:

@@ -5,6 +5,7 @@ confirms, and only then is it posted. Should the provider tell later, the same e
 turns out otherwise is put right by its own rows (see ledger/settlements.py).
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 from uuid import UUID
@@ -13,7 +14,7 @@ from msgspec import Struct
 from sqlalchemy import text
 
 from piggybank import errors, ids
-from piggybank.db.engines import Database
+from piggybank.db.engines import Database, Write
 from piggybank.ledger import SYSTEM, Ledger, Submission
 from piggybank.ledger.commands import Advance, Command, Settle
 from piggybank.ledger.settlements import PROVIDER, payout_effect
@@ -21,6 +22,8 @@ from piggybank.wallet import orders
 from piggybank.wallet.orders import Payment
 
 Outcome = Literal["completed", "failed"]
+Verb = Literal["propose", "confirm"]
+Note = Callable[[Write, Verb], None]  # writes down who did it, in the transaction that does it
 
 
 class Resolution(Struct, frozen=True, kw_only=True):
@@ -47,7 +50,9 @@ _END = text("UPDATE resolutions SET ended_at = :now WHERE payment_id = :payment_
 _OPERATORS = text("SELECT count(*) FROM users WHERE role = 'operator'")
 
 
-async def resolve(db: Database, ledger: Ledger, payment_id: UUID, outcome: Outcome, note: str, operator: UUID) -> Resolution:
+async def resolve(
+    db: Database, ledger: Ledger, payment_id: UUID, outcome: Outcome, note: str, operator: UUID, write_down: Note
+) -> Resolution:
     """Propose an outcome, or confirm another operator's.
 
     Raises NotFound, NotUnknown, ResolutionDiffers, SecondOperatorNeeded (the same operator again).
@@ -59,6 +64,8 @@ async def resolve(db: Database, ledger: Ledger, payment_id: UUID, outcome: Outco
     async with db.write() as write:
         given = {"id": ids.new_id(0), "payment_id": payment_id, "outcome": outcome, "note": note, "by": operator}
         made = (await write.execute(_PROPOSE, given)).rowcount == 1  # type: ignore[attr-defined]  # a CursorResult
+        if made:
+            write_down(write, "propose")
         row = (await write.execute(_OPEN, {"payment_id": payment_id})).one()
         operators = await write.scalar(_OPERATORS) or 0
     found = Resolution(**row._asdict())
@@ -69,7 +76,7 @@ async def resolve(db: Database, ledger: Ledger, payment_id: UUID, outcome: Outco
     if found.proposed_by == operator and found.confirmed_by is None:
         if found.outcome != outcome:
             await _forget(db, payment_id)
-            return await resolve(db, ledger, payment_id, outcome, note, operator)
+            return await resolve(db, ledger, payment_id, outcome, note, operator, write_down)
         if operators < 2:
             raise errors.SecondOperatorNeeded(payment_id=str(payment_id), proposed=outcome, do="piggybank users operator-link")
         return found
@@ -77,6 +84,8 @@ async def resolve(db: Database, ledger: Ledger, payment_id: UUID, outcome: Outco
         raise errors.ResolutionDiffers(payment_id=str(payment_id), proposed=found.outcome, yours=outcome)
     async with db.write() as write:
         confirmed = (await write.execute(_CONFIRM, {"id": found.id, "by": operator})).rowcount == 1  # type: ignore[attr-defined]
+        if confirmed:
+            write_down(write, "confirm")
         now = (await write.execute(_OPEN, {"payment_id": payment_id})).one_or_none()
     if now is None or not (confirmed or (now.id == found.id and now.confirmed_by == operator)):
         raise errors.ResolutionDiffers(payment_id=str(payment_id), proposed="(changed meanwhile)", yours=outcome)

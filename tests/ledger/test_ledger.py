@@ -1,6 +1,7 @@
 """Every command of the ledger on a real database: what it posts, what it refuses, and that a key counts once."""
 
 import asyncio
+import json
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -306,3 +307,26 @@ async def test_what_cannot_be_counted_is_answered_and_not_posted_again(
     assert [getattr(outcome, "decision", outcome).balance for outcome in outcomes] == [10, 20]  # type: ignore[union-attr]
     monkeypatch.undo()
     assert (await done(ledger, commands.Deposit(account_id=account, amount=1))).balance == 21
+
+
+# The audit log --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_act_is_written_down_in_the_transaction_that_does_it(ledger: Ledger, open_account: Open, sql: asyncpg.Connection) -> None:
+    account = await open_account(10)
+    act = commands.Act(ids.new_id(0), "user:somebody", "account.withdraw", str(account), {"amount": 4})
+    withdrawal = Submission(commands.Withdraw(account_id=account, amount=4), SYSTEM, "noted", b"x", act)
+    answer = (await ledger.submit(withdrawal)).decision
+    assert isinstance(answer, Answer)
+    again = commands.Act(ids.new_id(0), *[getattr(act, field) for field in ("by", "action", "target", "details")])
+    assert (await ledger.submit(withdrawal._replace(act=again))).replayed  # which is no act
+    frozen = commands.Act(ids.new_id(0), "user:somebody", "account.frozen", str(account), {})
+    for _ in range(2):  # tried again by a lane that does not know whether it was committed
+        await ledger.submit(Submission(commands.Freeze(account_id=account), SYSTEM, act=frozen))
+    refused = commands.Act(ids.new_id(0), "user:somebody", "account.withdraw", str(account), {})
+    outcome = await ledger.submit(Submission(commands.Withdraw(account_id=account, amount=4), SYSTEM, "refused", b"x", refused))
+    assert isinstance(outcome.decision, errors.AccountFrozen)
+    rows = await sql.fetch("SELECT id, action, details, xmin::text FROM audit_log WHERE target = $1 ORDER BY id", str(account))
+    assert [(row["id"], row["action"]) for row in rows] == [(act.id, "account.withdraw"), (frozen.id, "account.frozen")]
+    assert json.loads(rows[0]["details"]) == {"amount": 4, "transaction": str(answer.transaction_id)}
+    assert rows[0]["xmin"] == await sql.fetchval("SELECT xmin::text FROM transactions WHERE id = $1", answer.transaction_id)

@@ -3,7 +3,7 @@
 import { button, el, facts, link, metadata, note, section, tell } from "../elements.js";
 import { confirm, filters } from "../forms.js";
 import { Problem, ask, send } from "../session.js";
-import { pages, table } from "../tables.js";
+import { pages } from "../tables.js";
 import { count, id, money, when } from "../words.js";
 import { paymentColumns } from "./payments.js";
 import { KINDS, periodFields, periodOf, transactionColumns } from "./transactions.js";
@@ -37,11 +37,13 @@ const accountColumns = [
   { name: "Since", of: (row) => when(row.created_at) },
 ];
 
+const foundColumns = accountColumns.toSpliced(1, 0, { name: "Owner", of: (row) => link(`#/users/${row.user_id}`, row.user_id) });
+
 export const users = {
   title: "Users and accounts",
   async show({ query, signal }) {
     const search = (query.get("search") ?? "").trim();
-    const hint = "A name, an e-mail address, your own id, or the id of a user, account, payment or transaction";
+    const hint = "How a name, an e-mail address or your own id begins; or the id of a user, account, payment or transaction";
     const form = filters("users", [{ name: "search", label: "Find", type: "search", maxlength: 200, hint }], query);
     if (UUID.test(search)) {
       const address = await addressOf(search.toLowerCase(), signal);
@@ -50,12 +52,13 @@ export const users = {
         return [form, note("Found.")];
       }
     }
-    const found = await pages("Users, newest first", userColumns, (cursor) => ask("v1/users", { search, cursor }, signal), {
+    const people = pages("Users, newest first", userColumns, (cursor) => ask("v1/users", { search, cursor }, signal), {
       empty: search ? "Nobody is called that." : "There are no users yet.",
     });
-    if (!search) return [form, found];
-    const accounts = await ask("v1/accounts", { external_id: search }, signal);
-    return [form, found, accounts.items.length > 0 ? table("Accounts with that id of yours", accountColumns, accounts.items) : null];
+    const accounts = pages("Accounts, newest first", foundColumns, (cursor) => ask("v1/accounts", { search, cursor }, signal), {
+      empty: search ? "No account is called that, nor does its owner." : "There are no accounts yet.",
+    });
+    return [form, ...(await Promise.all([people, accounts]))];
   },
 };
 
