@@ -34,7 +34,7 @@ class Here(NamedTuple):
 
 @click.group()
 def users() -> None:
-    """Create, invite, list and unlock users; make one-time links.
+    """Create, invite, list, unlock and demote users; make one-time links.
 
     \b
     Examples:
@@ -126,7 +126,7 @@ def invite(ctx: click.Context, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 @click.pass_context
 def operator_link(ctx: click.Context, as_json: bool) -> None:
-    """Print a link with which one person can become an operator within 24 hours.
+    """Print a link with which one person can become an operator within 24 hours; `users demote` takes that back.
 
     \b
     Example:
@@ -137,6 +137,26 @@ def operator_link(ctx: click.Context, as_json: bool) -> None:
         return await _link(here, "operator", None)
 
     _say_link(as_json, _run(ctx, run))
+
+
+@users.command("demote")
+@click.argument("email")
+@click.option("--even-the-last", is_flag=True, help="Also where no operator is left then.")
+@click.pass_context
+def demote(ctx: click.Context, email: str, even_the_last: bool) -> None:
+    """Take the operator's role from EMAIL, who is a user like others then. Their sessions end; API keys that they made stay.
+
+    \b
+    Examples:
+      piggybank users demote ada@example.com
+      piggybank apikeys list
+    """
+
+    async def run(here: Here) -> int:
+        return await people.demote(here.db, here.tokens, email, actor=audit.COMMAND_LINE, even_the_last=even_the_last)
+
+    ended = _run(ctx, run)
+    click.echo(f"{email} is no operator any more; {ended} sessions ended")
 
 
 @users.command("reset-link")

@@ -1,6 +1,7 @@
 """`piggybank users` and `piggybank apikeys`: from nothing to a working key without a browser."""
 
 import json
+import time
 
 import httpx
 import pytest
@@ -49,6 +50,24 @@ def test_the_first_operator_by_link(server: Server, email: str) -> None:
     assert httpx.post(f"{server.url}/v1/users/claim", json=body).status_code == 201
     assert httpx.post(f"{server.url}/v1/users/claim", json=body).json()["code"] == "link_invalid"
     assert token not in server.log.read_text()
+
+
+def test_an_operator_is_one_no_more(server: Server, email: str) -> None:
+    for address in (email, f"other-{email}"):
+        run_command(server.settings, "users", "create", "--operator", "--email", address, "--password-stdin", given=PASSWORD)
+    sessions = [
+        httpx.post(f"{server.url}/v1/sessions", json={"email": address, "password": PASSWORD}).json()
+        for address in (email, f"other-{email}")
+    ]
+    theirs, others = [{"Authorization": f"Bearer {session['token']}"} for session in sessions]
+    assert httpx.get(f"{server.url}/v1/ops/audit", headers=theirs).status_code == 200
+    assert "1 sessions ended" in command(server.settings, "users", "demote", email.upper())
+    time.sleep(1.1)  # a process believes itself for a second
+    assert httpx.get(f"{server.url}/v1/ops/audit", headers=theirs).status_code == 401
+    assert httpx.post(f"{server.url}/v1/sessions", json={"email": email, "password": PASSWORD}).json()["user"]["role"] == "user"
+    assert "is no operator" in run_command(server.settings, "users", "demote", email).stderr
+    log = httpx.get(f"{server.url}/v1/ops/audit", params={"action": "user.demote"}, headers=others).json()
+    assert (log["items"][0]["actor"], log["items"][0]["target_name"]) == ("cli", email)
 
 
 def test_invites_and_resets_by_link(server: Server, email: str) -> None:
