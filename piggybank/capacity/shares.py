@@ -1,13 +1,14 @@
 """What one process counted since it last told: each minute a row of its own, which whoever records the minute adds up.
 
-So a minute is of all processes, wherever they run. A row that could not be written is not lost: the next one has its counts, too.
+So a minute is of all processes, wherever they run. A row that could not be written is not lost: the next one has its counts, too. Where
+nobody records, each process forgets what is too old to be of any minute: the table does not grow.
 """
 
 import asyncio
 import random
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import msgspec
@@ -21,9 +22,11 @@ from piggybank.db.engines import Database, Read, Write
 from piggybank.db.routing import Routed
 
 TOLD_WITHIN_S = 6.0  # after a minute's end, each process at a moment of its own; what is recorded 15 s after it has them all
+KEPT_MINUTES = 30  # that nobody recorded; as far back minutes are made up for (usage.py)
 LAG_MOST_S = 86_400.0  # nobody needs more
 
 _WRITE = text("INSERT INTO minute_shares (process, at, share) VALUES (:process, :at, CAST(:share AS jsonb))")
+_AGE_OUT = text("DELETE FROM minute_shares WHERE at < :before")
 _LIST = text("SELECT process, at, CAST(share AS text) AS share FROM minute_shares WHERE at <= :until")
 _FORGET = text("""
 DELETE FROM minute_shares
@@ -101,11 +104,12 @@ class Sharing:
 
     async def tell(self) -> bool:
         """Write down what was counted since the last time; False where the database does not take it."""
-        now = counted(self._db)
+        now, at = counted(self._db), datetime.now(UTC)
         share = msgspec.json.encode(now.since(self._told)).decode()
         try:
             async with self._db.write(lasting=False) as write:
-                await write.execute(_WRITE, {"process": self._process, "at": datetime.now(UTC), "share": share})
+                await write.execute(_AGE_OUT, {"before": at - timedelta(minutes=KEPT_MINUTES)})
+                await write.execute(_WRITE, {"process": self._process, "at": at, "share": share})
         except Exception as cause:  # whatever it is: the next one has these, too
             if not (self._failing or isinstance(cause, errors.DatabaseUnavailable)):
                 _log.warning("share_not_told", because=type(cause).__name__)

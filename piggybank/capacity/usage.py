@@ -21,7 +21,7 @@ from piggybank.db.engines import Read, Write
 MINUTES_KEPT_DAYS = 7  # then they are hours
 KEPT_DAYS = 400
 SETTLED_AFTER_S = 10  # a commit may come so late for the id that it bears
-CAUGHT_UP_MINUTES = 30  # that nobody recorded
+CAUGHT_UP_MINUTES = shares.KEPT_MINUTES
 LOOKUPS_ENOUGH = 1_000  # of a day: a hit rate of fewer says nothing
 MINUTE = timedelta(minutes=1)
 

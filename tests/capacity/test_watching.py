@@ -94,6 +94,18 @@ async def test_a_process_tells_what_it_counted_once_and_what_was_not_written_wit
     await db.close()
 
 
+async def test_where_nobody_records_what_was_told_does_not_pile_up(own_settings: Any, sql: asyncpg.Connection) -> None:
+    now, db = datetime.now(UTC), Database(own_settings.database_url)
+    await sql.execute("DELETE FROM minute_shares")
+    for minutes in (3 * 24 * 60, shares.KEPT_MINUTES + 1, shares.KEPT_MINUTES - 1):
+        await sql.execute("INSERT INTO minute_shares VALUES (gen_random_uuid(), $1, '{}')", now - timedelta(minutes=minutes))
+    assert await shares.Sharing(db).tell()
+    kept = [row["at"] for row in await sql.fetch("SELECT at FROM minute_shares ORDER BY at")]
+    assert len(kept) == 2  # what may still be of a minute, and what was told just now
+    assert kept[0] == now - timedelta(minutes=shares.KEPT_MINUTES - 1)
+    await db.close()
+
+
 async def test_an_alert_fires_once_keeps_its_value_and_ends(work: Work, sql: asyncpg.Connection) -> None:
     for number in range(4):
         await note(sql, MINUTE - number * usage.MINUTE, replica_lag_seconds={"a": 0.0, "b": 0.2 + number / 10})
