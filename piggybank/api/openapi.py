@@ -20,7 +20,7 @@ from litestar.response import Redirect
 
 import piggybank
 from piggybank import errors
-from piggybank.api import bodies, caching, guards, problems
+from piggybank.api import bodies, caching, guards, pages, problems
 from piggybank.ledger.idempotency import MAX_KEY_LENGTH
 from piggybank.wallet.provider import Provider
 
@@ -186,14 +186,12 @@ def home() -> Redirect:
 
 
 @get("/schema", include_in_schema=False)
-async def page(request: Request[Any, Any, Any], provider: Provider) -> Response[bytes]:
+async def page(request: Request[Any, Any, Any], provider: Provider) -> Response[Any]:
     """The page for people; in simulator mode it says so."""
     mode = _SIMULATOR if await provider.is_simulator() else ""
     hashes = {name: caching.hash_of(_asset(file)) for name, file in _LOADED.items()}
     html = _PAGE.format(mode=mode, **hashes).encode()
-    response = caching.revalidated(request, html, caching.PAGE, media_type="text/html")
-    response.headers["Content-Security-Policy"] = PAGE_POLICY
-    return response
+    return pages.shown(request, html, PAGE_POLICY)
 
 
 @get("/schema/static/{name:str}", sync_to_thread=True, include_in_schema=False)

@@ -121,3 +121,12 @@ def test_the_authorization_header(header: bytes, token: str | None) -> None:
 def test_nobody_is_admitted_by_default() -> None:
     with pytest.raises(errors.Unauthenticated):
         guards.allow(Access(), None)
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+async def test_a_slash_behind_a_path_is_the_same_path(client: Client, name: str) -> None:
+    method, _, template = name.partition(" ")
+    path = re.sub(r"{\w+}", lambda _: str(uuid4()), template)
+    plain, slashed = [await client.request(method, each) for each in (path, f"{path}/")]
+    assert plain.status_code == slashed.status_code
+    assert plain.json().get("code") == slashed.json().get("code")

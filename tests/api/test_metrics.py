@@ -131,6 +131,16 @@ async def test_strangers_do_not_read_it(people: People, settings: Settings) -> N
             assert answer.status_code == status, (address, sent, answer.text)
 
 
+async def test_where_no_network_is_near_everybody_needs_a_token(people: People, settings: Settings) -> None:
+    """Behind a proxy on this machine that does not say for whom it asks."""
+    app = create_app(msgspec.structs.replace(settings, metrics_networks=[]))
+    async with app.lifespan():
+        transport = httpx.ASGITransport(app=cast(Any, app), client=("127.0.0.1", 1234))
+        async with httpx.AsyncClient(transport=transport, base_url="http://bank") as asking:
+            assert (await asking.get("/metrics")).status_code == 401
+            assert (await asking.get("/metrics", headers=people.narrow)).status_code == 200
+
+
 async def test_it_answers_while_the_database_is_away(settings: Settings) -> None:
     nowhere = msgspec.structs.replace(settings, database_url="postgresql://nobody:nothing@127.0.0.1:1/none")
     app = create_app(nowhere)

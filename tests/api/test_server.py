@@ -95,3 +95,23 @@ def test_a_client_that_hangs_up_is_no_fault(server: Server) -> None:
         connection.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
     assert httpx.get(f"{server.url}/health/live").status_code == 200
     assert server.log.read_text().count("request_failed") == before
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "location"),
+    [
+        ("/console/", 308, "../console"),
+        ("/console//", 308, "../../console"),
+        ("/welcome/", 308, "../welcome"),
+        ("/schema/", 308, "../schema"),
+        ("/v1/currencies/", 200, ""),
+        ("/health/live/", 200, ""),
+        ("//evil.example/", 404, ""),  # a Location made of it would lead there
+        ("//evil.example/console/", 404, ""),
+        ("/console/../../evil.example/", 404, ""),
+    ],
+)
+def test_a_slash_at_the_end_is_no_other_address(server: Server, path: str, status: int, location: str) -> None:
+    answered, said = ask(server, f"GET {path} HTTP/1.1")
+    found = [line.partition(": ")[2] for line in said.decode().split("\r\n") if line.lower().startswith("location: ")]
+    assert (answered, "".join(found)) == (status, location)

@@ -16,7 +16,7 @@ from typing import Any
 from litestar import Request, Response, get
 from litestar.exceptions import NotFoundException
 
-from piggybank.api import caching
+from piggybank.api import caching, pages
 from piggybank.wallet.provider import Provider
 
 POLICY = (
@@ -29,13 +29,12 @@ _SIMULATOR = b'<aside class="simulator" aria-label="Mode"><strong>SIMULATOR</str
 
 
 @get("/console", include_in_schema=False)
-async def page(request: Request[Any, Any, Any], provider: Provider) -> Response[bytes]:
+async def page(request: Request[Any, Any, Any], provider: Provider) -> Response[Any]:
     """The page, with the files of this version; in simulator mode it says so."""
     html = _page()
     if not await provider.is_simulator():
         html = html.replace(_SIMULATOR, b"")
-    response = caching.revalidated(request, html, caching.PAGE, media_type="text/html")
-    response.headers["Content-Security-Policy"] = POLICY
+    response = pages.shown(request, html, POLICY)
     response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     return response
 

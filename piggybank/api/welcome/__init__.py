@@ -11,7 +11,7 @@ from typing import Any
 from litestar import Request, Response, get
 from litestar.exceptions import NotFoundException
 
-from piggybank.api import caching
+from piggybank.api import caching, pages
 from piggybank.wallet.provider import Provider
 
 POLICY = (
@@ -24,14 +24,12 @@ _ASSETS = {"welcome.css": "text/css", "welcome.js": "text/javascript"}
 
 
 @get("/welcome", include_in_schema=False)
-async def page(request: Request[Any, Any, Any], provider: Provider) -> Response[bytes]:
+async def page(request: Request[Any, Any, Any], provider: Provider) -> Response[Any]:
     """The page, with the assets of this version; in simulator mode it says so."""
     html = _page()
     if not await provider.is_simulator():
         html = html.replace(_SIMULATOR, b"")
-    response = caching.revalidated(request, html, caching.PAGE, media_type="text/html")
-    response.headers["Content-Security-Policy"] = POLICY
-    return response
+    return pages.shown(request, html, POLICY)
 
 
 @get("/welcome/{name:str}", sync_to_thread=False, include_in_schema=False)
