@@ -142,7 +142,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rate_user_per_minute: Annotated[int, Meta(ge=0, description="Requests a minute and user; 0: no limit.")] = 1_200
     rate_service_per_minute: Annotated[int, Meta(ge=0, description="Requests a minute and API key; 0: no limit.")] = 0
     metrics_networks: Annotated[
-        list[str], Meta(description="Addresses or networks that may read `/metrics` without a token, if not through a proxy.")
+        list[str],
+        Meta(
+            description="Addresses or networks that may read `/metrics` without a token, if not through a proxy. Empty: nobody, for a"
+            " proxy on this machine that adds no `X-Forwarded-For`: whoever comes by it seems to be this machine."
+        ),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1", "::1"])
     worker_metrics_port: Annotated[
         int, Meta(ge=0, le=65_535, description="Port on which a worker answers `/metrics`, for containers; 0: none. It asks for no token.")
