@@ -1,4 +1,4 @@
-"""What people type to find a user or an account, as statements that indexes answer (migration 0008).
+"""What people type to find a user or an account, as statements that indexes answer (migration 0009).
 
 An e-mail address and an id of the team's own are found by how they begin, a name by how its words begin ("lovel" finds Ada Lovelace),
 a thing by its whole id. Each way is a statement of its own: with OR between them no plan would use the indexes. (A colon that begins no

@@ -5,8 +5,8 @@ The expressions are those of `piggybank/db/search.py`, letter by letter, or no i
 
 from alembic import op
 
-revision = "0008"
-down_revision = "0007"
+revision = "0009"
+down_revision = "0008"
 
 WORDS = "gin (to_tsvector('simple', regexp_replace(name, '[[\\:punct\\:]]+', ' ', 'g')))"
 INDEXES = {
