@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -285,6 +285,17 @@ def with_values(text: str, values: Mapping[str, str]) -> str:
     """The text of `piggybank.toml` with these settings in it, and all else, comments too, as it was."""
     kept = [line for line in text.splitlines() if line.partition("=")[0].strip() not in values]
     return "\n".join([*(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()), *kept]) + "\n"
+
+
+def without_values(text: str, names: Collection[str]) -> tuple[str, list[str]]:
+    """The text of `piggybank.toml` with those of these settings that it has made comments; and which ones."""
+    lines, found = [], []
+    for line in text.splitlines():
+        name = line.partition("=")[0].strip()
+        if name in names:
+            found.append(name)
+        lines.append(f"# not restored: {line}" if name in names else line)
+    return "\n".join(lines) + "\n" * bool(lines), found
 
 
 def operator_values(data_dir: Path, environment: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ MARKS = (MARK, ".install.lock", settings.OPERATOR_FILE, settings.STORES_FILE, "s
 ENTRIES = (
     *("bin/piggybank", "bin/piggybank.new", "current", "current.new", "versions"),
     *("run", "logs", "stores", "simulator", "metrics", f"{settings.STORES_FILE}.new", settings.STORES_FILE),
-    *(f"{settings.PHASE_FILE}.new", settings.PHASE_FILE, "archive", "upgrades", "keys", "drill"),
+    *(f"{settings.PHASE_FILE}.new", settings.PHASE_FILE, "archive", "upgrades", "keys", "drill", "restore.unfinished"),
     *(f"{settings.OPERATOR_FILE}.new", settings.OPERATOR_FILE, "move.toml.new", "move.toml", ".install.lock", MARK),
 )
 

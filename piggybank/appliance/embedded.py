@@ -43,7 +43,15 @@ VALKEY_STOP_TIMEOUT_S = 30
 POLL_S = 0.05
 LOG_TAIL_LINES = 5
 
+UNFINISHED_RESTORE = "restore.unfinished"  # in the data folder while a restore writes into it
+
 Tell = Callable[[str], None]  # a line of progress
+
+
+def unfinished_restore(data_dir: Path) -> str:
+    """What a restore says of itself that has not come to its end; empty: there is none."""
+    path = data_dir / UNFINISHED_RESTORE
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def quietly(_: str) -> None:
@@ -79,7 +87,12 @@ class Embedded:
     # Starting and stopping -------------------------------------------------------------------------------------------
 
     def start(self, tell: Tell = quietly) -> None:
-        """Prepare, adopt what lives, start what does not, wait until all answer; raises `errors.StoreFailed`."""
+        """Prepare, adopt what lives, start what does not, wait until all answer; raises `errors.StoreFailed`, `errors.CannotProceed`."""
+        if unfinished_restore(self.data_dir):  # what lies here may be half a database, or none, in whose place an empty one would be made
+            raise errors.CannotProceed(
+                what=f"a restore into {self.data_dir} was cut short",
+                do="piggybank restore .., again as it was; the database that was here before it is in stores/replaced-..",
+            )
         self.prepare()
         self.grow(self.topology, tell, patient=True)
 

@@ -260,9 +260,9 @@ def postgres_conf(server: Server) -> str:
 
 
 def _archive_command(folder: str) -> str:
-    """Whole and on the disk under its name, or not at all; doing it again is the same."""
+    """Compressed, whole and on the disk under its name, or not at all; doing it again is the same."""
     place = shlex.quote(folder).replace("%", "%%")
-    return f"dd if=%p of={place}/.%f bs=1M conv=fsync 2>/dev/null && mv -f {place}/.%f {place}/%f"
+    return f"gzip -nc1 < %p > {place}/.%f && sync {place}/.%f && mv -f {place}/.%f {place}/%f.gz && sync {place}"
 
 
 def slot_of(name: str) -> str:

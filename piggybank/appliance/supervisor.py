@@ -122,6 +122,9 @@ class Supervisor:
             _tell("warning", "move_undone" if left.undone else "move_finished")
         for revision in asyncio.run(bring_schema(self.settings)):
             _tell("info", "migrated", revision=revision)
+        if self.settings.backup_target:  # before anybody pays: this may be an old copy that comes back (backups/schedule.py)
+            self._schedule = Schedule(self.settings)
+            self._schedule.start()
         self.programs = self._wanted_programs(self.settings)
         self._adopt()
         if not self.running:
@@ -136,9 +139,6 @@ class Supervisor:
             self._replace(program, self.settings, _tell_line)
         if self.stores is not None:
             self.stores.shrink(_tell_line)  # what a change of the phase that was interrupted left
-        if self.settings.backup_target:
-            self._schedule = Schedule(self.settings)
-            self._schedule.start()
         self._at_work = threading.Thread(target=self._finish, name="finish", daemon=True)
         self._at_work.start()
 

@@ -18,10 +18,10 @@ from piggybank import errors, ids
 from piggybank.archive import carry, files
 from piggybank.archive.files import Manifest
 from piggybank.db import locks, partitions
+from piggybank.db.archived import FOLDER as FOLDER
 from piggybank.db.locks import Tell
 from piggybank.db.partitions import Partition
 
-FOLDER = "archive"  # below the data folder
 SETTLED_AFTER = timedelta(days=3)  # a month is over: clocks, late commits, the nightly comparison with the provider
 _FIRST = UUID(int=0)
 

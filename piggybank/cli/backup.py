@@ -16,7 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
 from piggybank.appliance import data_folder, processes
-from piggybank.appliance.backups import drills, keeping, making, manifests, schedule, secrets, targets
+from piggybank.appliance.backups import drills, keeping, making, manifests, months, schedule, secrets, targets, wal
 from piggybank.appliance.system_user import chosen, ours, shared
 from piggybank.cli.appliance import settings_of
 from piggybank.db import backups
@@ -152,7 +152,7 @@ def list_backups(ctx: click.Context, *, address: str, as_json: bool) -> None:
       piggybank backup list --from s3://bank-backups/one --json
     """
     with targets.opened(settings_of(ctx), address) as target:
-        found = manifests.listed(target)
+        found = manifests.listed(target, lambda what: click.echo(f"warning: {what}", err=True))
     if as_json:
         click.echo(json.dumps({"items": [msgspec.to_builtins(one) | {"size_bytes": one.size_bytes} for one in found]}))
         return
@@ -176,7 +176,8 @@ def list_backups(ctx: click.Context, *, address: str, as_json: bool) -> None:
 def verify(ctx: click.Context, *, backup_id: str, address: str, key_file: str | None, without_key: bool, deep: bool, as_json: bool) -> None:
     """Read a backup to its end, compare every checksum, and open its secrets with the recovery key.
 
-    Ends with 1 where something is damaged or the key does not open it.
+    Also whether the log since then has a hole, and whether archived months are at the target. Ends with 1 where something is damaged,
+    missing, or the key does not open it.
 
     \b
     Examples:
@@ -188,6 +189,9 @@ def verify(ctx: click.Context, *, backup_id: str, address: str, key_file: str | 
         manifest = manifests.choose(target, backup_id)
         for file in manifest.files:
             manifests.check(target, file, lambda size, name=file.name: tell(f"reading {name}: {size / MIB:,.0f} MiB"))  # type: ignore[misc]
+        log = wal.needed(wal.names_of(target, manifest.system), manifest.first_wal) if manifest.kind == "base" else []
+        hole = wal.hole(log, manifest.first_wal) if log else ""
+        missing = months.missing(manifest.facts.months, target.names(months.FOLDER))
     opened: list[str] = []
     if manifest.recipient and not without_key:
         identity = recovery_key(key_file)
@@ -196,21 +200,28 @@ def verify(ctx: click.Context, *, backup_id: str, address: str, key_file: str | 
                 what="without the recovery key nobody knows whether the secrets open", do="--recovery-key FILE, or say --without-key"
             )
         with targets.opened(settings, address) as target, target.open(manifest.file(secrets.NAME).name) as source:
-            opened = sorted(secrets.opened(source.read(), identity))
+            opened = sorted(secrets.opened(source.read(), identity, manifest.recipient))
     found = None
     if deep:
         with targets.opened(settings, address) as target, progress(quiet=as_json) as tell:
             found = drills.drill(settings, target, manifest.id, tell)
     if as_json:
         drilled = msgspec.to_builtins(found)
-        click.echo(json.dumps({"id": manifest.id, "files": len(manifest.files), "secrets": opened, "deep": drilled}))
+        said = {"id": manifest.id, "files": len(manifest.files), "secrets": opened, "deep": drilled}
+        click.echo(json.dumps(said | {"log_files": len(log), "log_hole": hole, "missing_months": missing}))
     else:
         click.echo(f"{manifest.id}: {len(manifest.files)} files, {manifest.size_bytes / MIB:,.1f} MiB, as they were written")
         without = "not tried" if manifest.recipient else "there are none in it: piggybank backup key"
         click.echo(f"secrets: {', '.join(opened) if opened else without}")
+        if log:
+            click.echo(
+                f"log since then: {len(log)} files" + (f", NOT whole: {hole} is missing, later moments cannot be restored" if hole else "")
+            )
+        if missing:
+            click.echo(f"archived months that are NOT at the target: {', '.join(missing)}")
         if found is not None:
             click.echo(f"restored and verified in {found.seconds:.1f} s: {found.said}" if found.passed else f"NOT restored: {found.said}")
-    ctx.exit(0 if found is None or found.passed else 1)
+    ctx.exit(0 if not hole and not missing and (found is None or found.passed) else 1)
 
 
 @backup.command("drill")

@@ -1,10 +1,11 @@
 """`piggybank restore BACKUP ..` and `piggybank restore finish`."""
 
+import asyncio
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from uuid import UUID
 
 import click
 import msgspec
@@ -15,12 +16,14 @@ from piggybank import settings as settings_file
 from piggybank.appliance import folder, overview, topology
 from piggybank.appliance.backups import finishing, manifests, restoring, targets
 from piggybank.appliance.backups.restoring import Restored
-from piggybank.appliance.backups.targets import Target
 from piggybank.appliance.store_files import APPLICATION_ROLE
 from piggybank.cli.appliance import settings_of
 from piggybank.cli.backup import progress, recovery_key
 from piggybank.db import migrate
+from piggybank.db.engines import Database
 from piggybank.settings import Settings
+from piggybank.wallet import lost
+from piggybank.wallet.lost import Lost
 
 UNKNOWN_SHOWN_MAX = 50
 BACKUP = "BACKUP"  # what the command without a name is called in the help
@@ -35,7 +38,7 @@ class _Restore(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Restore, subcommand_metavar="BACKUP [OPTIONS] | finish")
+@click.group(cls=_Restore, subcommand_metavar="BACKUP [OPTIONS] | finish | lost")
 def restore() -> None:
     """Bring a backup back: `latest`, or an id of `piggybank backup list`, into a NEW folder or database.
 
@@ -61,6 +64,7 @@ def restore() -> None:
 @click.option("--at", "moment", default="", metavar="TIME", help="The moment to restore, like 2026-11-24T09:30:00Z. Else the newest.")
 @click.option("--recovery-key", "key_file", metavar="FILE", help="Restores settings and key files, too; -: read it from standard input.")
 @click.option("--without-key", is_flag=True, help="Do not ask for the recovery key.")
+@click.option("--until-hole", is_flag=True, help="Where the archived log has a hole: restore what was before it, and lose what came after.")
 @click.option("--application-role", default=APPLICATION_ROLE, show_default=True, help="With a URL: the role that the application has.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 @click.pass_context
@@ -75,6 +79,7 @@ def bring_back(
     moment: str,
     key_file: str | None,
     without_key: bool,
+    until_hole: bool,
     application_role: str,
     as_json: bool,
 ) -> None:
@@ -83,7 +88,6 @@ def bring_back(
         raise click.UsageError("give either --to FOLDER|URL or --in-place")
     settings = settings_of(ctx)
     at = _moment(moment)
-    work: Callable[[Target, manifests.Manifest, Callable[[str], None]], Restored]
     is_elsewhere = in_place and topology.DATABASE not in settings_file.embedded_stores(settings.data_dir)
     is_url = place.startswith(("postgresql://", "postgres://"))
     if is_elsewhere:
@@ -93,39 +97,48 @@ def bring_back(
     identity = "" if is_url or is_elsewhere or without_key else recovery_key(key_file)
     if at is not None and (is_url or is_elsewhere):
         raise errors.CannotProceed(what="a database gets a logical backup, which holds one moment", do="leave --at away")
-    if is_elsewhere:
-        role = migrate.role_of(settings.database_url)
-        work = lambda target, manifest, tell: restoring.over_database(target, manifest, settings.owner_database_url, role, tell)  # noqa: E731
-    elif is_url:
-        work = lambda target, manifest, tell: restoring.into_database(target, manifest, place, application_role, tell)  # noqa: E731
-    elif in_place:
-        work = lambda target, manifest, tell: restoring.in_place(target, manifest, settings.data_dir, at, identity, tell)  # noqa: E731
-    else:
-        where = Path(place).expanduser().absolute()
-        work = lambda target, manifest, tell: restoring.into_folder(target, manifest, where, at, identity, tell)  # noqa: E731
+    where = settings.data_dir if in_place else Path(place).expanduser().absolute()
     with targets.opened(settings, address) as target, progress(quiet=as_json) as tell:
-        restored = work(target, manifests.choose(target, backup_id, at), tell)
+        manifest = manifests.choose(target, backup_id, at)
+        if is_elsewhere:
+            role = migrate.role_of(settings.database_url)
+            restored = restoring.over_database(target, manifest, settings.owner_database_url, role, tell)
+        elif is_url:
+            restored = restoring.into_database(target, manifest, place, application_role, tell)
+        else:
+            into = restoring.in_place if in_place else restoring.into_folder
+            restored = into(target, manifest, where, at, identity, tell, until_hole=until_hole)
     if as_json:
         click.echo(msgspec.json.encode(restored).decode())
         return
-    click.echo(f"{restored.backup_id} is restored into {restored.place}, as of {restored.point:%Y-%m-%dT%H:%M:%SZ}")
-    click.echo(f"{restored.accounts} accounts, {restored.transactions} transactions: everything fits")
+    _say(restored)
     if is_url:
         click.echo("It is in recovery. Give its addresses to the installation (database_url, owner_database_url), start that, then:")
         click.echo("  piggybank restore finish")
-        return
-    if is_elsewhere:
-        click.echo(f"The database that was there is kept as {restored.kept}; when nobody needs it any more: DROP DATABASE {restored.kept}")
+    elif is_elsewhere:
         click.echo("It is in recovery: only reads are answered. Start everything again, then:\n  piggybank restore finish")
-        return
-    if not restored.secrets and not in_place:
-        click.echo("Settings and key files are NOT restored: that takes --recovery-key. Write them into piggybank.toml there.")
-    click.echo("It is in recovery: only reads are answered. Stop the old installation for good, then:")
-    click.echo(f"  piggybank up --detach --data-dir {restored.place}\n  piggybank restore finish --data-dir {restored.place}")
+    else:
+        if not restored.secrets and not in_place:
+            click.echo("Settings and key files are NOT restored: that takes --recovery-key. Write them into piggybank.toml there.")
+        click.echo("It is in recovery: only reads are answered. Stop the old installation for good, then:")
+        click.echo(f"  piggybank up --detach --data-dir {restored.place}\n  piggybank restore finish --data-dir {restored.place}")
+
+
+def _say(restored: Restored) -> None:
+    click.echo(f"{restored.backup_id} is restored into {restored.place}, as of {restored.point:%Y-%m-%dT%H:%M:%SZ}")
+    click.echo(f"{restored.accounts} accounts, {restored.transactions} transactions: everything fits")
+    if restored.missing_months:
+        click.echo(
+            f"warning: archived months that are not here: {', '.join(restored.missing_months)}: balances fit, those rows are gone", err=True
+        )
+    if restored.left_out:
+        click.echo(f"Not restored, since they lead to the old database: {', '.join(restored.left_out)} (comments in piggybank.toml there)")
+    if restored.kept:
+        click.echo(f"The database that was here is kept as {restored.kept}: delete it when all is well")
 
 
 @restore.command("finish")
-@click.option("--accept-unexplained", is_flag=True, help="Go on although the provider pays out what is not ours.")
+@click.option("--accept-unexplained", is_flag=True, help="Go on although the provider pays out, or owes less than, what we can explain.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 @click.pass_context
 def finish(ctx: click.Context, *, accept_unexplained: bool, as_json: bool) -> None:
@@ -133,6 +146,8 @@ def finish(ctx: click.Context, *, accept_unexplained: bool, as_json: bool) -> No
 
     Events, the statement and every payment that had not ended are looked at; what nobody can tell becomes `unknown`, for two operators.
     Nothing is ever sent twice: a request that comes again with its Idempotency-Key finds what the provider did for it. Safe to repeat.
+    The backup target is this copy's from then on: an old installation that still runs notices that within a minute or so, and is only
+    read. Do not rely on it: stop that one first.
 
     \b
     Examples:
@@ -160,11 +175,57 @@ def finish(ctx: click.Context, *, accept_unexplained: bool, as_json: bool) -> No
             click.echo(f"statement: {run.rows} rows, {run.mended} posted just now, {run.items_count} differences ({run.id})")
         for one in found.lost[:UNKNOWN_SHOWN_MAX]:
             click.echo(
-                f"made in the time that was lost: {one.amount} {one.currency}, {one.provider_id}: known again when it is asked for again"
+                f"made in the time that was lost: {_described(one)}: known again when it is asked for again (piggybank restore lost)"
             )
         for payment_id in found.unknown[:UNKNOWN_SHOWN_MAX]:
             click.echo(f"unknown: {payment_id}: two operators resolve it (POST /v1/ops/payments/{payment_id}/resolve)")
+    for warning in done.warnings:
+        click.echo(f"warning: {warning}", err=True)
     click.echo("writes and payouts go on. Make a backup now: piggybank backup create")
+
+
+@restore.command("lost")
+@click.option("--settled", metavar="REFERENCE", type=click.UUID, help="People have dealt with this one: nothing is taken for it any more.")
+@click.option("--by", default="", help="With --settled: who says so.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+@click.pass_context
+def lost_payments(ctx: click.Context, *, settled: UUID | None, by: str, as_json: bool) -> None:
+    """What the provider did in the time that a restore lost, and that nobody has asked for again.
+
+    A deposit here is money that a customer paid and has not got: find out at the provider whose it is, record it as a direct deposit, and
+    say --settled. A payout or a refund here is done; --settled lets another one of the same kind and amount go out without a question.
+
+    \b
+    Examples:
+      piggybank restore lost
+      piggybank restore lost --settled 01932b4e-5c7a-7d21-8f00-3d6f0a1b2c3d --by thandi
+    """
+    settings = settings_of(ctx)
+    if settled is not None and not by:
+        raise click.UsageError("--settled needs --by NAME")
+    found, done = asyncio.run(_waiting(settings, settled, by))
+    if settled is not None and not done:
+        raise errors.CannotProceed(what=f"{settled} does not wait", do="piggybank restore lost")
+    if as_json:
+        click.echo(json.dumps({"items": msgspec.to_builtins(found)}))
+        return
+    for one in found:
+        click.echo(f"{one.reference}  {_described(one)}")
+    if not found:
+        click.echo("nothing waits")
+
+
+async def _waiting(settings: Settings, settled: UUID | None, by: str) -> tuple[list[Lost], bool]:
+    db = Database(settings.database_url, waits_for=settings.waits_for)
+    try:
+        done = settled is not None and await lost.settle(db, settled, by)
+        return await lost.waiting(db), done
+    finally:
+        await db.close()
+
+
+def _described(one: Lost) -> str:
+    return f"{one.kind} of {one.amount} {one.currency}, {one.provider_id} at the provider"
 
 
 def _moment(text: str) -> datetime | None:

@@ -10,6 +10,8 @@ from sqlalchemy import text
 from piggybank import errors
 from piggybank.db.engines import Database, Read
 
+FOLDER = "archive"  # below the data folder: the files
+
 _MONTH = text("SELECT month, file FROM archived_months WHERE below > :id ORDER BY below LIMIT 1")
 
 

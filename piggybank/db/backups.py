@@ -21,11 +21,15 @@ class Standing(Struct, frozen=True, kw_only=True):
     drill_at: datetime | None = None
     drill_passed: bool | None = None
     drill_said: str | None = None
+    restored_at: datetime | None = None  # when a restore was finished here
+    lost_payments: int = 0  # that the provider made in the time that was lost, and that nobody has asked for again
 
 
 STANDING = """
 SELECT b.id AS backup_id, b.kind AS backup_kind, b.target AS backup_target, b.finished_at AS backup_at, b.size_bytes AS backup_size_bytes,
-       w.written_at AS wal_written_at, d.at AS drill_at, d.passed AS drill_passed, d.said AS drill_said
+       w.written_at AS wal_written_at, d.at AS drill_at, d.passed AS drill_passed, d.said AS drill_said,
+       (SELECT max(finished_at) FROM restores) AS restored_at,
+       (SELECT count(*) FROM lost_payments WHERE payment_id IS NULL AND settled_at IS NULL) AS lost_payments
 FROM (SELECT) AS one
 LEFT JOIN (SELECT * FROM backups ORDER BY finished_at DESC LIMIT 1) AS b ON true
 LEFT JOIN archived_wal AS w ON true

@@ -5,7 +5,7 @@ which lets processes say so at once, and stop their jobs. What is made known of 
 """
 
 from datetime import datetime
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 from msgspec import Struct
@@ -13,12 +13,14 @@ from msgspec import Struct
 from piggybank import ids
 from piggybank.db import writes
 
+SUPERSEDED = "(another copy)"  # in the place of a backup's id
 RECOVERING = "EXISTS (SELECT FROM restores WHERE finished_at IS NULL)"  # of a statement that reads the installation's row
 
 
 class Restore(Struct, frozen=True, kw_only=True):
     """A restore: from which backup, and the moment up to which the database knew everything."""
 
+    id: UUID
     backup_id: str
     point: datetime
     restored_at: datetime
@@ -43,9 +45,36 @@ async def begin(owner_url: str, backup_id: str, point: datetime) -> None:
         await connection.close()
 
 
+async def stand_down(owner_url: str, application_role: str, point: datetime) -> None:
+    """Another copy of this installation goes on: this one is only read from now on, until somebody finishes it as one that was restored.
+
+    `point`: up to there the two are the same.
+    """
+    await begin(owner_url, SUPERSEDED, point)
+    connection = await writes.open_mover(owner_url)
+    try:
+        await writes.end_sessions(connection, application_role)
+    finally:
+        await connection.close()
+
+
+class Lineage(Struct, frozen=True, kw_only=True):
+    """Which copy of which installation a database is: the restores that it comes from, the last one last."""
+
+    installation: str
+    restores: list[str]
+
+
+async def lineage(connection: asyncpg.Connection) -> Lineage:
+    """A restore counts when it is finished."""
+    finished = await connection.fetch("SELECT id::text AS id FROM restores WHERE finished_at IS NOT NULL ORDER BY id")
+    installation = await connection.fetchval("SELECT id::text FROM installation")
+    return Lineage(installation=installation, restores=[row["id"] for row in finished])
+
+
 async def current(connection: asyncpg.Connection) -> Restore | None:
     """The restore that is not finished."""
-    row = await connection.fetchrow("SELECT backup_id, point, restored_at, finished_at FROM restores WHERE finished_at IS NULL")
+    row = await connection.fetchrow("SELECT id, backup_id, point, restored_at, finished_at FROM restores WHERE finished_at IS NULL")
     return Restore(**row) if row else None
 
 

@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from piggybank import errors
-from piggybank.appliance import store_files
-from piggybank.appliance.backups import drills, finishing, making, manifests, restoring, targets
+from piggybank.appliance import embedded, folder, store_files
+from piggybank.appliance.backups import drills, finishing, making, manifests, restoring, targets, wal
 from piggybank.appliance.backups.manifests import Manifest
 from piggybank.db import backups
 from piggybank.settings import Settings
@@ -216,8 +216,7 @@ def test_any_moment_a_drill_a_tampered_file_and_in_place(branch: Branch, target:
     moment = datetime.now(UTC)
     wait_until(lambda: datetime.now(UTC) > moment + timedelta(milliseconds=50))
     assert branch.deposit(account, 3, "three").status_code == 201
-    archived = len(list((target / "wal").glob("*.gz")))
-    wait_until(lambda: len(list((target / "wal").glob("*.gz"))) > archived + 1)  # closed by time, not by size
+    _archive(branch, target)
 
     drilled = json.loads(branch.do("backup", "drill", "--json"))
     assert (drilled["passed"], drilled["restored"]["accounts"]) == (True, 1)
@@ -227,6 +226,7 @@ def test_any_moment_a_drill_a_tampered_file_and_in_place(branch: Branch, target:
     assert branch.run("backup", "verify").returncode == 1  # nobody there to be asked for the key
     status = json.loads(branch.run("status", "--json").stdout)
     assert (status["backups"]["backup_id"], status["backups"]["drill_passed"], status["recovering"]) == (made["id"], True, False)
+    assert branch.deposit(account, 1_000, "at-the-end").status_code == 201
     branch.do("down")
 
     branch.do("restore", "latest", "--to", str(open_path / "then"), "--at", moment.isoformat(), "--without-key")
@@ -238,10 +238,22 @@ def test_any_moment_a_drill_a_tampered_file_and_in_place(branch: Branch, target:
     assert found["recovering"] is True
     then.do("down")
 
+    # in place: what the stopped server wrote last is still in its spool, and goes to the target first
+    in_place = ("restore", "latest", "--in-place", "--name", branch.data_dir.name, "--without-key", "--json")
+    assert wal.waiting(branch.data_dir)
     assert branch.run("restore", "latest", "--in-place", "--name", "another", "--without-key").returncode == 1
-    branch.do("restore", "latest", "--in-place", "--name", branch.data_dir.name, "--without-key")
+    with folder.Lock(branch.data_dir):  # an `up` that comes in between
+        assert branch.run(*in_place).returncode == 1
+    assert (branch.data_dir / "stores" / "postgres").is_dir()
+    kept = Path(json.loads(branch.do(*in_place))["kept"])
+    assert (kept / "postgres" / "PG_VERSION").is_file()
+    (branch.data_dir / embedded.UNFINISHED_RESTORE).write_text(restoring.IN_PLACE)  # as one that was killed leaves it
+    (branch.data_dir / "stores" / "postgres").rename(branch.data_dir / "stores" / "away")
+    assert "cut short" in branch.run("up", "--detach").stderr  # not an empty bank
+    assert not (branch.data_dir / "stores" / "postgres").exists()
+    branch.do(*in_place)  # again
     branch.do("up", "--detach")
-    assert branch.get(f"/v1/accounts/{account}/balance")["balance"] == 123
+    assert branch.get(f"/v1/accounts/{account}/balance")["balance"] == 1_123
     assert json.loads(branch.do("restore", "finish", "--json"))["was_in_recovery"]
     wait_until(lambda: branch.deposit(account, 7, "four").status_code == 201)
     branch.do("verify")
@@ -257,6 +269,93 @@ def test_any_moment_a_drill_a_tampered_file_and_in_place(branch: Branch, target:
     branch.do("down")
     assert branch.run("restore", made["id"], "--to", str(open_path / "no"), "--without-key").returncode == 1
     assert not (open_path / "no").exists()
+
+
+@pytest.mark.deep
+def test_a_hole_in_the_log_is_never_taken_for_its_end(branch: Branch, target: Path, open_path: Path) -> None:
+    branch.do("up", "--detach")
+    account = branch.open_account()
+    made = json.loads(branch.do("backup", "create", "--json"))
+    for number, amount in enumerate((100, 20, 0, 0), start=1):
+        assert not amount or branch.deposit(account, amount, str(number)).status_code == 201
+        _archive(branch, target)
+    branch.do("down")
+    log = _log(target)
+    log[-2].rename(open_path / "hidden")
+    verified = branch.run("backup", "verify", "--without-key", "--json")
+    assert (verified.returncode, json.loads(verified.stdout)["log_hole"]) == (1, log[-2].name[8:24])
+    refused = branch.run("restore", "latest", "--to", str(open_path / "no"), "--without-key")
+    assert refused.returncode == 1
+    assert f"the log at the target has a hole ({log[-2].name[8:24]})" in refused.stderr.replace("\n", " ")
+    assert not (open_path / "no").exists()
+    branch.do("restore", "latest", "--to", str(open_path / "until"), "--until-hole", "--without-key")
+
+    # one that was cut off on its way is no end, either
+    content = (open_path / "hidden").read_bytes()
+    log[-2].write_bytes(content[: len(content) // 2])
+    refused = branch.run("restore", "latest", "--to", str(open_path / "no"), "--without-key")
+    assert (refused.returncode, "damaged" in refused.stderr) == (1, True)
+
+    # while it runs, the hole is closed by a new base backup
+    log[-2].unlink()
+    branch.environment["PIGGYBANK_BACKUP_EVERY_H"] = "24"
+    branch.do("up", "--detach")
+    wait_until(lambda: _newest(branch) != made["id"] and not wal.noted_hole(branch.data_dir))
+    assert branch.deposit(account, 3, "three").status_code == 201
+    branch.do("down")
+    branch.do("restore", "latest", "--in-place", "--name", branch.data_dir.name, "--without-key")
+    branch.do("up", "--detach")
+    assert branch.get(f"/v1/accounts/{account}/balance")["balance"] == 123
+
+
+def _archive(branch: Branch, target: Path) -> None:
+    """What was committed by now is at the target."""
+    name = str(run_apart(lambda: _value(branch.stores.admin_url, "SELECT pg_walfile_name(pg_current_wal_lsn())")))
+    run_apart(lambda: _sql(branch.stores.admin_url, "SELECT pg_switch_wal()"))
+    wait_until(lambda: list((target / "wal").rglob(f"{name}.gz")))
+
+
+def _log(target: Path) -> list[Path]:
+    return sorted((target / "wal").rglob("0*.gz"))
+
+
+def _newest(branch: Branch) -> str:
+    return str(json.loads(branch.do("backup", "list", "--json"))["items"][0]["id"])
+
+
+@pytest.mark.deep
+def test_an_old_copy_that_still_runs_stands_down_when_the_restored_one_is_finished(branch: Branch, open_path: Path) -> None:
+    branch.do("up", "--detach")
+    account = branch.open_account()
+    assert branch.deposit(account, 10_000, "one").status_code == 201
+    branch.do("backup", "create")
+    branch.do("restore", "latest", "--to", str(open_path / "copy"), "--without-key")
+    ports = store_files.free_ports(2)
+    given = {name: value for name, value in branch.environment.items() if name.startswith("PIGGYBANK_")}
+    given |= {"PIGGYBANK_PORT": str(ports[0]), "PIGGYBANK_QUEUE_URL": given["PIGGYBANK_QUEUE_URL"].rpartition("/")[0] + "/13"}
+    given["PIGGYBANK_SIMULATOR_PORT"] = str(ports[1])
+    copy = Branch(open_path / "copy", **given)
+    copy.token = branch.token
+    try:
+        copy.do("up", "--detach")
+        assert branch.deposit(account, 1, "two").status_code == 201  # only `finish` decides
+        said = json.loads(copy.do("restore", "finish", "--json"))
+        assert said["warnings"] == []
+
+        def stood_down() -> bool:
+            answer = branch.withdraw(account, 100, "from-the-old-one")
+            return answer.status_code == 503 and answer.json()["code"] == "in_recovery"
+
+        wait_until(stood_down)
+        assert branch.run("backup", "create").returncode == 1
+        paid = copy.withdraw(account, 100, "from-the-new-one").json()["payment"]["id"]
+        wait_until(lambda: copy.status_of(paid) == "completed")
+        copy.do("verify")
+        branch.do("down")
+        branch.do("up", "--detach")  # also when it comes back
+        assert stood_down()
+    finally:
+        copy.run("down")
 
 
 async def _standing(branch: Branch) -> backups.Standing:

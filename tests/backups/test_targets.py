@@ -1,25 +1,30 @@
 """Targets: the same files by a folder, by SSH with Debian's own sshd, and by S3; and what goes wrong there."""
 
 import gzip
+import hashlib
 import io
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
+import pyrage
 import pytest
 
 from piggybank import errors
 from piggybank.appliance import store_files
-from piggybank.appliance.backups import keeping, manifests, secrets, targets, wal
-from piggybank.appliance.backups.manifests import Facts, Manifest
+from piggybank.appliance.backups import keeping, manifests, months, secrets, targets, wal
+from piggybank.appliance.backups.manifests import Facts, File, Manifest, Owner
+from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.targets import Target
+from piggybank.db import archived
 from piggybank.settings import Settings
 from tests.conftest import require
 
@@ -225,13 +230,14 @@ def test_the_recovery_key_and_no_other_opens_the_secrets(tmp_path: Path) -> None
     (tmp_path / "stores" / "secrets.toml").write_text('admin_password = "planted-password"\n')
     bundle = secrets.sealed(Settings(data_dir=tmp_path, backup_recipient=key.recipient, revio_key="planted-key"))
     assert b"planted" not in bundle
-    opened = secrets.opened(bundle, key.identity)
+    opened = secrets.opened(bundle, key.identity, key.recipient)
     assert b"planted-password" in opened["stores/secrets.toml"]
     assert b"planted-key" in opened[secrets.EFFECTIVE]
-    with pytest.raises(errors.CannotProceed, match="does not open"):
-        secrets.opened(bundle, other.identity)
+    with pytest.raises(errors.CannotProceed, match="does not open") as caught:  # and it says which one does: keys are rotated
+        secrets.opened(bundle, other.identity, key.recipient)
+    assert key.recipient in str(caught.value)
     with pytest.raises(errors.CannotProceed, match="no recovery key"):
-        secrets.opened(bundle, "hunter2")
+        secrets.opened(bundle, "hunter2", key.recipient)
 
 
 def manifest(number: int, age_h: int, first_wal: str = "") -> Manifest:
@@ -247,6 +253,7 @@ def manifest(number: int, age_h: int, first_wal: str = "") -> Manifest:
         facts=FACTS,
         files=[],
         first_wal=first_wal,
+        system="7" if first_wal else "",
     )
 
 
@@ -265,12 +272,16 @@ def test_old_backups_go_with_their_log_and_the_newest_good_one_never(here: Setti
         target.put("backups/20261101T000000Z-base/base.tar.gz", io.BytesIO(b"cut short"))
         segments = ["000000010000000000000010", "000000010000000000000029", "000000020000000000000031", "00000002.history"]
         for name in segments:
-            target.put(f"wal/{name}.gz", io.BytesIO(b""))
+            target.put(f"wal/7/{name}.gz", io.BytesIO(b""))
+        target.put("wal/6/000000010000000000000099.gz", io.BytesIO(b""))  # of a cluster of which no base backup is left
         assert [found.id for found in manifests.listed(target)] == [newest, middle, old]
         assert keeping.prune(target, keep=2, keep_days=365, now=NOW) == [old]
         assert [wal.segment(name) for name in target.names("wal")] == [segments[1], segments[3], segments[2]]
         assert keeping.prune(target, keep=2, keep_days=1, now=NOW) == [middle]
         assert target.names("backups") == [f"backups/{newest}/data", f"backups/{newest}/manifest.json"]
+        dump = put_backup(target, manifest(4, 1))
+        assert keeping.prune(target, keep=1, keep_days=365, now=NOW) == [newest]
+        assert (target.names("wal"), [found.id for found in manifests.listed(target)]) == ([], [dump])  # no log without a base
 
 
 def test_a_tampered_file_a_short_one_and_a_missing_one_are_named(here: Settings) -> None:
@@ -298,12 +309,134 @@ def test_one_target_is_of_one_installation_and_one_server(here: Settings) -> Non
         spool = wal.spool_of(here.data_dir)
         spool.mkdir(parents=True)
         name, known, done = "000000010000000000000001", set[str](), []
-        (spool / name).write_bytes(b"one")
+
+        def ship() -> int:
+            return wal.ship(here.data_dir, target, "7", known, lambda *newest: done.append(newest[0]))
+
+        (spool / f"{name}.gz").write_bytes(gzip.compress(b"one"))
         (spool / ".half").write_bytes(b"being written")
-        assert wal.ship(here.data_dir, target, known, lambda *newest: done.append(newest[0])) == 1
-        (spool / name).write_bytes(b"one")  # its end was not noticed: again, and the same
-        assert wal.ship(here.data_dir, target, known, lambda *newest: done.append(newest[0])) == 1
-        (spool / name).write_bytes(b"two")
+        assert ship() == 1
+        (spool / f"{name}.gz").write_bytes(gzip.compress(b"one", 9))  # its end was not noticed: again, and the same
+        assert ship() == 1
+        (spool / f"{name}.gz").write_bytes(gzip.compress(b"two"))
         with pytest.raises(errors.CannotProceed, match="second server"):
-            wal.ship(here.data_dir, target, known, lambda *newest: done.append(newest[0]))
-        assert (done, (spool / name).exists()) == ([name, name], True)
+            ship()
+        assert (done, (spool / f"{name}.gz").exists()) == ([name, name], True)
+
+
+def test_a_copy_that_was_restored_and_finished_takes_the_target_from_the_old_one(here: Settings) -> None:
+    with targets.opened(here) as target:
+        manifests.check_owner(target, "ours", claim=True)
+        manifests.take_over(target, Owner(installation="ours", restore="first", since=NOW))
+        manifests.check_owner(target, "ours", ["first"])
+        with pytest.raises(errors.CannotProceed, match="the old one"):
+            manifests.check_owner(target, "ours", claim=True)
+        assert manifests.superseded_since(target, "ours", []) == NOW
+        assert manifests.superseded_since(target, "ours", ["first", "second"]) is None  # restored from the one that has it
+        assert manifests.superseded_since(target, "theirs", []) is None
+
+
+def test_one_manifest_that_cannot_be_read_hides_no_other(here: Settings) -> None:
+    with targets.opened(here) as target:
+        good = put_backup(target, manifest(1, 5))
+        bad = put_backup(target, manifest(2, 1))
+        target.put(f"backups/{bad}/manifest.json", io.BytesIO(b"{"))
+        said: list[str] = []
+        assert [found.id for found in manifests.listed(target, said.append)] == [good]
+        assert bad in said[0]
+        assert manifests.choose(target, "latest").id == good
+        assert keeping.prune(target, keep=5, keep_days=365, now=NOW + timedelta(days=9)) == []
+        assert f"backups/{bad}/data" in target.names("backups")  # for people to look at
+
+
+def test_a_moment_is_restored_from_a_base_backup_also_where_a_newer_dump_is(here: Settings) -> None:
+    with targets.opened(here) as target:
+        base = put_backup(target, manifest(1, 5, "000000010000000000000010"))
+        put_backup(target, manifest(2, 1))
+        assert manifests.choose(target, "latest", NOW).id == base
+
+
+def test_names_that_lead_out_of_a_backup_are_refused(here: Settings, tmp_path: Path) -> None:
+    (tmp_path / "passwd").write_text("root")
+    with targets.opened(here) as target:
+        made = manifest(1, 1)
+        for name in ("../passwd", f"backups/{made.id}/../../../passwd", "/etc/passwd"):
+            manifests.save(target, msgspec.structs.replace(made, files=[File(name=name, size_bytes=4, sha256="")]))
+            with pytest.raises(errors.CannotProceed, match="not in its folder"):
+                manifests.load(target, made.id)
+        with pytest.raises(errors.CannotProceed, match="no backup's id"):
+            manifests.load(target, "../target/backups")
+    key = secrets.new_key()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("keys/../../../etc/cron.d/job"))
+    recipient = pyrage.x25519.Recipient.from_str(key.recipient)
+    with pytest.raises(errors.CannotProceed, match="what does not belong there"):  # whoever writes there can encrypt to a public key
+        secrets.opened(bytes(pyrage.encrypt(packed.getvalue(), [recipient])), key.identity, key.recipient)
+
+
+def test_a_full_spool_gives_up_the_newest_and_says_so(here: Settings) -> None:
+    spool = wal.spool_of(here.data_dir)
+    spool.mkdir(parents=True)
+    names = [f"0000000100000000000000{number:02X}" for number in range(5)]
+    for name in names:
+        (spool / f"{name}.gz").write_bytes(os.urandom(1024 * 1024))
+    assert wal.give_up_beyond(here.data_dir, max_mib=5, leaves_mib=0) == 0
+    assert wal.noted_hole(here.data_dir) == ""
+    assert wal.give_up_beyond(here.data_dir, max_mib=3, leaves_mib=0) == 2
+    assert [wal.segment(path.name) for path in wal.waiting(here.data_dir)] == names[:3]
+    assert names[2] in wal.noted_hole(here.data_dir)
+    assert wal.give_up_beyond(here.data_dir, max_mib=3, leaves_mib=2**40) == 3  # a disk that runs short: writes go first
+    wal.note_hole(here.data_dir, "")
+    assert wal.noted_hole(here.data_dir) == ""
+
+
+def test_a_hole_in_the_log_and_a_segment_that_was_cut_off_are_seen(tmp_path: Path) -> None:
+    first = "0000000100000000000000FD"
+    names = [f"wal/7/{name}.gz" for name in (first, "0000000100000000000000FE", "0000000100000000000000FF", "000000020000000100000000")]
+    assert wal.hole(names, first) == ""
+    assert wal.hole([*names, "wal/7/000000010000000000000003.gz"], first) == ""  # before it
+    assert wal.hole([names[0], *names[2:]], first) == "00000000000000FE"
+    assert wal.newest([*names, "wal/7/00000002.history.gz"]) == "000000020000000100000000"
+    assert wal.newest([*names, "wal/7/00000003.history.gz"]) == ""  # nothing of that timeline has come yet
+    whole = gzip.compress(bytes(wal.SEGMENT_BYTES))
+    path = tmp_path / f"{first}.gz"
+    path.write_bytes(whole)
+    wal.check_whole(path)
+    for content, says in ((whole[:-2000], "end-of-stream"), (whole[:-8] + bytes(8), "CRC"), (gzip.compress(b"x"), "1 bytes of")):
+        path.write_bytes(content)
+        with pytest.raises(errors.CannotProceed, match=says):
+            wal.check_whole(path)
+
+
+def test_archived_months_go_along_and_come_back(here: Settings, tmp_path: Path) -> None:
+    folder = here.data_dir / archived.FOLDER
+    folder.mkdir()
+    content = b"rows of January"
+    month = Month(file="transactions-2026-01.parquet", sha256=hashlib.sha256(content).hexdigest())
+    (folder / month.file).write_bytes(content)
+    with targets.opened(here) as target:
+        known = set[str]()
+        months.ship(here.data_dir, target, known)
+        assert known == set()  # its description comes when the file is whole
+        (folder / "transactions-2026-01.json").write_bytes(msgspec.json.encode({"file": month.file, "sha256": month.sha256, "rows": 1}))
+        months.ship(here.data_dir, target, known)
+        gone = Month(file="transactions-2026-02.parquet", sha256="0" * 64)
+        assert months.missing([month, gone], target.names(months.FOLDER)) == [gone.file]
+        assert months.fetch(target, [month, gone], tmp_path / "again", None) == [gone.file]
+        assert (tmp_path / "again" / "archive" / month.file).read_bytes() == content
+        assert (tmp_path / "again" / "archive" / "transactions-2026-01.json").is_file()
+        target.put(f"archive/{month.sha256}.parquet", io.BytesIO(b"altered"))
+        assert months.fetch(target, [month], tmp_path / "third", None) == [month.file]
+
+
+@pytest.mark.deep
+def test_a_bucket_lists_more_than_one_page(s3: Settings) -> None:
+    """A page of a listing has at most 1,000 names: a log of a day has 2,880."""
+    with targets.opened(s3) as target:
+        names = [f"wal/pages/{number:024X}.gz" for number in range(1_050)]
+        for name in names:
+            target.put(name, io.BytesIO(b""))
+        assert target.names("wal/pages") == names
+        for name in names:
+            target.delete(name)

@@ -4,9 +4,12 @@ A backup that nobody has restored is a hope. This is done each month by itself, 
 """
 
 import asyncio
+import fcntl
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,7 +26,7 @@ from piggybank.appliance.backups.manifests import Manifest
 from piggybank.appliance.backups.restoring import Restored
 from piggybank.appliance.backups.targets import Target
 from piggybank.appliance.embedded import Embedded
-from piggybank.db import backups, migrate
+from piggybank.db import archived, backups, migrate
 from piggybank.settings import Settings
 
 FOLDER = "drill"  # in the data folder, while it lasts
@@ -46,15 +49,21 @@ def drill(settings: Settings, target: Target, backup_id: str, tell: Tell) -> Dri
     manifest = manifests.choose(target, backup_id)
     began, at = time.monotonic(), datetime.now(UTC)
     restored: Restored | None = None
+    passed = False
     try:
         for file in manifest.files:
             if not file.name.endswith((DUMP, BASE)):  # those are read when they are restored
                 manifests.check(target, file)
         restored = _restore(settings, target, manifest, tell)
+        if restored.missing_months:
+            what = f"archived months are not at the target: {', '.join(restored.missing_months)}"
+            raise errors.CannotProceed(what=what, do=f"copy them into {settings.data_dir / archived.FOLDER}, then piggybank backup create")
         said = f"{restored.accounts} accounts, {restored.transactions} transactions up to {restored.point:%Y-%m-%dT%H:%M:%SZ}: all fits"
     except (errors.Error, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as cause:
         said = str(cause.details.get("what", cause)) if isinstance(cause, errors.Error) else f"{type(cause).__name__}: {cause}"
-    found = Drill(backup_id=manifest.id, passed=restored is not None, seconds=time.monotonic() - began, said=said, restored=restored)
+    else:
+        passed = True
+    found = Drill(backup_id=manifest.id, passed=passed, seconds=time.monotonic() - began, said=said, restored=restored)
     asyncio.run(backups.record_drill(settings.owner_database_url, manifest.id, at, found.seconds, said, passed=found.passed))
     return found
 
@@ -67,6 +76,11 @@ def _restore(settings: Settings, target: Target, manifest: Manifest, tell: Tell)
         return asyncio.run(_beside(settings, target, manifest, tell))
     folder = settings.data_dir / FOLDER
     data_folder.prepare_folder(settings.data_dir)
+    with _alone(settings.data_dir):
+        return _restore_apart(target, manifest, folder, tell)
+
+
+def _restore_apart(target: Target, manifest: Manifest, folder: Path, tell: Tell) -> Restored:
     shutil.rmtree(folder, ignore_errors=True)  # of a drill that was killed
     try:
         restored = restoring.into_folder(target, manifest, folder, None, "", tell)
@@ -75,6 +89,19 @@ def _restore(settings: Settings, target: Target, manifest: Manifest, tell: Tell)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return restored
+
+
+@contextmanager
+def _alone(data_dir: Path) -> Iterator[None]:
+    """Two drills share a folder; the kernel frees the lock of one that is killed."""
+    handle = os.open(data_dir / "run" / "drill.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as cause:
+        raise errors.AlreadyRunning(data_dir=str(data_dir), what="backup drill") from cause
+    finally:
+        os.close(handle)
 
 
 def _check_recovery(folder: Path) -> None:

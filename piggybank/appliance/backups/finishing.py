@@ -9,10 +9,12 @@ import msgspec
 from msgspec import Struct
 
 from piggybank import checks, errors
+from piggybank.appliance.backups import manifests, targets
+from piggybank.appliance.backups.manifests import Owner
 from piggybank.cache import Cache
 from piggybank.db import installation, migrate, recovery, writes
 from piggybank.db.engines import Database
-from piggybank.db.recovery import Restore
+from piggybank.db.recovery import Lineage, Restore
 from piggybank.ledger import Ledger
 from piggybank.settings import Settings
 from piggybank.wallet import recovery as learning
@@ -25,10 +27,11 @@ Tell = Callable[[str], None]
 
 
 class Finished(Struct, frozen=True, kw_only=True):
-    """What was learnt; `found` is None where no payment ever went through a provider."""
+    """What was learnt; `found` is None where no payment ever went through a provider. `warnings` are for people."""
 
     restore: Restore
     found: Found | None
+    warnings: list[str] = []
 
 
 async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = False) -> Finished | None:
@@ -44,6 +47,7 @@ async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = F
             raise errors.AlreadyRunning(data_dir=str(settings.data_dir), what="restore finish")
         restore = await recovery.current(connection)
         assert restore is not None
+        warnings = await asyncio.to_thread(_take_over, settings, await recovery.lineage(connection), restore, tell)
         found = await _learn(settings, restore, tell)
         if found is not None and not accept_unexplained:
             _check_explained(found)
@@ -51,9 +55,29 @@ async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = F
         await _verify(settings.owner_database_url)
         report = msgspec.json.encode(found)
         await recovery.end(settings.owner_database_url, migrate.role_of(settings.database_url), report)
-        return Finished(restore=restore, found=found)
+        return Finished(restore=restore, found=found, warnings=warnings)
     finally:
         await connection.close()
+
+
+def _take_over(settings: Settings, lineage: Lineage, restore: Restore, tell: Tell) -> list[str]:
+    """The backup target is this copy's from now on: one that still runs elsewhere, or comes back, notices that and stands down.
+
+    A target that is away keeps nobody from finishing: it may have gone with the rest.
+    """
+    if not settings.backup_target:
+        return ["no backup_target is set: an old installation that still runs is not told. See that it does not: two copies would pay"]
+    tell("taking over the backup target")
+    try:
+        with targets.opened(settings) as target:
+            found = manifests.owner(target)
+            if found is not None and found.installation != lineage.installation:
+                return [f"{target.shown} is another installation's: set a backup_target of its own"]
+            manifests.take_over(target, Owner(installation=lineage.installation, restore=str(restore.id), since=restore.point))
+    except (errors.CannotProceed, OSError) as cause:
+        why = cause.details["what"] if isinstance(cause, errors.Error) else cause
+        return [f"{why}. So an old installation that still runs is not told: see that it does not, two copies would pay"]
+    return []
 
 
 def _check_explained(found: Found) -> None:

@@ -25,6 +25,9 @@ async def of_database(connection: asyncpg.Connection, settings: Settings) -> Che
     found, now = await backups.standing(connection), datetime.now(UTC)
     if (wrong := next(_wrong(found, settings, now), None)) is not None:
         return wrong
+    if found.lost_payments:
+        what = f"{found.lost_payments} payments of the time that a restore lost were not asked for again"
+        return Check("backups", "warning", what, "piggybank restore lost")
     drilled = f"restored in a drill {_ago(now - found.drill_at)} ago" if found.drill_at else "no drill yet"
     return Check("backups", "ok", f"{found.backup_id}, {drilled}")
 
@@ -43,6 +46,9 @@ def _wrong(found: Standing, settings: Settings, now: datetime) -> Iterator[Check
     age, every = now - found.backup_at, timedelta(hours=settings.backup_every_h)
     if every and age > LATE_FACTOR * every:
         yield Check("backups", "broken", f"the last one is {_ago(age)} old", "piggybank backup create says why")
+    if hole := wal.noted_hole(settings.data_dir):
+        do = "see that the target answers: `up` makes a base backup then; or at once: piggybank backup create"
+        yield Check("backups", "broken", f"later moments cannot be restored: {hole}", do)
     yield from _log_is_late(settings, now)
     if is_on_the_same_disk(settings):
         do = "set backup_target to a folder on another disk, ssh://.. or s3://.."

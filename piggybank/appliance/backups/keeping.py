@@ -22,17 +22,18 @@ def prune(target: Target, keep: int, keep_days: int, now: datetime) -> list[str]
     gone = [manifest.id for manifest in beyond(found, keep, keep_days, now)]
     kept = [manifest for manifest in found if manifest.id not in gone]
     names = target.names("backups")
-    whole = {manifest.id for manifest in found}
+    whole = {name.split("/")[1] for name in names if name.endswith(f"/{MANIFEST}")}  # one that cannot be read is for people to look at
     cut_short = {backup_id for name in names if (backup_id := name.split("/")[1]) not in whole and _is_old(backup_id, now)}
     # the manifest goes first: half a backup is none
     for name in sorted(names, key=lambda name: not name.endswith(f"/{MANIFEST}")):
         if name.split("/")[1] in {*gone, *cut_short}:
             target.delete(name)
-    if bases := [manifest for manifest in kept if manifest.kind == "base"]:
-        first = min(bases, key=lambda manifest: wal.position(manifest.first_wal)).first_wal
-        log = target.names(wal.FOLDER)
-        for name in set(log) - set(wal.needed(log, first)):
-            target.delete(name)
+    bases = [manifest for manifest in kept if manifest.kind == "base"]
+    first = {base.system: min((one.first_wal for one in bases if one.system == base.system), key=wal.number) for base in bases}
+    log = target.names(wal.FOLDER)
+    needed = {name for system, first_wal in first.items() for name in wal.needed(log, first_wal) if name.startswith(wal.folder_of(system))}
+    for name in sorted(set(log) - needed):  # where there is no base backup left the log is good for nothing
+        target.delete(name)
     return gone
 
 

@@ -7,6 +7,7 @@ log meanwhile. What the database says of itself is asked before a base backup, a
 import asyncio
 import io
 import os
+import secrets as random
 import shutil
 import subprocess
 import tempfile
@@ -24,10 +25,11 @@ import piggybank
 from piggybank import errors
 from piggybank import settings as settings_file
 from piggybank.appliance import binaries, store_files, system_user, topology
-from piggybank.appliance.backups import manifests, secrets
+from piggybank.appliance.backups import manifests, months, secrets, wal
 from piggybank.appliance.backups.manifests import Facts, File, Kind, Manifest
+from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.targets import Target
-from piggybank.db import backups, copies, recovery
+from piggybank.db import archived, backups, copies, recovery
 from piggybank.db.migrate import quoted
 from piggybank.settings import Settings
 
@@ -36,6 +38,7 @@ CONNECT_TIMEOUT_S = 10
 ENDS_WITHIN_S = 60  # after its output has ended
 WORDS_SHOWN = 3  # last lines of a program that failed
 BASE, DUMP = "base.tar.gz", "dump.pgc"
+LOCK = 5_077_164_915  # any number that nobody else in this database takes: one backup at a time
 ENCRYPTED = ("require", "verify-ca", "verify-full")
 
 Tell = Callable[[str], None]
@@ -61,10 +64,10 @@ def create(settings: Settings, target: Target, kind: Kind, tell: Tell) -> Made:
             what="the database is elsewhere: its files cannot be copied from here", do="piggybank backup create --logical"
         )
     started = datetime.now(UTC)
-    backup_id = f"{started:%Y%m%dT%H%M%S}Z-{kind}"
+    backup_id = f"{started:%Y%m%dT%H%M%S}Z-{kind}-{random.token_hex(2)}"  # two of one second are two
     folder = f"backups/{backup_id}"
     try:
-        manifest = asyncio.run(_make(settings, target, kind, backup_id, started, tell))
+        manifest, lacking = asyncio.run(_make(settings, target, kind, backup_id, started, tell))
         manifests.save(target, manifest)
     except BaseException:
         tell("taking away what was written")
@@ -76,7 +79,9 @@ def create(settings: Settings, target: Target, kind: Kind, tell: Tell) -> Made:
             settings.owner_database_url, manifest.id, kind, target.shown, manifest.started_at, manifest.finished_at, manifest.size_bytes
         )
     )
-    return Made(manifest=manifest, target=target.shown, warnings=warnings(settings, target))
+    if kind == "base":
+        wal.note_hole(settings.data_dir, "")  # what is later begins with this one
+    return Made(manifest=manifest, target=target.shown, warnings=[*warnings(settings, target), *lacking])
 
 
 def warnings(settings: Settings, target: Target) -> list[str]:
@@ -97,33 +102,42 @@ def is_same_disk(settings: Settings, target: Target) -> bool:
     return target.place.stat().st_dev == (stores if stores.is_dir() else settings.data_dir).stat().st_dev
 
 
-async def _make(settings: Settings, target: Target, kind: Kind, backup_id: str, started: datetime, tell: Tell) -> Manifest:
+async def _make(
+    settings: Settings, target: Target, kind: Kind, backup_id: str, started: datetime, tell: Tell
+) -> tuple[Manifest, list[str]]:
+    """And what it lacks, for people."""
     folder = f"backups/{backup_id}"
     connection = await _connect(settings.owner_database_url)
     try:
+        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
+            raise errors.AlreadyRunning(data_dir=str(settings.data_dir), what="backup create")
         if await recovery.is_recovering(connection):
             raise errors.CannotProceed(what="this database is in recovery: it may lack what happened since", do="piggybank restore finish")
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             tell("counting")
             found = await facts(connection)
-            await asyncio.to_thread(manifests.check_owner, target, found.installation, claim=True)
+            restores = (await recovery.lineage(connection)).restores
+            await asyncio.to_thread(manifests.check_owner, target, found.installation, restores, claim=True)
             if kind == "logical":
                 snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
                 taken_at: datetime = await connection.fetchval("SELECT now()")
                 data = await asyncio.to_thread(_dump, settings.owner_database_url, found, snapshot, target, f"{folder}/{DUMP}", tell)
-                first_wal = ""
+                first_wal = system = ""
         if kind == "base":
+            system = wal.system_of(settings.data_dir / "stores" / topology.primary_of(settings.data_dir / "stores"))
             async with _slot(settings) as first_wal:
                 data = await asyncio.to_thread(_base, settings, target, f"{folder}/{BASE}", tell)
             taken_at = datetime.now(UTC)
     finally:
         await connection.close()
+    tell("archived months")
+    lacking = await asyncio.to_thread(_months, settings, target, found)
     files = [data]
     if settings.backup_recipient:
         tell("secrets")
         bundle = io.BytesIO(secrets.sealed(settings))
         files.append(await asyncio.to_thread(manifests.put, target, f"{folder}/{secrets.NAME}", bundle))
-    return Manifest(
+    manifest = Manifest(
         id=backup_id,
         kind=kind,
         version=piggybank.__version__,
@@ -134,8 +148,19 @@ async def _make(settings: Settings, target: Target, kind: Kind, backup_id: str, 
         facts=found,
         files=files,
         first_wal=first_wal,
+        system=system,
         recipient=settings.backup_recipient,
     )
+    return manifest, lacking
+
+
+def _months(settings: Settings, target: Target, found: Facts) -> list[str]:
+    """Their files go with it; what to say where one is not on this machine."""
+    known = set(target.names(months.FOLDER))
+    months.ship(settings.data_dir, target, known)
+    missing = ", ".join(months.missing(found.months, known))
+    where = settings.data_dir / archived.FOLDER
+    return [f"rows of archived months are NOT in it: copy {missing} into {where}, then again"] if missing else []
 
 
 async def facts(connection: asyncpg.Connection) -> Facts:
@@ -153,7 +178,13 @@ async def facts(connection: asyncpg.Connection) -> Facts:
         database_bytes=await connection.fetchval("SELECT pg_database_size(current_database())"),
         postgres_version=await connection.fetchval("SHOW server_version"),
         postgres_major=await connection.fetchval("SELECT current_setting('server_version_num')::int / 10000"),
+        months=await months_of(connection),
     )
+
+
+async def months_of(connection: asyncpg.Connection) -> list[Month]:
+    """Those that are archived, by this database."""
+    return [Month(**row) for row in await connection.fetch("SELECT file, sha256 FROM archived_months ORDER BY month")]
 
 
 async def _connect(url: str) -> asyncpg.Connection:
@@ -175,7 +206,7 @@ async def _slot(settings: Settings) -> AsyncIterator[str]:
     known = store_files.load_secrets(settings.data_dir / "stores", system_user.chosen())
     connection = await _connect(known.database_url(store_files.ADMIN_ROLE, primary).rpartition("/")[0] + "/postgres")
     try:
-        name = f"backup_{os.getpid()}"
+        name = f"backup_{random.token_hex(4)}"
         yield await connection.fetchval("SELECT pg_walfile_name(lsn) FROM pg_create_physical_replication_slot($1, true, true)", name)
     finally:
         await connection.close()  # a temporary slot goes with its session

@@ -3,7 +3,8 @@
 import hashlib
 import io
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import IO, Literal
 
@@ -11,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from piggybank import errors
+from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.targets import CHUNK_BYTES, Target
 
 FORMAT = 1
@@ -18,6 +20,8 @@ MANIFEST = "manifest.json"
 MANIFEST_MAX_BYTES = 4 * 1024 * 1024
 LATEST = "latest"
 OWNER_FILE = "installation.json"
+_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9.]{1,64}")
 
 Kind = Literal["base", "logical"]
 
@@ -43,10 +47,11 @@ class Facts(Struct, frozen=True, kw_only=True):
     database_bytes: int
     postgres_version: str
     postgres_major: int
+    months: list[Month] = []  # archived ones
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """`first_wal`: the first segment that a base backup needs; `taken_at`: what was committed by then is in it."""
+    """`first_wal`: the first segment that a base backup needs; `system`: of whose log; `taken_at`: what was committed by then is in it."""
 
     format: int = FORMAT
     id: str
@@ -59,6 +64,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     facts: Facts
     files: list[File]
     first_wal: str = ""
+    system: str = ""
     recipient: str = ""  # whose recovery key opens the secrets; empty: they are not in it
 
     @property
@@ -129,14 +135,22 @@ def save(target: Target, manifest: Manifest) -> None:
     target.put(f"backups/{manifest.id}/{MANIFEST}", io.BytesIO(text.encode()))
 
 
-def listed(target: Target) -> list[Manifest]:
-    """The good ones, the newest first."""
-    names = [name for name in target.names("backups") if name.endswith(f"/{MANIFEST}")]
-    return sorted((load(target, name.split("/")[1]) for name in names), key=lambda found: found.taken_at, reverse=True)
+def listed(target: Target, unreadable: Callable[[str], None] = lambda _: None) -> list[Manifest]:
+    """The good ones, the newest first. `unreadable` hears of those that are none: they must not keep the others from being used."""
+    found = []
+    for name in target.names("backups"):
+        if name.endswith(f"/{MANIFEST}"):
+            try:
+                found.append(load(target, name.split("/")[1]))
+            except errors.CannotProceed as cause:
+                unreadable(str(cause.details["what"]))
+    return sorted(found, key=lambda manifest: manifest.taken_at, reverse=True)
 
 
 def load(target: Target, backup_id: str) -> Manifest:
     """Raises `errors.CannotProceed`."""
+    if not _ID.fullmatch(backup_id):
+        raise errors.CannotProceed(what=f"{backup_id} is no backup's id", do="see: piggybank backup list")
     try:
         with target.open(f"backups/{backup_id}/{MANIFEST}") as file:
             found = msgspec.json.decode(file.read(MANIFEST_MAX_BYTES), type=Manifest)
@@ -147,30 +161,72 @@ def load(target: Target, backup_id: str) -> Manifest:
         raise errors.CannotProceed(what=what, do="use another backup: piggybank backup list") from cause
     if found.format != FORMAT:
         raise errors.CannotProceed(what=f"{backup_id} was made by a newer version ({found.version})", do="use that version of piggybank")
+    folder = f"backups/{backup_id}/"
+    strange = [file.name for file in found.files if not (file.name.startswith(folder) and _NAME.fullmatch(file.name.removeprefix(folder)))]
+    if found.id != backup_id or strange:
+        what = f"the manifest of {backup_id} names what is not in its folder: {', '.join(strange) or found.id}"
+        raise errors.CannotProceed(what=what, do="somebody changed it: use another backup (piggybank backup list)")
     return found
 
 
 def choose(target: Target, backup_id: str, at: datetime | None = None) -> Manifest:
-    """By its id; `latest`: the newest, or the newest before `at`. Raises `errors.CannotProceed`."""
+    """By its id; `latest`: the newest, or the newest with a log before `at`. Raises `errors.CannotProceed`."""
     if backup_id != LATEST:
         return load(target, backup_id)
-    found = [manifest for manifest in listed(target) if at is None or manifest.taken_at <= at]
+    found = [manifest for manifest in listed(target) if at is None or (manifest.kind == "base" and manifest.taken_at <= at)]
     if not found:
         when = f" from before {at:%Y-%m-%dT%H:%M:%SZ}" if at else ""
         raise errors.CannotProceed(what=f"there is no backup{when} in {target.shown}", do="see: piggybank backup list")
     return found[0]
 
 
-def check_owner(target: Target, installation: str, *, claim: bool = False) -> None:
-    """A target is of one installation; raises `errors.CannotProceed` where it is another's. `claim`: it is ours from now on."""
+class Owner(Struct, frozen=True, kw_only=True):
+    """Whose a target is: one copy of one installation. `restore`: the one that this copy comes from, finished at `since`; empty: none."""
+
+    installation: str
+    restore: str = ""
+    since: datetime | None = None
+
+
+def owner(target: Target) -> Owner | None:
+    """None: nobody's yet."""
     try:
         with target.open(OWNER_FILE) as file:
-            owner = msgspec.json.decode(file.read(MANIFEST_MAX_BYTES), type=dict[str, str]).get("installation", "")
+            return msgspec.json.decode(file.read(MANIFEST_MAX_BYTES), type=Owner)
     except FileNotFoundError:
-        owner = ""
-    if owner and owner != installation:
+        return None
+
+
+def check_owner(target: Target, installation: str, restores: Sequence[str] = (), *, claim: bool = False) -> None:
+    """Raises `errors.CannotProceed` where it is another installation's, or another copy's of this one (`superseded_since`).
+
+    `restores`: those that this copy comes from, the last one last. `claim`: it is ours from now on.
+    """
+    found = owner(target)
+    if found is not None and found.installation != installation:
         raise errors.CannotProceed(
-            what=f"{target.shown} holds the backups of another installation ({owner})", do="give this one a folder or a prefix of its own"
+            what=f"{target.shown} holds the backups of another installation ({found.installation})",
+            do="give this one a folder or a prefix of its own",
         )
-    if not owner and claim:
-        target.put(OWNER_FILE, io.BytesIO(msgspec.json.encode({"installation": installation})))
+    if found is not None and _is_another(found, restores):
+        raise errors.CannotProceed(
+            what=f"{target.shown} was taken over by a copy of this installation that was restored and finished: this is the old one",
+            do="piggybank down, for good; if this one is to go on and the other is not: piggybank restore finish",
+        )
+    if found is None and claim:
+        take_over(target, Owner(installation=installation))
+
+
+def superseded_since(target: Target, installation: str, restores: Sequence[str]) -> datetime | None:
+    """When another copy of this installation, restored from its backup, took the target over: this one is the old one then."""
+    found = owner(target)
+    return found.since if found is not None and found.installation == installation and _is_another(found, restores) else None
+
+
+def _is_another(found: Owner, restores: Sequence[str]) -> bool:
+    return bool(found.restore) and found.restore not in restores
+
+
+def take_over(target: Target, by: Owner) -> None:
+    """From now on it is this copy's; whichever had it notices that, and stands down."""
+    target.put(OWNER_FILE, io.BytesIO(msgspec.json.encode(by)))

@@ -61,6 +61,11 @@ class Alive:
         said = self.psql("SELECT extract(epoch FROM pg_last_xact_replay_timestamp());").strip()
         return datetime.fromtimestamp(float(said), UTC) if said else None
 
+    @property
+    def replayed_bytes(self) -> int:
+        """How far the log was replayed, as a position in it."""
+        return int(self.psql("SELECT coalesce(pg_last_wal_replay_lsn() - '0/0'::pg_lsn, 0);").strip())
+
     def set_password(self, role: str, password: str) -> None:
         """Those of the past are not known here any more."""
         self.psql(f"SET log_statement = 'none';\nALTER ROLE {quoted(role)} PASSWORD '{password}';\n")
@@ -103,15 +108,39 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, user
         system_user.give(file.fileno(), user, 0o600)
 
 
-def fetch_log(target: Target, manifest: Manifest, folder: Path, user: SystemUser | None, tell: Tell) -> None:
-    """The log since that backup, compressed as it is: a segment is unpacked when it is replayed."""
+def fetch_log(target: Target, manifest: Manifest, folder: Path, user: SystemUser | None, tell: Tell, *, until_hole: bool) -> list[str]:
+    """The log since that backup, compressed as it is: a segment is unpacked when it is replayed. Returns what must be replayed.
+
+    Raises `errors.CannotProceed` where a segment is damaged; with `until_hole` it is left out, and nothing is asked of the replay.
+    """
     system_user.make_folder(folder, user)
-    names = wal.needed(target.names(wal.FOLDER), manifest.first_wal)
+    names = wal.needed(wal.names_of(target, manifest.system), manifest.first_wal)
     for number, name in enumerate(names, start=1):
         tell(f"fetching the log: {number} of {len(names)} segments")
-        with target.open(name) as source, (folder / Path(name).name).open("wb") as file:
+        path = folder / PurePosixPath(name).name
+        with target.open(name) as source, path.open("wb") as file:
             shutil.copyfileobj(source, file, CHUNK_BYTES)
             system_user.give(file.fileno(), user, 0o600)
+        try:
+            wal.check_whole(path)
+        except errors.CannotProceed:
+            if not until_hole:
+                raise
+            path.unlink()
+    return [] if until_hole else list(names)
+
+
+def check_replayed(server: "Alive", names: list[str]) -> None:
+    """Raises `errors.CannotProceed` where the replay ended before the newest of these: PostgreSQL takes a missing segment for the end."""
+    newest, replayed_to = wal.newest(names), server.replayed_bytes
+    if not newest or replayed_to > wal.begins_at(newest):
+        return
+    missing = wal.hole(names, min(wal.segment(name) for name in names if wal.segment(name)[:8] == newest[:8])) or "the one that comes next"
+    when = f"{server.replayed_to:%Y-%m-%dT%H:%M:%SZ}" if server.replayed_to else "the moment of the backup"
+    raise errors.CannotProceed(
+        what=f"the log at the target has a hole ({missing}): it can be replayed to {when}, and segments up to {newest} come after that",
+        do="take a backup that was made after the hole (piggybank backup list); or --until-hole, which loses what came after it",
+    )
 
 
 @contextmanager

@@ -20,10 +20,12 @@ from msgspec import Struct
 
 from piggybank import checks, errors
 from piggybank import settings as settings_file
-from piggybank.appliance import binaries, data_folder, processes, store_files, system_user
-from piggybank.appliance.backups import manifests, replay, secrets, wal
-from piggybank.appliance.backups.making import DUMP, client_address, client_program, facts
+from piggybank.appliance import binaries, data_folder, embedded, processes, store_files, system_user, topology
+from piggybank.appliance import folder as installation_folder
+from piggybank.appliance.backups import manifests, months, replay, secrets, wal
+from piggybank.appliance.backups.making import DUMP, client_address, client_program, facts, months_of
 from piggybank.appliance.backups.manifests import Facts, Manifest
+from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.targets import CHUNK_BYTES, Target
 from piggybank.appliance.embedded import Embedded
 from piggybank.appliance.system_user import SystemUser, ours, shared
@@ -36,6 +38,10 @@ MAINTENANCE = "postgres"  # the database to be in while another one is renamed
 APPEND_ONLY = ("transactions", "effects", "system_entries")  # of a base backup: at least the rows that it had
 DISK_MARGIN = 1.5  # of the database's size: itself, and the log that is replayed
 LOG_TAIL_LINES = 3
+NEW, IN_PLACE = "a new folder\n", "in place\n"  # what an unfinished restore says of itself
+REPLACED = "replaced-"  # how the folder in `stores/` begins that keeps what was there
+SET_ASIDE = ("primary", store_files.WAL_SPOOL, wal.HOLE_FILE)  # with the servers' folders
+NOT_RESTORED = ("database_url", "owner_database_url", "pooler_url", "replica_urls")  # they lead to the database that was
 
 Tell = Callable[[str], None]
 
@@ -49,18 +55,29 @@ class Restored(Struct, frozen=True, kw_only=True):
     accounts: int
     transactions: int
     secrets: bool
-    kept: str = ""  # the database whose place it took, under the name that it has now
+    left_out: list[str] = []  # settings that lead to the databases of the old installation
+    missing_months: list[str] = []  # archived, and neither here nor at the target
+    kept: str = ""  # what was here before: its folder, or the name that its database has now
 
 
-def into_folder(target: Target, manifest: Manifest, folder: Path, at: datetime | None, identity: str, tell: Tell) -> Restored:
+def into_folder(
+    target: Target, manifest: Manifest, folder: Path, at: datetime | None, identity: str, tell: Tell, *, until_hole: bool = False
+) -> Restored:
     """A new data folder, ready for `piggybank up`. Raises `errors.CannotProceed`; then there is nothing in it."""
     check_possible(manifest, at, target)
     bundle = _open_secrets(target, manifest, identity)
+    if embedded.unfinished_restore(folder) == NEW:
+        tell("taking away what a restore left that was cut short")
+        shutil.rmtree(folder)
     if folder.exists() and any(folder.iterdir()):
         raise errors.CannotProceed(what=f"{folder} is not empty", do="give a new folder, or --in-place for the installation that is there")
     was_there = folder.exists()
     try:
-        return _fill(target, manifest, folder, at, bundle, tell)
+        data_folder.prepare_folder(folder)
+        processes.write_file(folder / embedded.UNFINISHED_RESTORE, NEW, 0o644)
+        restored = _fill(target, manifest, folder, at, bundle, tell, until_hole=until_hole)
+        (folder / embedded.UNFINISHED_RESTORE).unlink()
+        return restored
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         if was_there:
@@ -68,24 +85,55 @@ def into_folder(target: Target, manifest: Manifest, folder: Path, at: datetime |
         raise
 
 
-def in_place(target: Target, manifest: Manifest, folder: Path, at: datetime | None, identity: str, tell: Tell) -> Restored:
-    """Over the stopped installation in `folder`, whose database is kept beside the new one. Its settings stay."""
+def in_place(
+    target: Target, manifest: Manifest, folder: Path, at: datetime | None, identity: str, tell: Tell, *, until_hole: bool = False
+) -> Restored:
+    """Over the stopped installation in `folder`, whose database is kept beside the new one. Its settings stay.
+
+    What waits in its spool goes to the target first: it is the log of the last moments. Until all is well `up` refuses, also when we
+    are killed; then this can be run again. Raises `errors.CannotProceed`; then all is as it was.
+    """
     check_possible(manifest, at, target)
     _open_secrets(target, manifest, identity)  # a wrong key is told, but what is here stays
-    aside = folder / "stores" / f"replaced-{datetime.now(UTC):%Y%m%dT%H%M%S}"
-    system_user.make_folder(aside, None)
-    names = [path for path in (folder / "stores").glob("postgres*") if path.is_dir() or path.name == "primary"]
-    names += [path for path in [folder / "stores" / "primary", wal.spool_of(folder)] if path.exists()]
-    for path in names:
-        path.rename(aside / path.name)
-    try:
-        return _fill(target, manifest, folder, at, {}, tell)
-    except BaseException:
-        for path in names:
-            shutil.rmtree(path, ignore_errors=True)
-            (aside / path.name).rename(path)
-        aside.rmdir()
-        raise
+    stores = folder / "stores"
+    if topology.DATABASE not in settings_file.embedded_stores(folder):
+        raise errors.CannotProceed(
+            what=f"the database of {folder} is elsewhere (database_url)", do="restore into an empty one there: --to postgresql://.."
+        )
+    with installation_folder.Lock(folder):
+        _check_room(folder, manifest)
+        _ship_rest(target, folder, tell)
+        aside = stores / f"{REPLACED}{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        system_user.make_folder(aside, None)
+        left = [path for path in stores.glob(f"{store_files.FIRST_POSTGRES}*") if path.is_dir()]
+        left += [stores / name for name in SET_ASIDE if (stores / name).exists()]
+        processes.write_file(folder / embedded.UNFINISHED_RESTORE, IN_PLACE, 0o644)
+        moved: list[Path] = []
+        try:
+            for path in left:
+                path.rename(aside / path.name)
+                moved.append(path)
+            restored = _fill(target, manifest, folder, at, {}, tell, until_hole=until_hole)
+        except BaseException:
+            shutil.rmtree(stores / store_files.FIRST_POSTGRES, ignore_errors=True)
+            for path in moved:
+                shutil.rmtree(path, ignore_errors=True)
+                (aside / path.name).rename(path)
+            aside.rmdir()
+            (folder / embedded.UNFINISHED_RESTORE).unlink()
+            raise
+        (folder / embedded.UNFINISHED_RESTORE).unlink()
+    return msgspec.structs.replace(restored, kept=str(aside))
+
+
+def _ship_rest(target: Target, folder: Path, tell: Tell) -> None:
+    """What the stopped server closed last, and nobody took to the target any more."""
+    primary = folder / "stores" / topology.primary_of(folder / "stores")
+    if not wal.waiting(folder) or not (primary / "global" / "pg_control").exists():
+        return
+    tell("taking the last of the log to the target")
+    system = wal.system_of(primary)
+    wal.ship(folder, target, system, set(wal.names_of(target, system)), lambda name, _: tell(f"the log reaches {name}"))
 
 
 def check_possible(manifest: Manifest, at: datetime | None, target: Target) -> None:
@@ -102,7 +150,7 @@ def check_possible(manifest: Manifest, at: datetime | None, target: Target) -> N
         raise errors.CannotProceed(what=what, do="take an earlier backup: piggybank backup list")
     if at > datetime.now(UTC):
         raise errors.CannotProceed(what=f"{at:%Y-%m-%dT%H:%M:%SZ} is in the future", do="leave --at away for the newest")
-    if not wal.needed(target.names(wal.FOLDER), manifest.first_wal):
+    if not wal.needed(wal.names_of(target, manifest.system), manifest.first_wal):
         raise errors.CannotProceed(what=f"no log was archived after {manifest.id}", do="leave --at away: it holds the moment of the backup")
 
 
@@ -112,22 +160,24 @@ def _open_secrets(target: Target, manifest: Manifest, identity: str) -> dict[str
     if not manifest.recipient:
         raise errors.CannotProceed(what=f"{manifest.id} holds no secrets: there was no recovery key", do="leave --recovery-key away")
     file = manifest.file(secrets.NAME)
+    manifests.check(target, file)
     with target.open(file.name) as source:
-        return secrets.opened(source.read(), identity)
+        return secrets.opened(source.read(), identity, manifest.recipient)
 
 
-def _fill(target: Target, manifest: Manifest, folder: Path, at: datetime | None, bundle: dict[str, bytes], tell: Tell) -> Restored:
+def _fill(
+    target: Target, manifest: Manifest, folder: Path, at: datetime | None, bundle: dict[str, bytes], tell: Tell, *, until_hole: bool
+) -> Restored:
     user = data_folder.prepare_folder(folder)
     stores = folder / "stores"
     system_user.make_folder(stores, ours(user), shared(user, 0o750))
     _check_room(folder, manifest)
-    if bundle:
-        _write_settings(folder, bundle, user)
+    left_out = _write_settings(folder, bundle, user) if bundle else []
     if manifest.kind == "base":
-        restored = _base(target, manifest, folder, user, at, tell)
+        restored = _base(target, manifest, folder, user, at, tell, until_hole=until_hole)
     else:
         restored = _logical_folder(target, manifest, folder, tell)
-    return msgspec.structs.replace(restored, place=str(folder), secrets=bool(bundle))
+    return msgspec.structs.replace(restored, place=str(folder), secrets=bool(bundle), left_out=left_out)
 
 
 def _check_room(folder: Path, manifest: Manifest) -> None:
@@ -137,8 +187,8 @@ def _check_room(folder: Path, manifest: Manifest) -> None:
         raise errors.CannotProceed(what=what, do="make room, or give a folder on a larger disk")
 
 
-def _write_settings(folder: Path, bundle: dict[str, bytes], user: SystemUser | None) -> None:
-    """What the operator had set; key files come below `keys/`, and the settings say so."""
+def _write_settings(folder: Path, bundle: dict[str, bytes], user: SystemUser | None) -> list[str]:
+    """What the operator had set; key files come below `keys/`, and the settings say so. Answers what is left out of it."""
     values = {}
     for name, content in bundle.items():
         if name.startswith(f"{secrets.KEYS}/"):
@@ -146,8 +196,11 @@ def _write_settings(folder: Path, bundle: dict[str, bytes], user: SystemUser | N
             path = folder / name
             processes.write_file(path, content.decode(), shared(user, 0o640), ours(user))
             values[path.stem] = str(path)
+    left_out: list[str] = []
     for name in (settings_file.OPERATOR_FILE, settings_file.PHASE_FILE):
         text = bundle.get(name, b"").decode()
+        if name == settings_file.OPERATOR_FILE:
+            text, left_out = settings_file.without_values(text, NOT_RESTORED)
         if name == settings_file.OPERATOR_FILE and values:
             text = settings_file.with_values(text, values)
         if text:
@@ -155,12 +208,15 @@ def _write_settings(folder: Path, bundle: dict[str, bytes], user: SystemUser | N
     if "stores/secrets.toml" in bundle:
         known = msgspec.convert(tomllib.loads(bundle["stores/secrets.toml"].decode()), store_files.Secrets)
         store_files.save_secrets(folder / "stores", known, user)
+    return left_out
 
 
 # Base -----------------------------------------------------------------------------------------------------------------
 
 
-def _base(target: Target, manifest: Manifest, folder: Path, user: SystemUser | None, at: datetime | None, tell: Tell) -> Restored:
+def _base(
+    target: Target, manifest: Manifest, folder: Path, user: SystemUser | None, at: datetime | None, tell: Tell, *, until_hole: bool
+) -> Restored:
     stores = folder / "stores"
     program = binaries.postgres(stores, user)
     _check_major(program, manifest)
@@ -171,8 +227,10 @@ def _base(target: Target, manifest: Manifest, folder: Path, user: SystemUser | N
     known = store_files.load_secrets(stores, user)
     try:
         replay.unpack(target, manifest, making, user, tell)
-        replay.fetch_log(target, manifest, log / "segments", user, tell)
+        names = replay.fetch_log(target, manifest, log / "segments", user, tell, until_hole=until_hole)
         with replay.alive(making, log / "segments", program, user, at, tell) as server:
+            if at is None:
+                replay.check_replayed(server, names)
             point = at or server.replayed_to or manifest.taken_at
             server.set_password(store_files.ADMIN_ROLE, known.admin_password)
             restored = asyncio.run(
@@ -180,13 +238,14 @@ def _base(target: Target, manifest: Manifest, folder: Path, user: SystemUser | N
                     server.url(store_files.OWNER_ROLE), store_files.APPLICATION_ROLE, manifest, max(point, manifest.taken_at), tell
                 )
             )
+            archived = asyncio.run(_archived_months(server.url(store_files.OWNER_ROLE)))
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
         raise
     finally:
         shutil.rmtree(log, ignore_errors=True)
     making.rename(stores / store_files.FIRST_POSTGRES)
-    return restored
+    return msgspec.structs.replace(restored, missing_months=months.fetch(target, archived, folder, user))
 
 
 def _check_major(program: Path, manifest: Manifest) -> None:
@@ -203,18 +262,19 @@ def _check_major(program: Path, manifest: Manifest) -> None:
 
 
 def _logical_folder(target: Target, manifest: Manifest, folder: Path, tell: Tell) -> Restored:
-    embedded = Embedded(folder)
-    embedded.prepare()
-    primary = embedded.postgres.primary
+    server = Embedded(folder)
+    server.prepare()
+    primary = server.postgres.primary
     try:
         tell("starting an empty server")
-        embedded.ensure(primary)
-        embedded.wait_ready(primary)
-        embedded.postgres.make_roles()
-        owner_url = embedded.addresses()["owner_database_url"]
-        return into_database(target, manifest, owner_url, store_files.APPLICATION_ROLE, tell)
+        server.ensure(primary)
+        server.wait_ready(primary)
+        server.postgres.make_roles()
+        owner_url = server.addresses()["owner_database_url"]
+        restored = into_database(target, manifest, owner_url, store_files.APPLICATION_ROLE, tell)
     finally:
-        embedded.stop()
+        server.stop()
+    return msgspec.structs.replace(restored, missing_months=months.fetch(target, manifest.facts.months, folder, server.user))
 
 
 def into_database(target: Target, manifest: Manifest, owner_url: str, role: str, tell: Tell) -> Restored:
@@ -230,7 +290,8 @@ def into_database(target: Target, manifest: Manifest, owner_url: str, role: str,
     manifests.check(target, file, lambda size: tell(f"checking: {size / 1024**2:,.0f} of {file.size_bytes / 1024**2:,.0f} MiB"))
     _pg_restore(target, manifest, owner_url, tell)
     restored = asyncio.run(_open_in_recovery(owner_url, role, manifest, manifest.taken_at, tell))
-    return msgspec.structs.replace(restored, place=owner_url.rpartition("@")[2])
+    missing = months.missing(manifest.facts.months, target.names(months.FOLDER))
+    return msgspec.structs.replace(restored, place=owner_url.rpartition("@")[2], missing_months=missing)
 
 
 def over_database(target: Target, manifest: Manifest, owner_url: str, role: str, tell: Tell) -> Restored:
@@ -389,6 +450,15 @@ async def _open_in_recovery(owner_url: str, role: str, manifest: Manifest, point
                 do="use another backup (piggybank backup list)",
             )
     return Restored(backup_id=manifest.id, place="", point=point, accounts=accounts, transactions=transactions, secrets=False)
+
+
+async def _archived_months(owner_url: str) -> list[Month]:
+    """Of what was restored, which may be later than the backup."""
+    connection = await writes.open_mover(owner_url)
+    try:
+        return await months_of(connection)
+    finally:
+        await connection.close()
 
 
 def compare(manifest: Manifest, found: Facts) -> None:

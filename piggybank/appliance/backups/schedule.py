@@ -1,7 +1,8 @@
 """Backups by themselves: the log as it comes, a whole one each day, a drill each month. A thread of the supervisor, or a container.
 
 What fails is said once, is tried again, and stops nothing else; how long ago the last good one was stands in the database, where alerts
-look. While the database is in recovery nothing is taken to the target: it may be one of two that call themselves the same.
+look. While the database is in recovery nothing is taken to the target: it may be one of two that call themselves the same. Where another
+copy has taken the target over (`restore finish`), this one is the old one: it stands down, so that no two pay.
 """
 
 import asyncio
@@ -16,14 +17,17 @@ import structlog
 
 from piggybank import errors
 from piggybank import settings as settings_file
-from piggybank.appliance.backups import drills, keeping, making, manifests, targets, wal
-from piggybank.db import backups, recovery
+from piggybank.appliance import topology
+from piggybank.appliance.backups import drills, keeping, making, manifests, months, targets, wal
+from piggybank.appliance.backups.targets import Target
+from piggybank.db import backups, migrate, recovery
 from piggybank.db.backups import Standing
 from piggybank.settings import Settings
 
 LOOK_EVERY_S = 5.0
 AGAIN_AFTER_S = 60.0  # a target that failed
 AGAIN_WHOLE_AFTER = timedelta(minutes=30)  # a whole backup that failed, or a drill that could not begin
+CHECK_COPY_EVERY = timedelta(seconds=30)
 DRILL_AGAIN_AFTER = timedelta(days=1)  # one that did not pass
 TROUBLE = (errors.Error, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
@@ -39,6 +43,7 @@ class Schedule:
         self.settings = settings
         self.stopping = threading.Event()
         self._failing: dict[str, str] = {}
+        self._hole = ""  # why the newest base backup cannot be brought to the end of the log
 
     def start(self) -> list[threading.Thread]:
         """Both loops, each in a thread that ends with the process."""
@@ -51,6 +56,8 @@ class Schedule:
     def _ship_log(self) -> None:
         while not self.stopping.is_set():
             pause_s = LOOK_EVERY_S
+            if gone := wal.give_up_beyond(self.settings.data_dir):
+                _log.critical("log_given_up", segments=gone, because="the spool is full", do="see that the backup target answers")
             if not self._tell("log_not_archived", self._ship):
                 pause_s = AGAIN_AFTER_S
             self.stopping.wait(pause_s)
@@ -59,21 +66,59 @@ class Schedule:
         """With one connection, for as long as the target answers."""
         if not wal.waiting(self.settings.data_dir) or self._ask(recovery.is_recovering):
             return
+        data_dir = self.settings.data_dir
         with targets.opened(self.settings) as target:
-            installation = self._ask(_installation)
-            manifests.check_owner(target, installation, claim=True)
-            known = set(target.names(wal.FOLDER))
+            primary = ""
             while not self.stopping.is_set():
-                wal.ship(self.settings.data_dir, target, known, self._record_wal)
+                if primary != (primary := topology.primary_of(data_dir / "stores")):  # all of one history: a failover changes nothing here
+                    system = wal.system_of(data_dir / "stores" / primary)
+                    known = set(wal.names_of(target, system))
+                    archived = set(target.names(months.FOLDER))
+                if waiting := len(wal.waiting(data_dir)):
+                    self._check_owner(target)
+                    months.ship(data_dir, target, archived)  # before the segment that takes their rows out
+                    wal.ship(data_dir, target, system, known, self._record_wal, most=waiting)
+                    self._look_for_hole(target, system, known)
                 self._failing.pop("log_not_archived", None)
                 self.stopping.wait(LOOK_EVERY_S)
+
+    def check_copy(self) -> None:
+        """At the start, before anything is paid: this may be an old copy that comes back."""
+        with targets.opened(self.settings) as target:
+            self._check_owner(target)
+
+    def _check_owner(self, target: Target) -> None:
+        """Raises `errors.CannotProceed` where the target is not ours; an old copy stands down before that."""
+        lineage = self._ask(recovery.lineage)
+        since = manifests.superseded_since(target, lineage.installation, lineage.restores)
+        if since is not None and not self._ask(recovery.is_recovering):
+            role = migrate.role_of(self.settings.database_url)
+            asyncio.run(recovery.stand_down(self.settings.owner_database_url, role, since))
+            _log.critical("another_copy_goes_on", since=since.isoformat(), do="piggybank down, for good: this is the old copy")
+        manifests.check_owner(target, lineage.installation, lineage.restores, claim=True)
+
+    def _look_for_hole(self, target: Target, system: str, known: set[str]) -> None:
+        bases = [manifest for manifest in manifests.listed(target) if manifest.kind == "base"]
+        why = ""
+        if bases and bases[0].system != system:
+            why = f"{bases[0].id}, the newest base backup, is of a database cluster that is not the present one"
+        elif bases and (missing := wal.hole(known, bases[0].first_wal)):
+            why = f"the log at the target has a hole after {bases[0].id}: {missing} is missing"
+        if why and why != self._hole:
+            _log.error("log_has_a_hole", because=why, do="a base backup is made now")
+        if bases and why != self._hole:
+            self._hole = why
+            wal.note_hole(self.settings.data_dir, why)
 
     def _record_wal(self, name: str, written_at: datetime) -> None:
         asyncio.run(backups.record_wal(self.settings.owner_database_url, name, written_at))
 
     def _make_whole(self) -> None:
-        tried = {"backup": datetime.min.replace(tzinfo=UTC), "drill": datetime.min.replace(tzinfo=UTC)}
+        tried = {name: datetime.min.replace(tzinfo=UTC) for name in ("copy", "backup", "drill")}
         while not self.stopping.is_set():
+            if datetime.now(UTC) - tried["copy"] > CHECK_COPY_EVERY:
+                tried["copy"] = datetime.now(UTC)
+                self._tell("target_not_asked", self.check_copy)
             for what, due, work in (("backup", self._backup_due, self._back_up), ("drill", self._drill_due, self._drill)):
                 if datetime.now(UTC) - tried[what] > AGAIN_WHOLE_AFTER and self._is_due(due):
                     tried[what] = datetime.now(UTC)
@@ -88,7 +133,9 @@ class Schedule:
 
     def _backup_due(self, standing: Standing, now: datetime) -> bool:
         every = timedelta(hours=self.settings.backup_every_h)
-        return bool(every) and (standing.backup_at is None or now - standing.backup_at >= every)
+        if standing.restored_at is not None and (standing.backup_at is None or standing.backup_at < standing.restored_at):
+            return bool(every)  # what is older belongs to another history
+        return bool(every) and (standing.backup_at is None or bool(self._hole) or now - standing.backup_at >= every)
 
     def _drill_due(self, standing: Standing, now: datetime) -> bool:
         every = timedelta(days=self.settings.backup_drill_days)
@@ -102,6 +149,7 @@ class Schedule:
             made = making.create(settings, target, making.usual_kind(settings), lambda _: None)
             gone = keeping.prune(target, settings.backup_keep, settings.backup_keep_days, datetime.now(UTC))
         asyncio.run(backups.forget(self.settings.owner_database_url, gone))
+        self._hole = ""
         _log.info("backup_made", backup=made.manifest.id, mib=made.manifest.size_bytes // 1024**2, deleted=gone, warnings=made.warnings)
 
     def _drill(self) -> None:
@@ -136,7 +184,3 @@ async def _asked(url: str, question: Callable[[asyncpg.Connection], Coroutine[An
         return await question(connection)
     finally:
         await connection.close()
-
-
-async def _installation(connection: asyncpg.Connection) -> str:
-    return str(await connection.fetchval("SELECT id FROM installation"))

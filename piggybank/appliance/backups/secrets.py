@@ -21,6 +21,7 @@ OF_THE_FOLDER = (settings_file.OPERATOR_FILE, settings_file.PHASE_FILE, settings
 KEY_FILES = ("tls_cert", "tls_key", "backup_ssh_key", "backup_ssh_known_hosts")  # settings that name a file
 EFFECTIVE = "settings.json"  # what all of it came to, wherever it was set
 KEYS = "keys"
+NAMES = frozenset({EFFECTIVE, *OF_THE_FOLDER, *(f"{KEYS}/{name}.pem" for name in KEY_FILES)})  # all that a bundle may hold
 
 
 class Key(Struct, frozen=True):
@@ -52,8 +53,8 @@ def sealed(settings: Settings) -> bytes:
     return bytes(pyrage.encrypt(packed.getvalue(), [recipient]))
 
 
-def opened(bundle: bytes, identity: str) -> dict[str, bytes]:
-    """The files of a bundle by their names; raises `errors.CannotProceed` for a key that does not open it."""
+def opened(bundle: bytes, identity: str, recipient: str) -> dict[str, bytes]:
+    """The files of a bundle by their names; raises `errors.CannotProceed` for a key that does not open it. `recipient`: whose does."""
     try:
         packed = pyrage.decrypt(bundle, [pyrage.x25519.Identity.from_str(identity.strip())])
     except pyrage.IdentityError as cause:
@@ -62,10 +63,15 @@ def opened(bundle: bytes, identity: str) -> dict[str, bytes]:
         ) from cause
     except pyrage.DecryptError as cause:
         raise errors.CannotProceed(
-            what="this recovery key does not open the secrets of this backup", do="use the one that was shown when its recipient was set"
+            what="this recovery key does not open the secrets of this backup", do=f"use the one whose public half is {recipient}"
         ) from cause
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        return {member.name: file.read() for member in archive if (file := archive.extractfile(member)) is not None}
+        found = {member.name: file.read() for member in archive if (file := archive.extractfile(member)) is not None}
+    if strange := sorted(set(found) - NAMES):  # everybody can encrypt to the public half, and these become files of root's
+        raise errors.CannotProceed(
+            what=f"the secrets hold what does not belong there: {', '.join(strange)}", do="somebody else made them: use another backup"
+        )
+    return found
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

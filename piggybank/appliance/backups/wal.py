@@ -1,31 +1,55 @@
 """The log on its way to the target: PostgreSQL puts closed segments into a spool, and whoever may sign in at the target takes them there.
 
-A segment leaves the spool when it is whole at the target, so a target that is away loses nothing: the spool grows meanwhile, `doctor`
-says so, and PostgreSQL keeps what the spool cannot take.
+A segment leaves the spool when it is whole at the target, so a target that is away loses nothing, up to SPOOL_MAX_MIB or to a disk that
+runs short: writes must not stop because backups do. What comes then is given up. The log has a hole from there on: what is before it can
+be restored, and as soon as the target answers a new base backup begins after it. `doctor` says so meanwhile (HOLE_FILE).
+
+A log is of one cluster, whose identifier names its folder at the target: a cluster that was made anew (from a dump, by pg_upgrade) counts
+its segments from the beginning again.
 """
 
 import gzip
 import io
 import os
 import re
-from collections.abc import Callable
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 from piggybank import errors
-from piggybank.appliance import store_files, system_user
+from piggybank.appliance import processes, store_files, system_user
 from piggybank.appliance.backups.targets import Target
+from piggybank.db.storage import MIB, RESERVE_MIB
 
 FOLDER = "wal"
 SUFFIX = ".gz"
-LEVEL = 1  # most of a segment that was closed early is zeros
+SEGMENT_BYTES = 16 * MIB
+SEGMENTS_OF_A_FILE = 0x100  # that the middle part of a name counts
+SPOOL_MAX_MIB = 8 * 1024  # days of a bank that is not busy: what was closed early is mostly zeros, and compressed
+SPOOL_LEAVES_MIB = 4 * RESERVE_MIB  # free on the disk; below RESERVE_MIB writes stop
+HOLE_FILE = "wal-hole"  # in `stores/`, while the newest base backup cannot be brought to the end of the log
 _SEGMENT = re.compile(r"[0-9A-F]{24}")
-_KEPT = re.compile(r"[0-9A-F]{24}|[0-9A-F]{8}\.history")
+_HISTORY = re.compile(r"([0-9A-F]{8})\.history")
 
 
 def spool_of(data_dir: Path) -> Path:
     """Where segments wait."""
     return data_dir / "stores" / store_files.WAL_SPOOL
+
+
+def system_of(cluster: Path) -> str:
+    """The identifier of a cluster, whether it runs or not: the first eight bytes of its control file."""
+    with os.fdopen(system_user.open_file(cluster / "global" / "pg_control", os.O_RDONLY), "rb") as file:
+        return str(struct.unpack("<Q", file.read(8))[0])
+
+
+def folder_of(system: str) -> str:
+    """Where the log of that cluster lies at a target."""
+    return f"{FOLDER}/{system}"
 
 
 def waiting(data_dir: Path) -> list[Path]:
@@ -34,19 +58,23 @@ def waiting(data_dir: Path) -> list[Path]:
     return sorted(path for path in spool.iterdir() if not path.name.startswith(".")) if spool.is_dir() else []
 
 
-def ship(data_dir: Path, target: Target, known: set[str], done: Callable[[str, datetime], None]) -> int:
-    """Take what waits to the target; `known` names are there already. Calls `done` once with the newest segment; answers how many.
+def ship(
+    data_dir: Path, target: Target, system: str, known: set[str], done: Callable[[str, datetime], None], most: int | None = None
+) -> int:
+    """Take what waits to the target, the `most` oldest; `known` names are there already. Calls `done` once with the newest segment;
+    answers how many.
 
     Raises `errors.CannotProceed` where the target has another file of that name: two servers write to one target.
     """
     shipped, newest = 0, None
-    for path in waiting(data_dir):
-        if _KEPT.fullmatch(path.name):  # what is left are labels of backups, which theirs hold
+    for path in waiting(data_dir)[:most]:
+        name = segment(path.name)
+        if _SEGMENT.fullmatch(name) or _HISTORY.fullmatch(name):  # what is left are labels of backups, which theirs hold
             with os.fdopen(system_user.open_file(path, os.O_RDONLY), "rb") as file:  # the spool is the system user's
                 content = file.read()
-            _put(target, f"{FOLDER}/{path.name}{SUFFIX}", content, known)
-            if _SEGMENT.fullmatch(path.name):
-                newest = (path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC))
+            _put(target, f"{folder_of(system)}/{name}{SUFFIX}", content, known)
+            if _SEGMENT.fullmatch(name):
+                newest = (name, datetime.fromtimestamp(path.stat().st_mtime, UTC))
         path.unlink()
         shipped += 1
     if newest is not None:
@@ -57,26 +85,109 @@ def ship(data_dir: Path, target: Target, known: set[str], done: Callable[[str, d
 def _put(target: Target, name: str, content: bytes, known: set[str]) -> None:
     if name in known:
         with target.open(name) as there:
-            if gzip.decompress(there.read()) == content:
+            if gzip.decompress(there.read()) == gzip.decompress(content):
                 return
         raise errors.CannotProceed(
             what=f"{target.shown} has another {name}: a second server archives there",
             do="stop that one, or give it a target of its own; then piggybank backup create",
         )
-    target.put(name, io.BytesIO(gzip.compress(content, LEVEL)))
+    target.put(name, io.BytesIO(content))
     known.add(name)
 
 
-def needed(names: list[str], first_wal: str) -> list[str]:
-    """Of the target's names those that a base backup which begins with `first_wal` may need: every later segment of any history."""
-    return [name for name in names if not _SEGMENT.fullmatch(segment(name)) or position(segment(name)) >= position(first_wal)]
+def give_up_beyond(data_dir: Path, *, max_mib: int = SPOOL_MAX_MIB, leaves_mib: int = SPOOL_LEAVES_MIB) -> int:
+    """Delete the newest of what waits where the spool is larger than it may be, or the disk runs short; answers how many segments."""
+    found = waiting(data_dir)
+    size = sum(path.stat().st_size for path in found)
+    gone = 0
+    while found and (size > max_mib * MIB or shutil.disk_usage(spool_of(data_dir)).free < leaves_mib * MIB):
+        path = found.pop()
+        size -= path.stat().st_size
+        path.unlink()
+        gone += 1
+    if gone:
+        last = f"after {segment(found[-1].name)}" if found else "after what is at the target"
+        note_hole(data_dir, f"the spool was full, and the log was given up {last} ({datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ})")
+    return gone
+
+
+def note_hole(data_dir: Path, why: str) -> None:
+    """The newest base backup cannot be brought to the end of the log; empty: it can."""
+    path = data_dir / "stores" / HOLE_FILE
+    if why:
+        processes.write_file(path, why + "\n", 0o640, system_user.ours(system_user.chosen()))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def noted_hole(data_dir: Path) -> str:
+    """Why it cannot; empty: it can."""
+    try:
+        return (data_dir / "stores" / HOLE_FILE).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def needed(names: Iterable[str], first_wal: str) -> list[str]:
+    """Of a cluster's names those that a base backup which begins with `first_wal` may need: every later segment of any history."""
+    return [name for name in names if not _SEGMENT.fullmatch(segment(name)) or number(segment(name)) >= number(first_wal)]
+
+
+def hole(names: Iterable[str], first_wal: str) -> str:
+    """The first segment that is missing between those that a base backup needs, on whatever timeline; empty: none is."""
+    there = sorted({number(segment(name)) for name in needed(names, first_wal) if _SEGMENT.fullmatch(segment(name))})
+    after = next((one for one, following in pairwise(there) if following != one + 1), None)
+    return "" if after is None else _position(after + 1)
+
+
+def newest(names: Iterable[str]) -> str:
+    """The last segment of the newest timeline, which PostgreSQL follows; empty where that has none."""
+    words = [segment(name) for name in names]
+    timelines = [word[:8] for word in words if _SEGMENT.fullmatch(word)] + [
+        found[1] for word in words if (found := _HISTORY.fullmatch(word))
+    ]
+    return max((word for word in words if timelines and _SEGMENT.fullmatch(word) and word[:8] == max(timelines)), default="")
+
+
+def check_whole(path: Path) -> None:
+    """A fetched file. Raises `errors.CannotProceed` where it is cut off or altered: PostgreSQL would take that for the log's end."""
+    size = 0
+    try:
+        with gzip.open(path) as plain:
+            while chunk := plain.read(MIB):
+                size += len(chunk)
+    except (OSError, EOFError, zlib.error) as cause:
+        raise _damaged(path.name, str(cause)) from cause
+    if _SEGMENT.fullmatch(segment(path.name)) and size != SEGMENT_BYTES:
+        raise _damaged(path.name, f"{size} bytes of {SEGMENT_BYTES}")
+
+
+def _damaged(name: str, why: str) -> errors.CannotProceed:
+    return errors.CannotProceed(
+        what=f"{segment(name)} of the log is damaged at the target: {why}",
+        do="--until-hole restores what was committed before it; or take a later backup (piggybank backup list)",
+    )
 
 
 def segment(name: str) -> str:
-    """The segment that a file of the target is."""
-    return name.removeprefix(f"{FOLDER}/").removesuffix(SUFFIX)
+    """The segment that a file of the target, or of the spool, is."""
+    return name.rpartition("/")[2].removesuffix(SUFFIX)
 
 
-def position(name: str) -> str:
-    """Where a segment lies, whatever its timeline."""
-    return name[8:]
+def number(name: str) -> int:
+    """How many segments come before this one, whatever its timeline."""
+    return int(name[8:16], 16) * SEGMENTS_OF_A_FILE + int(name[16:24], 16)
+
+
+def _position(count: int) -> str:
+    return f"{count // SEGMENTS_OF_A_FILE:08X}{count % SEGMENTS_OF_A_FILE:08X}"
+
+
+def begins_at(name: str) -> int:
+    """The first byte of a segment, as a position in the log."""
+    return number(name) * SEGMENT_BYTES
+
+
+def names_of(target: Target, system: str) -> Sequence[str]:
+    """What the target has of a cluster's log."""
+    return target.names(folder_of(system))
