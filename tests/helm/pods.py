@@ -73,7 +73,8 @@ class Pods:
                 value = _REFERENCE.sub(lambda match: given[match[1]], str(variable["value"]))
             given[variable["name"]] = value
         made = {name: self.here(part, value) for name, value in given.items()}
-        for host, port in (("PIGGYBANK_LISTEN", "PIGGYBANK_PORT"), ("PIGGYBANK_SIMULATOR_LISTEN", "PIGGYBANK_SIMULATOR_PORT")):
+        for name in ("", "SIMULATOR_", "WORKER_METRICS_"):
+            host, port = f"PIGGYBANK_{name}LISTEN", f"PIGGYBANK_{name}PORT"
             if host in given:
                 at = f"{given[host]}:{given[port]}"
                 here = self.listening.get(f"{part}:{given[port]}") if given[host] == "0.0.0.0" else self.services[at]
@@ -190,6 +191,7 @@ def release(found: list[Document], folder: Path) -> Iterator[Pods]:
             pods.services[f"{pooler['metadata']['name']}:5432"] = urlsplit(through.pooler_url).port or 0
         pods.listen("web", 8080, f"{NAME}-web", 80)
         pods.listen("simulator", 8081, f"{NAME}-simulator", 8081)
+        [pods.listening["worker:8082"]] = store_files.free_ports(1)
         for document in of_kind(found, "StatefulSet"):
             if document["metadata"]["name"] != f"{NAME}-simulator":
                 _start_valkeys(pods, document)

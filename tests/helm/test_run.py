@@ -35,7 +35,7 @@ def jobs(pods: Pods, name: str) -> list[Any]:
 @pytest.mark.deep
 @pytest.mark.parametrize("phase", range(4))
 def test_what_is_rendered_runs(phase: int, open_path: Path) -> None:
-    found = documents({"phase": phase})
+    found = documents({"phase": phase, "metrics": {"serviceMonitor": True}})
     with release(found, open_path) as pods:
         web, worker = template(found, "Deployment", "-web"), template(found, "Deployment", "-worker")
         simulator = template(found, "StatefulSet", "-simulator")
@@ -70,6 +70,10 @@ def test_what_is_rendered_runs(phase: int, open_path: Path) -> None:
             assert pods.probe(part, serving[part]["containers"][0], "livenessProbe")
         pods.wait_ready("web", web["containers"][0])
         pods.said("worker", worker["containers"][0], "worker_started")
+
+        at = pods.listening[f"worker:{worker['containers'][0]['ports'][0]['containerPort']}"]
+        metrics = httpx.get(f"http://127.0.0.1:{at}/metrics", trust_env=False)
+        assert "saq_jobs_total" in metrics.text
 
         [test] = template(found, "Pod", "-test-deposit")["containers"]
         assert "accounts balance" in pods.run("test", test)
