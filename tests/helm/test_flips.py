@@ -3,10 +3,12 @@
 import shlex
 
 import pytest
+from click.testing import CliRunner
 
 from piggybank import settings as settings_file
 from piggybank.appliance import change
 from piggybank.capacity import helm, phases
+from piggybank.cli import main
 from piggybank.settings import Settings
 from tests.conftest import environment, run_apart
 from tests.helm.rendering import NAMESPACE, RELEASE, Values, documents, from_set, merge, one, rendered
@@ -48,6 +50,12 @@ def test_a_database_elsewhere_is_not_waited_for() -> None:
     release = helm.Release.of(RELEASE, NAMESPACE, "postgresql://a:b@bank.rds.amazonaws.com/piggybank")
     [command] = helm.commands(release, phases.of(0), phases.of(2))
     assert command.endswith(" --set phase=2")
+
+
+def test_a_pod_says_where_passwords_are_changed(settings: Settings) -> None:
+    said = CliRunner().invoke(main, ["secrets", "rotate"], env=environment(settings) | {"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
+    assert said.exit_code == 1
+    assert "helm starts the stores here, and has their passwords; change them there" in said.stderr
 
 
 def test_the_pod_knows_its_release(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
