@@ -507,6 +507,20 @@ def test_a_valkey_restarts_when_its_own_configuration_changes() -> None:
     assert before["cache"] != after["cache"]
 
 
+def test_another_version_of_the_application_leaves_the_valkeys_alone() -> None:
+    before, after = documents({"phase": 3}), documents({"phase": 3, "image": {"tag": "2.0.0"}})
+    for part in ("queue", "cache-cluster"):
+        assert one(before, "StatefulSet", f"-{part}")["spec"] == one(after, "StatefulSet", f"-{part}")["spec"]
+
+
+@pytest.mark.parametrize(
+    ("values", "affinity"),
+    [({"phase": 1}, "preferred"), ({"phase": 2}, "required"), ({"phase": 2, "postgres": {"antiAffinity": "preferred"}}, "preferred")],
+)
+def test_two_copies_are_on_two_machines(values: Values, affinity: str) -> None:
+    assert one(documents(values), "Cluster", "-postgres")["spec"]["affinity"]["podAntiAffinityType"] == affinity
+
+
 # Shapes --------------------------------------------------------------------------------------------------------------
 
 
@@ -718,3 +732,11 @@ def test_managed_clouds_bring_their_own_stores(cloud: str, phase: int) -> None:
     assert said["PIGGYBANK_DURABILITY"] == "local"
     assert ("PIGGYBANK_REPLICA_URLS" in said) == (phase >= 2)
     assert [misshapen(each) for each in found if misshapen(each)] == []
+
+
+@pytest.mark.parametrize("cloud", ["eks", "gke"])
+def test_the_ports_of_a_clouds_addresses_are_open(cloud: str) -> None:
+    text = (sync.CHART / f"values-{cloud}.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    opened = {5432, *values["valkey"].get("externalPorts", [6379])}
+    assert set(map(int, re.findall(r"^#.*?://\S+?:(\d+)[/?;\s]", text, re.MULTILINE))) <= opened

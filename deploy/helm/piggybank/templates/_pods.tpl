@@ -105,6 +105,7 @@ kind: PodDisruptionBudget
 metadata: {{- include "pb.metadata" (list $root $part $part) | nindent 2 }}
 spec:
   maxUnavailable: 1
+  unhealthyPodEvictionPolicy: AlwaysAllow # those that do not run anyway keep no machine from being drained
   selector:
     matchLabels: {{- include "pb.selector" (list $root $part) | nindent 6 }}
 {{- end }}
