@@ -398,6 +398,24 @@ def test_a_disk_does_not_shrink(phase: int, size: str, set_by_somebody: int | No
     assert (f"keeps its disk of {size_then[:-2]} GiB" in said) == (size_then in ("1000Gi", "1024Gi") and size != "500Gi")
 
 
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (["2", "4", "5"], ["2", "4", "5"]),  # two were replaced
+        (["2"], ["1", "2", "3"]),  # the others are being made
+        ([], ["1", "2", "3"]),
+    ],
+)
+def test_every_server_that_is_there_is_read_from(names: list[str], numbers: list[str]) -> None:
+    cluster = there("postgresql.cnpg.io/v1", "Cluster", "postgres", {"storage": {"size": "500Gi"}})
+    cluster["status"] = {"instanceNames": [f"bank-piggybank-postgres-{name}" for name in names]}
+    found = parsed(api_server.upgraded({"phase": 2}, cluster))
+    services = [each for each in of_kind(found, "Service") if "-instance-" in each["metadata"]["name"]]
+    assert [each["spec"]["selector"]["cnpg.io/instanceName"].rpartition("-")[2] for each in services] == numbers
+    hosts = [url.rpartition("@")[2] for url in environment(found)["PIGGYBANK_REPLICA_URLS"].split(",")]
+    assert hosts == [f"{each['metadata']['name']}:5432/piggybank" for each in services]
+
+
 # Names ---------------------------------------------------------------------------------------------------------------
 
 LONG_RELEASE = "a-name-that-is-as-long-as-helm-takes-it.of-53-letters"

@@ -51,8 +51,8 @@ for where it listens. Passwords come from Secrets and are put into addresses by 
 - {name: PIGGYBANK_OWNER_DATABASE_URL, valueFrom: {secretKeyRef: {name: {{ $pg }}-app, key: uri}}}
 {{- if ge $phase 2 }}
 {{- $replicas := list }}
-{{- range $number := untilStep 1 (add1 (int $v.postgres.instances) | int) 1 }}
-{{- $replicas = append $replicas (printf "%s%s-instance-%d:5432/piggybank" $at $pg $number) }}
+{{- range $number := include "pb.instances" (list $root $v) | fromJsonArray }}
+{{- $replicas = append $replicas (printf "%s%s-instance-%s:5432/piggybank" $at $pg $number) }}
 {{- end }}
 - {name: PIGGYBANK_REPLICA_URLS, value: {{ join "," $replicas | quote }}}
 {{- end }}

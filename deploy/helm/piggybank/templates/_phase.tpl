@@ -48,6 +48,26 @@ replicas: {{ int $own.replicas }}
 {{- end -}}
 {{- end -}}
 
+{{- /*
+pb.instances (list $ values): the numbers of PostgreSQL's servers. They are 1, 2, 3 at first; one that was replaced may have another, which
+the operator's status says.
+*/ -}}
+{{- define "pb.instances" -}}
+{{- $root := index . 0 -}}
+{{- $wanted := int (index . 1).postgres.instances -}}
+{{- $pg := include "pb.postgres" $root -}}
+{{- $numbers := list -}}
+{{- range dig "status" "instanceNames" list (lookup "postgresql.cnpg.io/v1" "Cluster" $root.Release.Namespace $pg) -}}
+{{- $numbers = append $numbers (trimPrefix (printf "%s-" $pg) .) -}}
+{{- end -}}
+{{- if lt (len $numbers) $wanted -}}
+{{- range untilStep 1 (add1 $wanted | int) 1 -}}
+{{- $numbers = append $numbers (toString .) -}}
+{{- end -}}
+{{- end -}}
+{{- uniq $numbers | sortAlpha | toJson -}}
+{{- end -}}
+
 {{- /* pb.storageGiB (list $ values): a disk does not shrink, so one that is there and larger stays as it is */ -}}
 {{- define "pb.storageGiB" -}}
 {{- $root := index . 0 -}}
