@@ -5,9 +5,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from piggybank.capacity import connections, cost, phases, railway
+from piggybank.capacity import connections, cost, phases, projection, railway
 from piggybank.capacity.cost import Difference
 from piggybank.capacity.phases import Phase
+from piggybank.capacity.projection import PriceDifference
 from piggybank.capacity.standing import HERE, Facts, Standing, standing
 
 OVERRIDES = ("web_processes", "worker_processes", "pool_connections", "pooler", "durability")  # settings that change what a phase is
@@ -47,7 +48,10 @@ class Refusal(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """From `current` to `target`. `settings`: what `phase.toml` will say; `refused`: empty where it may be done."""
+    """From `current` to `target`. `settings`: what `phase.toml` will say; `refused`: empty where it may be done.
+
+    `cost` is the design's, `prices` are those of providers, empty for a phase that is not built.
+    """
 
     current: int
     target: int
@@ -58,6 +62,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     write_pause_ms: int
     pauses: list[Pause]
     cost: Difference
+    prices: list[PriceDifference]
     settings: dict[str, int]
     overrides: list[Override]
     notes: list[str]
@@ -109,6 +114,7 @@ def plan(current: int, target: int, overrides: Mapping[str, Any], facts: Facts) 
         write_pause_ms=sum(each.writes_ms for each in pauses),
         pauses=pauses,
         cost=cost.difference(current, target),
+        prices=projection.differences(current, target),
         settings=_settings(after, overrides),
         overrides=_overrides(phase, after, overrides, facts),
         notes=_notes(before, after, facts),
@@ -130,7 +136,7 @@ def lines(made: Plan) -> list[str]:
     said += [_line("moves", f"{made.rows_moved} rows")]
     waits = [f"{each.writes_ms:,} ms: {each.what} ({each.source})" for each in made.pauses]
     said += _block("waits", waits or ["writes do not wait: processes are started again one after the other"])
-    said += [_line("costs", made.cost.line())]
+    said += _block("costs", [*(each.line() for each in made.prices), f"{made.cost.line()}, by the design"])
     said += _block("stays", [f"{each.setting} = {each.value} (the phase: {each.phase_wants}): {each.because}" for each in made.overrides])
     said += _block("note", made.notes)
     said += _block("REFUSED", [f"{each.what}; {each.do}" for each in made.refused])

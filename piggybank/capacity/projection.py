@@ -6,10 +6,11 @@ they get, since PostgreSQL and the cache fill it. Of one that sells sizes, every
 
 import math
 from collections.abc import Sequence
+from datetime import date
 
 from msgspec import Struct
 
-from piggybank.capacity import cost, phases, railway
+from piggybank.capacity import cost, phases, prices, railway
 from piggybank.capacity.outlook import MIB, RECENT_DAYS, WHOLE_DAY_MINUTES
 from piggybank.capacity.phases import Phase
 from piggybank.capacity.prices import HOURS_A_MONTH, Measured, Provider, Size, Spent
@@ -52,6 +53,48 @@ class Projection(Struct, frozen=True, kw_only=True):
     vcpus_at_the_peak: float
     parts: list[Part]
     why: list[str]
+
+
+class PriceDifference(Struct, frozen=True, kw_only=True):
+    """A month of one phase and of another at a provider's prices of that day, each at its full load. Without tax."""
+
+    provider: str
+    title: str
+    read_on: date
+    usd_a_month_before: float
+    usd_a_month_after: float
+    usd_a_month: float
+    usd_a_user_before: float
+    usd_a_user_after: float
+
+    def line(self) -> str:
+        """In words."""
+        before, after = round(self.usd_a_month_before), round(self.usd_a_month_after)
+        a_month = f"${before:,} -> ${after:,} a month ({'-' if after < before else '+'}${abs(after - before):,})"
+        a_user = f"${self.usd_a_user_before:.3f} -> ${self.usd_a_user_after:.3f} a user"
+        return f"{a_month}; {a_user} at {self.title}, prices read on {self.read_on}"
+
+
+def differences(current: int, target: int) -> list[PriceDifference]:
+    """What a flip changes in the bill of each provider; none for a phase that is not built."""
+    if not {current, target} <= set(phases.BUILT_PHASES):
+        return []
+    measured = prices.table().measured
+    return [_difference(provider, phases.of(current), phases.of(target), measured) for provider in prices.table().provider]
+
+
+def _difference(provider: Provider, here: Phase, there: Phase, measured: Measured) -> PriceDifference:
+    before, after = (project(provider, phase, full(phase), measured) for phase in (here, there))
+    return PriceDifference(
+        provider=provider.name,
+        title=provider.title,
+        read_on=provider.read_on,
+        usd_a_month_before=before.usd_a_month,
+        usd_a_month_after=after.usd_a_month,
+        usd_a_month=round(after.usd_a_month - before.usd_a_month, 2),
+        usd_a_user_before=before.usd_a_user,
+        usd_a_user_after=after.usd_a_user,
+    )
 
 
 def full(phase: Phase) -> Load:

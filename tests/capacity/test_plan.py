@@ -1,12 +1,13 @@
 """What a flip will do is said before it is done: changes, waits, costs, what stays, what is refused."""
 
 import itertools
+from datetime import date
 from typing import Any
 
 import msgspec
 import pytest
 
-from piggybank.capacity import cost, phases, plan
+from piggybank.capacity import cost, phases, plan, prices, projection
 from piggybank.capacity.standing import Facts
 
 ROOMY = Facts(cores=16, memory_mib=65_536, pgbouncer=True)
@@ -29,7 +30,11 @@ def test_every_flip_between_built_phases_is_possible(facts: Facts, current: int,
     assert msgspec.json.decode(msgspec.json.encode(made), type=plan.Plan) == made
     text = "\n".join(plan.lines(made))
     assert f"phase {current}" in text
-    assert made.cost.line() in text
+    assert f"{made.cost.line()}, by the design" in text
+    assert [each.provider for each in made.prices] == prices.names()
+    for each in made.prices:
+        assert each.line() in text
+        assert f"prices read on {prices.of(each.provider).read_on}" in each.line()
 
 
 def test_a_flip_to_where_one_is_changes_nothing() -> None:
@@ -103,6 +108,7 @@ def test_phase_4_is_costed_and_refused_with_what_is_missing() -> None:
     made = plan.plan(3, 4, {}, OUTSIDE)
     assert [each.what.split()[1] for each in made.refused] == ["Citus", "a", "users,"]
     assert made.cost.after.text == "$5,000+"
+    assert made.prices == []  # nobody knows what it would be made of
     assert len(plan.plan(3, 4, {}, msgspec.structs.replace(OUTSIDE, citus=True)).refused) == 2
 
 
@@ -148,6 +154,21 @@ def test_costs_are_the_tables(phase: phases.Phase) -> None:
 def test_costs_are_said() -> None:
     assert cost.difference(0, 3).line() == "$110 -> $2,500 a month (+$2,390); $0.11 -> $0.025 a user at full load"
     assert cost.difference(4, 1).line() == "$5,000+ -> $300 a month (-$4,700); $0.025 -> $0.03 a user at full load"
+
+
+def test_differences_are_those_of_the_bills() -> None:
+    (found,) = [each for each in projection.differences(1, 2) if each.provider == "railway"]
+    bills = [
+        projection.project(prices.of("railway"), phases.of(number), projection.full(phases.of(number)), prices.table().measured).usd_a_month
+        for number in (1, 2)
+    ]
+    assert [found.usd_a_month_before, found.usd_a_month_after] == bills
+    assert found.usd_a_month == round(bills[1] - bills[0], 2)
+    plain = {"provider": "p", "title": "P", "read_on": date(2026, 1, 2), "usd_a_user_before": 0.0192, "usd_a_user_after": 0.015}
+    up = projection.PriceDifference(**plain, usd_a_month_before=192.4, usd_a_month_after=1768.6, usd_a_month=1576.2)
+    assert up.line() == "$192 -> $1,769 a month (+$1,577); $0.019 -> $0.015 a user at P, prices read on 2026-01-02"
+    down = projection.PriceDifference(**plain, usd_a_month_before=200.0, usd_a_month_after=90.0, usd_a_month=-110.0)
+    assert "$200 -> $90 a month (-$110)" in down.line()
 
 
 def test_on_containers_the_phase_of_the_environment_stands_in_nobodys_way() -> None:

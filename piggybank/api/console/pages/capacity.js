@@ -84,11 +84,15 @@ function charts(found, phases) {
 export async function costs(phases, provider, signal) {
   const found = await ask("v1/ops/cost", { provider }, signal);
   const { now } = found;
-  const rows = phases.phases.map((row) => ({ ...row, projected: found.phases.find((one) => one.phase === row.phase.number) }));
+  const of = (number) => found.phases.find((one) => one.phase === number);
+  const here = of(phases.current)?.usd_a_month;
+  const rows = phases.phases.map((row) => ({ ...row, projected: of(row.phase.number) }));
+  const against = ({ phase, projected }) => (projected === undefined || here === undefined || phase.number === phases.current ? "" : difference(projected.usd_a_month - here));
   const columns = [
     { name: "Phase", of: ({ phase }) => `${phase.number} ${phase.name}` },
     { name: "Serves", of: ({ phase }) => `${count(phase.users)} users, ${count(phase.tps_peak)} transactions/s` },
     { name: `${found.title}, a month`, of: ({ projected }) => (projected ? dollars(projected.usd_a_month) : "not built"), number: true },
+    { name: `Against phase ${phases.current}`, of: against, number: true },
     { name: "A user", of: ({ projected }) => (projected ? dollars(projected.usd_a_user) : ""), number: true },
     { name: "By the design, a month", of: ({ cost }) => `${dollars(cost.usd_a_month)}${cost.and_more ? "+" : ""}`, number: true },
     { name: "A user, by the design", of: ({ cost }) => dollars(cost.usd_a_user), number: true },
@@ -108,6 +112,8 @@ export async function costs(phases, provider, signal) {
     found.phases.map((one) => bill(`The bill of phase ${one.phase}`, one)),
   ];
 }
+
+const difference = (usd) => `${usd < 0 ? "-" : "+"}${dollars(Math.abs(Math.round(usd)))}`;
 
 function bill(title, projection) {
   const columns = [
