@@ -164,10 +164,18 @@ def test_differences_are_those_of_the_bills() -> None:
     ]
     assert [found.usd_a_month_before, found.usd_a_month_after] == bills
     assert found.usd_a_month == round(bills[1] - bills[0], 2)
-    plain = {"provider": "p", "title": "P", "read_on": date(2026, 1, 2), "usd_a_user_before": 0.0192, "usd_a_user_after": 0.015}
-    up = projection.PriceDifference(**plain, usd_a_month_before=192.4, usd_a_month_after=1768.6, usd_a_month=1576.2)
+    up = projection.PriceDifference(
+        provider="p",
+        title="P",
+        read_on=date(2026, 1, 2),
+        usd_a_user_before=0.0192,
+        usd_a_user_after=0.015,
+        usd_a_month_before=192.4,
+        usd_a_month_after=1768.6,
+        usd_a_month=1576.2,
+    )
     assert up.line() == "$192 -> $1,769 a month (+$1,577); $0.019 -> $0.015 a user at P, prices read on 2026-01-02"
-    down = projection.PriceDifference(**plain, usd_a_month_before=200.0, usd_a_month_after=90.0, usd_a_month=-110.0)
+    down = msgspec.structs.replace(up, usd_a_month_before=200.0, usd_a_month_after=90.0, usd_a_month=-110.0)
     assert "$200 -> $90 a month (-$110)" in down.line()
 
 
