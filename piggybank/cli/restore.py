@@ -19,7 +19,7 @@ from piggybank.appliance.backups.restoring import Restored
 from piggybank.appliance.store_files import APPLICATION_ROLE
 from piggybank.cli.appliance import settings_of
 from piggybank.cli.backup import progress, recovery_key
-from piggybank.db import migrate
+from piggybank.db import migrate, recovery
 from piggybank.db.engines import Database
 from piggybank.settings import Settings
 from piggybank.wallet import lost
@@ -38,7 +38,7 @@ class _Restore(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Restore, subcommand_metavar="BACKUP [OPTIONS] | finish | lost")
+@click.group(cls=_Restore, subcommand_metavar="BACKUP [OPTIONS] | begin | finish | lost")
 def restore() -> None:
     """Bring a backup back: `latest`, or an id of `piggybank backup list`, into a NEW folder or database.
 
@@ -135,6 +135,32 @@ def _say(restored: Restored) -> None:
         click.echo(f"Not restored, since they lead to the old database: {', '.join(restored.left_out)} (comments in piggybank.toml there)")
     if restored.kept:
         click.echo(f"The database that was here is kept as {restored.kept}: delete it when all is well")
+
+
+@restore.command("begin")
+@click.option(
+    "--point", "moment", required=True, metavar="TIME", help="Up to there the database knows everything, like 2026-11-24T09:30:00Z."
+)
+@click.option("--by", "tool", default="another tool", show_default=True, help="What restored it: is kept with it.")
+@click.pass_context
+def begin(ctx: click.Context, *, moment: str, tool: str) -> None:
+    """Put a database into recovery that another tool restored: CloudNativePG, a snapshot at a cloud, pg_restore.
+
+    Before web and workers are started: they would send payouts of which this database does not know that they were sent. Ends the
+    sessions of the application. `piggybank restore finish` ends it.
+
+    \b
+    Example:
+      piggybank restore begin --point 2026-11-24T09:30:00Z --by cloudnative-pg
+    """
+    settings, point = settings_of(ctx), _moment(moment)
+    assert point is not None, "it is required"
+    if point > datetime.now(UTC):
+        raise errors.CannotProceed(
+            what=f"{moment} is in the future", do="give the moment up to which the restored database knows everything"
+        )
+    asyncio.run(recovery.stand_down(settings.owner_database_url, migrate.role_of(settings.database_url), point, tool))
+    click.echo("It is in recovery: only reads are answered. Start what serves it, then: piggybank restore finish")
 
 
 @restore.command("finish")

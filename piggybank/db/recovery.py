@@ -45,12 +45,12 @@ async def begin(owner_url: str, backup_id: str, point: datetime) -> None:
         await connection.close()
 
 
-async def stand_down(owner_url: str, application_role: str, point: datetime) -> None:
-    """Another copy of this installation goes on: this one is only read from now on, until somebody finishes it as one that was restored.
+async def stand_down(owner_url: str, application_role: str, point: datetime, why: str = SUPERSEDED) -> None:
+    """Another copy of this installation goes on, or went on: this one is only read until somebody finishes it as one that was restored.
 
     `point`: up to there the two are the same.
     """
-    await begin(owner_url, SUPERSEDED, point)
+    await begin(owner_url, why, point)
     connection = await writes.open_mover(owner_url)
     try:
         await writes.end_sessions(connection, application_role)

@@ -23,7 +23,7 @@ from piggybank.db import backups
 from piggybank.settings import Settings
 from tests.appliance.bank import wait_until
 from tests.backups.conftest import Branch
-from tests.conftest import ROOT, Stores, _on_database, command, environment, run_apart, start_server, start_simulator
+from tests.conftest import ROOT, Stores, _on_database, command, environment, require, run_apart, start_server, start_simulator
 from tests.ledger.conftest import new_account
 
 
@@ -200,6 +200,16 @@ def test_the_recovery_key_is_shown_once(bank: Settings) -> None:
     assert "not shown again" in _said(bank, "backup", "key")
 
 
+def test_what_another_tool_restored_is_put_into_recovery(bank: Settings) -> None:
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    assert "in the future" in _said(bank, "restore", "begin", "--point", later)
+    point = datetime.now(UTC) - timedelta(hours=1)
+    command(bank, "restore", "begin", "--point", point.isoformat(), "--by", "a snapshot")
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        run_apart(lambda: _sql(bank.database_url, "DELETE FROM outbox"))
+    assert run_apart(partial(_value, bank.database_url, "SELECT point FROM restores WHERE finished_at IS NULL")) == point
+
+
 def _with(manifest: Manifest, **facts: object) -> Manifest:
     return msgspec.structs.replace(manifest, facts=msgspec.structs.replace(manifest.facts, **facts))
 
@@ -321,6 +331,29 @@ def _log(target: Path) -> list[Path]:
 
 def _newest(branch: Branch) -> str:
     return str(json.loads(branch.do("backup", "list", "--json"))["items"][0]["id"])
+
+
+@pytest.mark.deep
+def test_in_phase_2_the_standbys_are_made_anew_and_confirm(branch: Branch) -> None:
+    require("pgbouncer")
+    branch.do("up", "--detach", "--phase", "2")
+    account = branch.open_account()
+    assert branch.deposit(account, 100, "one").status_code == 201
+    branch.do("backup", "create")
+    assert branch.deposit(account, 20, "two").status_code == 201
+    assert branch.get(f"/v1/accounts/{account}/balance")["balance"] == 120  # the cache is warm
+    branch.do("down")
+    branch.do("restore", "latest", "--in-place", "--name", branch.data_dir.name, "--without-key")
+    servers = [path.name for path in (branch.data_dir / "stores").glob("postgres*") if (path / "PG_VERSION").exists()]
+    assert servers == [store_files.FIRST_POSTGRES]  # copies of the past are not followed
+    branch.do("up", "--detach")
+    assert branch.get(f"/v1/accounts/{account}/balance")["balance"] == 120
+    assert branch.deposit(account, 3, "three").status_code == 503
+    branch.do("restore", "finish")
+    wait_until(lambda: branch.deposit(account, 3, "three").status_code == 201)  # through the pooler, confirmed by a standby
+    wait_until(lambda: branch.run("phase", "show", "--observed").returncode == 0)
+    assert branch.get(f"/v1/accounts/{account}/balance")["balance"] == 123
+    branch.do("verify")
 
 
 @pytest.mark.deep
