@@ -1,7 +1,7 @@
 """What Helm's `lookup` asks: as much of Kubernetes' API as finds an object by its kind and name."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -25,14 +25,14 @@ KUBECONFIG = {
 
 
 @contextmanager
-def serving(*objects: Document) -> Iterator[str]:
-    """An API server with these objects; its kubeconfig."""
+def serving(*objects: Document, plurals: Mapping[tuple[str, str], str]) -> Iterator[str]:
+    """An API server that knows these kinds, and has these objects; its kubeconfig."""
     answers: dict[str, Any] = {}
-    for (version, kind), plural in PLURALS.items():
+    for (version, kind), plural in plurals.items():
         resource = {"name": plural, "kind": kind, "namespaced": True, "verbs": ["get"]}
         answers[f"/apis/{version}"] = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": [resource]}
     for each in objects:
-        plural = PLURALS[each["apiVersion"], each["kind"]]
+        plural = plurals[each["apiVersion"], each["kind"]]
         answers[f"/apis/{each['apiVersion']}/namespaces/{NAMESPACE}/{plural}/{each['metadata']['name']}"] = each
 
     class Handler(BaseHTTPRequestHandler):
@@ -48,7 +48,7 @@ def serving(*objects: Document) -> Iterator[str]:
             """Not on the test's output."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})  # seconds
     thread.start()
     try:
         yield json.dumps(KUBECONFIG | {"clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}]})
@@ -58,11 +58,11 @@ def serving(*objects: Document) -> Iterator[str]:
         thread.join()
 
 
-def upgraded(values: Values, *there: Document) -> dict[str, str]:
-    """Each template's text, as an upgrade renders it where these objects run."""
+def upgraded(values: Values, *there: Document, first: bool = False, plurals: Mapping[tuple[str, str], str] = PLURALS) -> dict[str, str]:
+    """Each template's text, as an upgrade renders it where these objects run; `first`: as an install does."""
     with (
-        serving(*there) as kubeconfig,
+        serving(*there, plurals=plurals) as kubeconfig,
         helm.Config(kubeconfig_content=kubeconfig, namespace=NAMESPACE) as config,
         helm.Chart.load(CHART) as chart,
     ):
-        return config.render(chart, values, name=RELEASE, namespace=NAMESPACE, is_upgrade=True)
+        return config.render(chart, values, name=RELEASE, namespace=NAMESPACE, is_install=first, is_upgrade=not first)

@@ -416,6 +416,12 @@ def test_every_server_that_is_there_is_read_from(names: list[str], numbers: list
     assert hosts == [f"{each['metadata']['name']}:5432/piggybank" for each in services]
 
 
+def test_a_first_install_does_not_ask_for_what_the_operator_has_not_brought() -> None:
+    """Helm itself says that it is missing, before it makes anything; `lookup` would say less."""
+    without_operator = {key: plural for key, plural in api_server.PLURALS.items() if key[1] != "Cluster"}
+    assert api_server.upgraded({"phase": 3}, first=True, plurals=without_operator)
+
+
 # Names ---------------------------------------------------------------------------------------------------------------
 
 LONG_RELEASE = "a-name-that-is-as-long-as-helm-takes-it.of-53-letters"

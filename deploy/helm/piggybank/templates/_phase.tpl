@@ -49,6 +49,18 @@ replicas: {{ int $own.replicas }}
 {{- end -}}
 
 {{- /*
+pb.cluster: the Cluster that is there, as JSON. A first install where the operator is missing is left to Helm, which says so; after
+`helm uninstall` one may be there, too.
+*/ -}}
+{{- define "pb.cluster" -}}
+{{- $there := dict -}}
+{{- if or .Release.IsUpgrade (.Capabilities.APIVersions.Has "postgresql.cnpg.io/v1/Cluster") -}}
+{{- $there = lookup "postgresql.cnpg.io/v1" "Cluster" .Release.Namespace (include "pb.postgres" .) -}}
+{{- end -}}
+{{- toJson $there -}}
+{{- end -}}
+
+{{- /*
 pb.instances (list $ values): the numbers of PostgreSQL's servers. They are 1, 2, 3 at first; one that was replaced may have another, which
 the operator's status says.
 */ -}}
@@ -57,7 +69,7 @@ the operator's status says.
 {{- $wanted := int (index . 1).postgres.instances -}}
 {{- $pg := include "pb.postgres" $root -}}
 {{- $numbers := list -}}
-{{- range dig "status" "instanceNames" list (lookup "postgresql.cnpg.io/v1" "Cluster" $root.Release.Namespace $pg) -}}
+{{- range include "pb.cluster" $root | fromJson | dig "status" "instanceNames" list -}}
 {{- $numbers = append $numbers (trimPrefix (printf "%s-" $pg) .) -}}
 {{- end -}}
 {{- if lt (len $numbers) $wanted -}}
@@ -73,7 +85,7 @@ the operator's status says.
 {{- $root := index . 0 -}}
 {{- $wanted := int (index . 1).postgres.storageGiB -}}
 {{- $there := 0 -}}
-{{- with lookup "postgresql.cnpg.io/v1" "Cluster" $root.Release.Namespace (include "pb.postgres" $root) -}}
+{{- with include "pb.cluster" $root | fromJson -}}
 {{- $size := .spec.storage.size -}}
 {{- $there = mul (trimSuffix "Gi" (trimSuffix "Ti" $size) | int) (hasSuffix "Ti" $size | ternary 1024 1) -}}
 {{- end -}}
