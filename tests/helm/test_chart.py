@@ -453,6 +453,18 @@ def test_names_fit_with_everything_that_is_added_to_them(phase: int, fullname: s
     assert [(check.__name__, wrong) for check in (checks.targets, checks.ports) for wrong in check(found)] == []
 
 
+def test_a_private_registry_may_have_all_images() -> None:
+    found = documents({"phase": 3}, EVERYTHING)
+    secrets = [pod["spec"]["imagePullSecrets"] for _, pod in pod_templates(found)] + [
+        one(found, "Cluster", "-postgres")["spec"]["imagePullSecrets"]
+    ]
+    assert all(each == [{"name": "registry"}] for each in secrets)
+
+
+def test_only_one_keeper_forms_the_cluster() -> None:
+    assert one(documents({"phase": 3}), "Deployment", "-cache-keeper")["spec"]["strategy"] == {"type": "Recreate"}
+
+
 def test_an_image_may_be_named_by_its_digest() -> None:
     digest = f"sha256:{'0123456789abcdef' * 4}"
     found = documents({"phase": 3, "image": {"repository": "registry.example.com/piggybank", "tag": "1.2.3", "digest": digest}})
