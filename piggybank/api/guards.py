@@ -89,6 +89,7 @@ ROUTES: dict[str, Access] = {
     "GET /v1/ops/cost": _staff("ops:read"),
     "GET /v1/ops/minutes": _staff("ops:read"),
     "GET /v1/ops/alerts": _staff("ops:read"),
+    "GET /v1/ops/runbooks/{name}": _staff("ops:read"),
     "GET /v1/ops/partitions": _staff("ops:read"),
     "GET /v1/ops/payments": _staff("ops:read"),
     "POST /v1/ops/payments/{payment_id}/refund": OPERATOR,

@@ -7,12 +7,15 @@ from litestar import get
 from litestar.params import QueryParameter
 from msgspec import Meta, Struct
 
+from piggybank import errors
 from piggybank.api.moments import From, To, moment
-from piggybank.capacity import alerts, usage, watching
+from piggybank.capacity import runbooks, usage, watching
 from piggybank.capacity.alerts import Severity
+from piggybank.capacity.runbooks import Runbook
 from piggybank.capacity.usage import Minute
 from piggybank.capacity.watching import Fired, State
 from piggybank.db.engines import Database
+from piggybank.settings import Settings
 
 MINUTES_DEFAULT = 60
 MINUTES_MOST = 1_500  # a day and some more
@@ -37,7 +40,8 @@ class AlertItem(Struct, frozen=True, kw_only=True):
     value: Annotated[float, Meta(description="What was measured last while it fired.")]
     threshold: float
     message: str
-    runbook: Annotated[str, Meta(description="The page that says what it means and what to do.")]
+    do: Annotated[list[str], Meta(description="What to do about it; code between backticks.")]
+    runbook: Annotated[str, Meta(description="Its page in the console: what it means, what to look at, what to do.")]
     told: Annotated[list[str], Meta(description="Through which channels it was told, as `email:firing`.")]
 
 
@@ -57,13 +61,22 @@ async def list_minutes(db: Database, since: From = None, until: To = None, limit
 
 
 @get("/v1/ops/alerts", tags=["operations"], summary="What is wrong")
-async def list_alerts(db: Database, which: Which = "firing") -> Alerts:
-    """The alerts that the worker looks for each minute, with their pages. At most the newest 200."""
+async def list_alerts(db: Database, settings: Settings, which: Which = "firing") -> Alerts:
+    """The alerts that the worker looks for each minute, with what to do. At most the newest 200."""
     async with db.read() as read:
-        return Alerts(items=[_item(fired) for fired in await watching.listed(read, which)])
+        return Alerts(items=[_item(fired, settings.url) for fired in await watching.listed(read, which)])
 
 
-def _item(fired: Fired) -> AlertItem:
+@get("/v1/ops/runbooks/{name:str}", sync_to_thread=False, tags=["operations"], summary="The page of an alert")
+def get_runbook(name: str) -> Runbook:
+    """What it means, what to look at, what to do: steps in words, code between backticks."""
+    page = runbooks.table().get(name)
+    if page is None:
+        raise errors.NotFound(runbook=name)
+    return page
+
+
+def _item(fired: Fired, url: str) -> AlertItem:
     return AlertItem(
         name=fired.name,
         severity=fired.severity,
@@ -72,9 +85,10 @@ def _item(fired: Fired) -> AlertItem:
         value=fired.value,
         threshold=fired.threshold,
         message=fired.message,
-        runbook=f"{alerts.RUNBOOKS}/{fired.name}.md",
+        do=runbooks.steps(fired.name),
+        runbook=runbooks.address(url, fired.name),
         told=fired.told,
     )
 
 
-routes = [list_minutes, list_alerts]
+routes = [list_minutes, list_alerts, get_runbook]

@@ -15,13 +15,12 @@ import msgspec
 from msgspec import Struct
 
 from piggybank import metrics
-from piggybank.capacity import shares
+from piggybank.capacity import runbooks, shares
 from piggybank.capacity.shares import Share
 from piggybank.capacity.usage import Noted
 
 MINUTE = timedelta(minutes=1)
 GROUP_INTERVAL_S = 60
-RUNBOOKS = "deploy/runbooks"
 QUANTILE = 0.95
 
 Severity = Literal["warning", "critical"]
@@ -72,7 +71,7 @@ class Alert(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def runbook(self) -> str:
         """Its page, from the top of the repository."""
-        return f"{RUNBOOKS}/{self.name}.md"
+        return f"{runbooks.FOLDER}/{self.name}.md"
 
     def violates(self, value: float) -> bool:
         return value > self.threshold if self.above is not None else value < self.threshold

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from piggybank.capacity import alerts
+from piggybank.capacity import alerts, runbooks
 
 FOLDER = Path("deploy/grafana/dashboards")
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -265,7 +265,7 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
     return {
         "id": number,
         "title": panel.title,
-        "description": panel.says or (f"Alert: {panel.alert}, {alerts.RUNBOOKS}/{panel.alert}.md" if panel.alert else ""),
+        "description": panel.says or (f"Alert: {panel.alert}, {runbooks.FOLDER}/{panel.alert}.md" if panel.alert else ""),
         "type": "stat" if panel.stat else "timeseries",
         "datasource": SOURCE,
         "gridPos": place,

@@ -98,7 +98,8 @@ def forecast(number: int, days: Sequence[Day], now: datetime) -> Forecast:
 
 def lines(found: Forecast) -> list[str]:
     """The forecast for people."""
-    head = f"phase {found.phase} ({phases.of(found.phase).name}); growth fitted to {found.history_days} days"
+    told = "growth fitted to {} days" if found.phases else "{} days of data"
+    head = f"phase {found.phase} ({phases.of(found.phase).name}); {told.format(found.history_days)}"
     rows = [("measure", "measured", "limit", "a day", "reached", f"between ({found.confidence:.0%})")]
     for each in found.limits:
         measured = "no data" if each.measured is None else figure(each.measured, each.unit)

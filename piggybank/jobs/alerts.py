@@ -2,18 +2,18 @@
 
 A loop of its own beside the queue, since a queue that is away is one of the things to be told. So it also writes the minute down where the
 queue's job did not. A dead man's switch is asked when all that went well: elsewhere somebody then notices that it does not any more. What
-fires is in the log at once; a channel that fails is tried again each minute, for a day.
+fires is in the log at once; a channel that fails is tried again each minute, for a day. Each says what to do, and where the page is.
 """
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import structlog
 
 from piggybank import errors
-from piggybank.capacity import alerts, usage, watching
+from piggybank.capacity import runbooks, usage, watching
 from piggybank.capacity.watching import Fired
 from piggybank.identity import mail
 from piggybank.jobs import capacity
@@ -90,9 +90,9 @@ async def _told(work: Work, name: str, channel: Channel, alert: Fired) -> list[s
     return by
 
 
-async def _log_it(_: Work, alert: Fired, news: News) -> None:
+async def _log_it(work: Work, alert: Fired, news: News) -> None:
     say = _log.info if news == "resolved" else _log.critical if alert.severity == "critical" else _log.warning
-    say(f"alert_{news}", alert=alert.name, severity=alert.severity, message=alert.message, runbook=f"{alerts.RUNBOOKS}/{alert.name}.md")
+    say(f"alert_{news}", alert=alert.name, severity=alert.severity, message=alert.message, **_help(work, alert, news))
 
 
 async def _mail_it(work: Work, alert: Fired, news: News) -> None:
@@ -103,7 +103,9 @@ async def _mail_it(work: Work, alert: Fired, news: News) -> None:
         f"since: {alert.since:%Y-%m-%d %H:%M} UTC",
         *([f"until: {alert.resolved_at:%Y-%m-%d %H:%M} UTC"] if alert.resolved_at else []),
         f"where: {work.settings.url}",
-        f"what to do: {alerts.RUNBOOKS}/{alert.name}.md",
+        *(["", "what to do:", *(f"- {step}" for step in runbooks.steps(alert.name))] if news == "firing" else []),
+        "",
+        f"all about it: {runbooks.address(work.settings.url, alert.name)}",
         "",
     ]
     await mail.send(work.settings, work.settings.alert_email, subject, "\n".join(lines))
@@ -119,11 +121,17 @@ async def _post_it(work: Work, alert: Fired, news: News) -> None:
         "value": alert.value,
         "threshold": alert.threshold,
         "message": alert.message,
-        "runbook": f"{alerts.RUNBOOKS}/{alert.name}.md",
         "installation": work.settings.url,
+        **_help(work, alert, news),
     }
     async with _client() as client:
         (await client.post(work.settings.alert_webhook_url, json=said)).raise_for_status()
+
+
+def _help(work: Work, alert: Fired, news: News) -> dict[str, Any]:
+    """What to do, while there is something to be done, and where the whole page is."""
+    page = {"runbook": runbooks.address(work.settings.url, alert.name)}
+    return {"do": runbooks.steps(alert.name), **page} if news == "firing" else page
 
 
 async def _still_alive(work: Work) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from piggybank import metrics
 from piggybank.api.guards import ROUTES
-from piggybank.capacity import alerts, dashboards, figures
+from piggybank.capacity import alerts, dashboards, figures, runbooks
 from piggybank.capacity.alerts import Alert
 from piggybank.capacity.shares import Share
 from piggybank.capacity.usage import Noted
@@ -24,7 +24,7 @@ from piggybank.settings import Settings
 from tests.conftest import ROOT, require
 
 SEED = (Path(__file__).with_name("seed.md")).read_text(encoding="utf-8")
-RUNBOOKS = ROOT / alerts.RUNBOOKS
+RUNBOOKS = ROOT / runbooks.FOLDER
 DOCUMENT = (ROOT / "deploy/metrics.md").read_text(encoding="utf-8")
 RULES = ROOT / "deploy/prometheus/rules.yml"
 START = datetime(2026, 6, 10, tzinfo=UTC)
@@ -221,11 +221,17 @@ def test_every_row_is_whole_and_what_the_design_asks_for_is_there() -> None:
 def test_every_alert_has_its_page_and_the_page_names_what_there_is() -> None:
     pages = {path.stem: path.read_text(encoding="utf-8") for path in RUNBOOKS.glob("*.md")}
     assert pages.keys() == {alert.name for alert in alerts.table()}
+    assert runbooks.table().keys() == pages.keys()
+    assert runbooks.steps("AnAlertOfAnEarlierVersion") == []
     settings = {f"PIGGYBANK_{name.upper()}" for name in Settings.__struct_fields__}
     described = json.dumps([msgspec.to_builtins(dashboards.document(each)) for each in dashboards.DASHBOARDS])
     for name, page in pages.items():
-        assert page.startswith(f"# {name}\n"), name
-        assert page.index("## What to look at") < page.index("## What to do"), name
+        told = runbooks.table()[name]
+        assert told.look
+        assert told.do
+        assert runbooks.steps(name) == told.do
+        said = [f"# {name}", told.means, "## What to look at", *told.look, "## What to do", *told.do]
+        assert " ".join(page.replace("\n- ", "\n").split()) == " ".join(" ".join(said).split()), name  # nothing of it is lost
         assert set(re.findall(r"`piggybank ([a-z-]+)", page)) <= COMMANDS.keys(), name
         assert set(re.findall(r"PIGGYBANK_[A-Z_]+", page)) <= settings, name
         assert set(re.findall(r"`((?:GET|POST) /[^`? ]+)", page)) <= ROUTES.keys(), name
@@ -268,7 +274,7 @@ def metrics_table() -> str:
 def alerts_table() -> str:
     """The same."""
     lines = [
-        f"| [{alert.name}](runbooks/{alert.name}.md) | {alert.severity} | {alert.says}"
+        f"| [{alert.name}](../piggybank/capacity/runbooks/{alert.name}.md) | {alert.severity} | {alert.says}"
         f" {'more' if alert.above is not None else 'less'} than {alerts.shown(alert.threshold, alert.unit)} | {alert.for_minutes} min |"
         for alert in alerts.table()
     ]

@@ -1,8 +1,10 @@
 """Minutes have what the processes told, and alerts fire once, end, and are told through each channel until it has heard."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from email import message_from_string
 from typing import Any
 
 import asyncpg
@@ -12,16 +14,17 @@ import pytest
 from aiosmtpd.controller import Controller
 from litestar.testing import AsyncTestClient
 
-from piggybank import metrics
+from piggybank import metrics, telemetry
 from piggybank.app import create_app
 from piggybank.appliance import store_files
-from piggybank.capacity import alerts, figures, shares, usage, watching
+from piggybank.capacity import alerts, figures, runbooks, shares, usage, watching
 from piggybank.capacity.shares import Share
 from piggybank.db.engines import Database
 from piggybank.identity import apikeys
 from piggybank.jobs import alerts as job
 from piggybank.jobs import capacity
 from piggybank.jobs.work import Work
+from tests.api.conftest import log  # noqa: F401 - a fixture
 
 NOW = datetime(2026, 6, 10, 12, 30, 20, tzinfo=UTC)
 MINUTE = datetime(2026, 6, 10, 12, 29, tzinfo=UTC)
@@ -159,7 +162,13 @@ async def test_minutes_and_alerts_are_read_over_http_and_what_is_not_known_is_nu
     for state in ("firing", "all"):
         (item,) = (await operator.get("/v1/ops/alerts", params={"state": state})).json()["items"]
         assert (item["name"], item["severity"], item["value"], item["resolved_at"]) == ("TrialBalanceBroken", "critical", 5.0, None)
-        assert item["runbook"] == "deploy/runbooks/TrialBalanceBroken.md"
+        assert item["do"] == runbooks.steps("TrialBalanceBroken") != []
+        assert item["runbook"] == f"{work.settings.url}/console#/runbooks/TrialBalanceBroken"
+    page = (await operator.get("/v1/ops/runbooks/TrialBalanceBroken")).json()
+    assert (page["name"], page["do"]) == ("TrialBalanceBroken", item["do"])
+    assert page["means"]
+    assert page["look"]
+    assert (await operator.get("/v1/ops/runbooks/Unknown")).status_code == 404
     assert (await operator.get("/v1/ops/alerts", params={"state": "never"})).status_code == 400
 
 
@@ -174,7 +183,12 @@ class Mailbox:
         return "250 OK"
 
 
-async def test_every_channel_hears_of_it_once_and_a_deaf_one_is_told_again(work: Work, sql: asyncpg.Connection) -> None:
+async def test_every_channel_hears_of_it_once_and_a_deaf_one_is_told_again(
+    work: Work,
+    sql: asyncpg.Connection,
+    log: io.StringIO,  # noqa: F811 - the fixture
+) -> None:
+    telemetry.configure("info", "json", stream=log)
     heard: list[dict[str, Any]] = []
     pings, refusing = 0, True
 
@@ -211,11 +225,18 @@ async def test_every_channel_hears_of_it_once_and_a_deaf_one_is_told_again(work:
         assert await job.look(telling, MINUTE) == 1
         assert (len(mailbox.bodies), heard, pings) == (1, [], 1)
         assert "DurabilityLocal" in mailbox.bodies[0]
-        assert "deploy/runbooks/DurabilityLocal.md" in mailbox.bodies[0]
+        written = message_from_string(mailbox.bodies[0]).get_payload(decode=True)
+        assert isinstance(written, bytes)
+        page = f"{work.settings.url}/console#/runbooks/DurabilityLocal"
+        for line in (*(f"- {step}" for step in runbooks.steps("DurabilityLocal")), f"all about it: {page}"):
+            assert line in written.decode().splitlines()
         refusing = False
         assert await job.tell(telling) == 1
         assert await job.tell(telling) == 0
         assert [(each["status"], each["name"], each["severity"]) for each in heard] == [("firing", "DurabilityLocal", "warning")]
+        assert (heard[0]["do"], heard[0]["runbook"]) == (runbooks.steps("DurabilityLocal"), page)
+        (logged,) = [msgspec.json.decode(line) for line in log.getvalue().splitlines() if "alert_firing" in line]
+        assert (logged["do"], logged["runbook"]) == (heard[0]["do"], page)
         await note(sql, MINUTE + usage.MINUTE, ledger_commits_local=0.0)
         assert await job.look(telling, MINUTE + usage.MINUTE) == 1
         assert [each["status"] for each in heard] == ["firing", "resolved"]

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from piggybank import ids
+from piggybank.capacity import runbooks
 from tests.console.conftest import Bank, Console
 
 pytestmark = pytest.mark.xdist_group("console")  # one installation and one browser for all of them
@@ -175,8 +176,16 @@ async def test_alerts_say_what_to_do(console: Console, sql: asyncpg.Connection) 
     )
     await reload(console)
     shown = await console.page.locator("section", has=console.page.get_by_role("heading", name="Alerts", exact=True)).inner_text()
-    for part in ("ApiSlow", "critical", "longer than 0.5 s <b>now</b>", "ApiSlow.md"):
+    for part in ("ApiSlow", "critical", "longer than 0.5 s <b>now</b>", *(step.replace("`", "") for step in runbooks.steps("ApiSlow"))):
         assert part in shown
+    await console.keep("overview-with-an-alert-wide-light")
+    await console.page.get_by_role("link", name="Runbook of ApiSlow").click()
+    await console.settled("Runbook")
+    page = runbooks.table()["ApiSlow"]
+    text = await console.main()
+    assert all(line.replace("`", "") in text for line in (page.means, *page.look, *page.do))
+    await console.page.get_by_role("link", name="CacheMisses").click()  # a page names others
+    await console.page.get_by_text("CacheMisses.", exact=True).wait_for()
 
 
 @pytest.mark.deep

@@ -28,6 +28,7 @@ PAGES = {
     "queue": "Queue and jobs",
     "keys": "API keys",
     "audit": "Audit log",
+    "runbooks/ApiSlow": "Runbook",
 }
 
 

@@ -10,6 +10,7 @@ import { keys } from "./pages/keys.js";
 import { overview } from "./pages/overview.js";
 import { payment, payments } from "./pages/payments.js";
 import { queue } from "./pages/queue.js";
+import { runbook } from "./pages/runbooks.js";
 import { transaction, transactions } from "./pages/transactions.js";
 import { button, el, link, tell } from "./elements.js";
 import { ask, isSignedIn, signOut, whenSignedOut, whoAmI } from "./session.js";
@@ -35,6 +36,7 @@ const PAGES = [
   { path: "queue", menu: "Queue and jobs", page: queue },
   { path: "keys", menu: "API keys", page: keys },
   { path: "audit", menu: "Audit log", page: audit },
+  { path: "runbooks/:id", page: runbook },
 ];
 const HOME = "overview";
 

@@ -43,6 +43,11 @@ export async function pages(caption, columns, load, { empty = NO_DATA, more = ()
   return el("div", {}, shown, said, next);
 }
 
+/** A cell knows its heading: on a phone a row is a card, and each value has its name beside it. */
 function line(columns, row) {
-  return el("tr", {}, columns.map((column) => el("td", { class: column.number ? "number" : null }, column.of(row) ?? "")));
+  return el("tr", {}, columns.map((column) => cell(column, [column.of(row)].flat(Infinity).filter((part) => part !== null && part !== undefined && part !== ""))));
+}
+
+function cell(column, parts) {
+  return el("td", { class: column.number ? "number" : null, "data-name": column.name }, parts.length === 0 ? null : el("span", {}, parts));
 }

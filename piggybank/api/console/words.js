@@ -34,6 +34,7 @@ export const rate = (value, unit = "/s") => known(value, (number) => `${short(nu
 export const percent = (value) => known(value, (number) => `${short(100 * number)}%`);
 export const ms = (value) => known(value, (number) => `${short(number)} ms`);
 export const dollars = (value) => known(value, (number) => `$${number.toLocaleString("en", { maximumFractionDigits: 3 })}`);
+export const dollarsAUser = (value) => known(value, (number) => `$${number.toFixed(3)}`);
 export const yesNo = (value) => known(value, (truth) => (truth ? "yes" : "no"));
 
 export function bytes(value) {
@@ -74,6 +75,9 @@ export function age(seconds) {
 export const moment = (typed) => (typed ? new Date(typed).toISOString() : "");
 
 export const id = (text) => (text === null || text === undefined ? "none" : el("code", { class: "id" }, text));
+
+/** With a capital letter and a full stop. */
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 function known(value, shown) {
   return value === null || value === undefined || Number.isNaN(value) ? NO_DATA : shown(value);

@@ -5,7 +5,7 @@ import { chart, day as utcDay } from "../charts.js";
 import { filters } from "../forms.js";
 import { ask } from "../session.js";
 import { table } from "../tables.js";
-import { NO_DATA, bytes, count, dollars, percent, rate, short } from "../words.js";
+import { NO_DATA, bytes, count, dollars, dollarsAUser, percent, rate, sentence, short } from "../words.js";
 
 const DAYS = [
   ["7", "a week"],
@@ -17,7 +17,6 @@ const PROVIDERS = [
   ["railway", "Railway"],
   ["aws", "AWS"],
 ];
-const ENOUGH_DAYS = 7;
 
 export const capacity = {
   title: "Capacity and cost",
@@ -28,11 +27,10 @@ export const capacity = {
       { name: "days", label: "From the last", options: DAYS },
       { name: "provider", label: "Prices of", options: PROVIDERS },
     ];
-    const few = found.history_days < ENOUGH_DAYS ? note(`Under ${ENOUGH_DAYS} days of data (${short(found.history_days)}): no growth is told yet.`) : null;
     return [
       filters("capacity", fields, new URLSearchParams({ days, provider })),
       section("Where it stands", headroom(found, phases)),
-      section("Forecast", few, await forecast(days, signal)),
+      section("Forecast", await forecast(days, signal)),
       section("Day by day", charts(found, phases)),
       section("Cost", await costs(phases, provider, signal)),
     ];
@@ -41,6 +39,10 @@ export const capacity = {
 
 const figure = (value, unit) => (value === null || value === undefined ? NO_DATA : `${short(value)}${unit === "" || unit === "%" ? "" : " "}${unit}`);
 
+/** What is not told, since nothing was measured, is left out: "no data" is said once a row. */
+const told = (value, unit) => (value === null || value === undefined ? "" : figure(value, unit));
+const meaning = (row) => (row.says === NO_DATA ? "" : row.says);
+
 /** What is measured against what the phase carries; also on the overview. */
 export function headroom(found, phases) {
   const columns = [
@@ -48,20 +50,20 @@ export function headroom(found, phases) {
     { name: "Measured", of: (row) => figure(row.measured, row.unit), number: true },
     { name: "Limit", of: (row) => figure(row.limit, row.unit), number: true },
     { name: "Used", of: (row) => used(row), number: true },
-    { name: "Growth a day", of: (row) => figure(row.growth_a_day, row.unit), number: true },
+    { name: "Growth a day", of: (row) => told(row.growth_a_day, row.unit), number: true },
     { name: "Reached", of: (row) => dated(row.reached_on ?? "") },
-    { name: "What it means", of: (row) => row.says },
+    { name: "What it means", of: meaning },
   ];
   const next = phases.phases[phases.current + 1];
   return [
-    el("p", { class: "lead" }, el("strong", {}, `Phase ${found.phase}, ${found.phase_name}. `), found.says, "."),
+    el("p", { class: "lead" }, el("strong", {}, `Phase ${found.phase}, ${found.phase_name}. `), sentence(found.says)),
     next && next.built ? note(`After it comes phase ${next.phase.number}, ${next.phase.name}: `, el("code", {}, `piggybank phase plan ${next.phase.number}`), " says what changes and how long writes wait.") : null,
     table(`Limits of phase ${found.phase}`, columns, found.limits),
   ];
 }
 
 function used(row) {
-  if (row.used === null) return NO_DATA;
+  if (row.used === null) return "";
   const kind = row.used >= 1 ? "critical" : row.used >= 0.8 ? "warning" : "good";
   return badge(kind, percent(row.used));
 }
@@ -88,25 +90,26 @@ export async function costs(phases, provider, signal) {
   const here = of(phases.current)?.usd_a_month;
   const rows = phases.phases.map((row) => ({ ...row, projected: of(row.phase.number) }));
   const against = ({ phase, projected }) => (projected === undefined || here === undefined || phase.number === phases.current ? "" : difference(projected.usd_a_month - here));
+  const state = ({ phase, built }) => (phase.number === phases.current ? [" ", badge("good", "now")] : built ? null : [" ", badge("plain", "not built")]);
   const columns = [
-    { name: "Phase", of: ({ phase }) => `${phase.number} ${phase.name}` },
-    { name: "Serves", of: ({ phase }) => `${count(phase.users)} users, ${count(phase.tps_peak)} transactions/s` },
-    { name: `${found.title}, a month`, of: ({ projected }) => (projected ? dollars(projected.usd_a_month) : "not built"), number: true },
+    { name: "Phase", of: (row) => [`${row.phase.number} ${row.phase.name}`, state(row)] },
+    { name: "Users", of: ({ phase }) => count(phase.users), number: true },
+    { name: "Peak", of: ({ phase }) => rate(phase.tps_peak), number: true },
+    { name: "A month", of: ({ projected }) => (projected ? dollars(Math.round(projected.usd_a_month)) : ""), number: true },
     { name: `Against phase ${phases.current}`, of: against, number: true },
-    { name: "A user", of: ({ projected }) => (projected ? dollars(projected.usd_a_user) : ""), number: true },
-    { name: "By the design, a month", of: ({ cost }) => `${dollars(cost.usd_a_month)}${cost.and_more ? "+" : ""}`, number: true },
-    { name: "A user, by the design", of: ({ cost }) => dollars(cost.usd_a_user), number: true },
-    { name: "Which", of: ({ phase, built }) => (phase.number === phases.current ? badge("good", "now") : built ? "" : "costed, not built") },
+    { name: "A user", of: ({ projected }) => (projected ? dollarsAUser(projected.usd_a_user) : ""), number: true },
+    { name: "Design, a month", of: ({ cost }) => `${dollars(cost.usd_a_month)}${cost.and_more ? "+" : ""}`, number: true },
+    { name: "Design, a user", of: ({ cost }) => dollarsAUser(cost.usd_a_user), number: true },
   ];
   const measured = now
     ? [
         el("strong", {}, `${dollars(now.usd_a_month)} a month now`),
-        `, ${dollars(now.usd_a_user)} a user: ${count(now.users)} users and ${count(now.transactions_a_day)} transactions a day, as measured, in phase ${now.phase}.`,
+        `, ${dollarsAUser(now.usd_a_user)} a user: ${count(now.users)} users and ${count(now.transactions_a_day)} transactions a day, as measured, in phase ${now.phase}.`,
       ]
     : `Now: ${NO_DATA}. No whole day was recorded yet.`;
   return [
     el("p", { class: "lead" }, measured),
-    table(`Cost of each phase at full load, by prices read on ${found.read_on}`, columns, rows),
+    table(`Cost of each phase at full load at ${found.title}, by prices read on ${found.read_on}`, columns, rows),
     note("US dollars, without tax; a machine of your own costs what it costs. ", el("code", {}, "piggybank cost"), " says the same."),
     now ? bill(`The bill of now, line by line`, now) : null,
     found.phases.map((one) => bill(`The bill of phase ${one.phase}`, one)),
@@ -129,17 +132,16 @@ function bill(title, projection) {
 async function forecast(days, signal) {
   const found = await ask("v1/ops/capacity/forecast", { days }, signal);
   const sure = percent(found.confidence);
-  const reached = (row) => row.reached?.expected ?? (row.reached ? "not within ten years" : NO_DATA);
+  const reached = (row) => row.reached?.expected ?? "not within ten years";
   const between = (row) => (row.reached?.earliest ? `${row.reached.earliest} to ${row.reached.latest ?? "not within ten years"}` : "");
   const columns = [
     { name: "Measure", of: (row) => row.name },
     { name: "Measured", of: (row) => figure(row.measured, row.unit), number: true },
     { name: "Limit", of: (row) => figure(row.limit, row.unit), number: true },
-    { name: "Growth", of: (row) => row.growth ?? NO_DATA },
-    { name: "A day", of: (row) => (row.growth === "compound" ? percent(row.growth_a_day) : figure(row.growth_a_day, row.unit)), number: true },
-    { name: "Reached about", of: (row) => dated(reached(row)) },
+    { name: "Growth", of: (row) => row.growth },
+    { name: "A day", of: (row) => (row.growth === "compound" ? percent(row.growth_a_day) : told(row.growth_a_day, row.unit)), number: true },
+    { name: "Reached about", of: (row) => (row.reached === null ? meaning(row) : dated(reached(row))) },
     { name: `Between (${sure})`, of: between },
-    { name: "What it means", of: (row) => row.says },
   ];
   const phases = [
     { name: "Phase", of: (row) => `${row.phase} ${row.name}` },
@@ -148,9 +150,9 @@ async function forecast(days, signal) {
     { name: "Its first limit", of: (row) => row.first ?? "none comes near" },
   ];
   return [
-    el("p", { class: "lead" }, found.says),
+    el("p", { class: "lead" }, sentence(found.says)),
     table(`When each limit is reached, from ${count(found.history_days)} days`, columns, found.limits),
-    table("How long each phase carries it", phases, found.phases),
+    found.phases.length > 0 ? table("How long each phase carries it", phases, found.phases) : null,
   ];
 }
 

@@ -7,6 +7,7 @@ import { ask } from "../session.js";
 import { table } from "../tables.js";
 import { NO_DATA, age, count, local, when } from "../words.js";
 import { costs, headroom } from "./capacity.js";
+import { help } from "./runbooks.js";
 import { statusBadge } from "./statuses.js";
 
 const LIVE_EVERY_S = 15;
@@ -137,7 +138,7 @@ async function alerts(signal) {
     { name: "Severity", of: (row) => statusBadge(row.severity) },
     { name: "What", of: (row) => row.message },
     { name: "Since", of: (row) => when(row.since) },
-    { name: "What to do", of: (row) => (/^https?:/.test(row.runbook ?? "") ? link(row.runbook, "runbook") : el("code", {}, row.runbook ?? "")) },
+    { name: "What to do", of: help },
   ];
   return table("Alerts that fire now", columns, items, "None fires.");
 }
