@@ -182,11 +182,15 @@ def test_what_is_cut_short_has_no_name(settings_of_target: Settings) -> None:
         ({"backup_target": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"backup_target": "ssh://somebody@127.0.0.1:1/x"}, "must be set"),
         ({"backup_target": ""}, "no backup target is set"),
+        ({"backup_target": "ssh://somebody:hunter2@127.0.0.1:1/x"}, "holds a password"),
     ],
 )
 def test_a_target_that_is_not_there_is_named(here: Settings, change: dict[str, str], says: str) -> None:
     with pytest.raises(errors.CannotProceed, match=says), targets.opened(msgspec.structs.replace(here, **change)) as target:
         target.put("x", io.BytesIO(b"x"))
+    with pytest.raises(errors.CannotProceed) as caught, targets.opened(msgspec.structs.replace(here, **change)) as target:
+        target.put("x", io.BytesIO(b"x"))
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_host_whose_key_is_not_known_is_refused(sshd: Settings, tmp_path: Path) -> None:
@@ -199,6 +203,14 @@ def test_a_host_whose_key_is_not_known_is_refused(sshd: Settings, tmp_path: Path
     stranger = msgspec.structs.replace(sshd, backup_ssh_key=str(tmp_path / "other"))
     with pytest.raises(errors.CannotProceed, match="ermission denied"), targets.opened(stranger):
         pass
+
+
+def test_files_on_another_host_are_for_their_owner_alone(sshd: Settings) -> None:
+    with targets.opened(sshd) as target:
+        target.put("backups/private/file", io.BytesIO(b"amounts"))
+        place = sshd.data_dir / "there" / "backups" / "private"
+        assert ((place / "file").stat().st_mode & 0o777, place.stat().st_mode & 0o777) == (0o600, 0o700)
+        target.delete("backups/private/file")
 
 
 def test_a_wrong_secret_and_a_missing_bucket_are_told(s3: Settings) -> None:

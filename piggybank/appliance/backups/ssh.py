@@ -74,7 +74,7 @@ class SshFolder:
         sftp, path = self._open_sftp(), posixpath.join(self._root, name)
         if not self._do(sftp.isdir(self._root)):
             raise NotADirectoryError(f"{self._root} is no folder there")
-        self._do(sftp.makedirs(posixpath.dirname(path), exist_ok=True))
+        self._do(sftp.makedirs(posixpath.dirname(path), asyncssh.SFTPAttrs(permissions=0o700), exist_ok=True))
         size, making = 0, path + PART
         try:
             file = self._do(self._open_file(making, "wb"))
@@ -98,7 +98,8 @@ class SshFolder:
         return cast("IO[bytes]", _Reading(self, file))
 
     async def _open_file(self, path: str, mode: str) -> asyncssh.SFTPClientFile:
-        return await self._open_sftp().open(path, mode)
+        # amounts and names are in it: nobody else's over there, whatever the usual mode is
+        return await self._open_sftp().open(path, mode, asyncssh.SFTPAttrs(permissions=0o600))
 
     def names(self, folder: str) -> list[str]:
         return sorted(self._do(self._walk(folder)))

@@ -54,6 +54,11 @@ def opened(settings: Settings, address: str = "") -> Iterator[Target]:
             what="no backup target is set", do="set backup_target in piggybank.toml: a folder on another disk, ssh://.. or s3://.."
         )
     parts = urlsplit(address)
+    if parts.scheme and parts.password:  # it would stand in logs, in `status` and in the database
+        raise errors.CannotProceed(
+            what="the address of the backup target holds a password",
+            do="ssh:// signs in with backup_ssh_key, s3:// with backup_s3_.. settings",
+        )
     target: Target
     with _said_plainly(address):
         if parts.scheme == "s3":
@@ -112,6 +117,7 @@ class Folder:
             making.unlink(missing_ok=True)  # a full disk is not to stay full by what was cut short
             raise
         making.rename(path)
+        _sync(path.parent)  # what is there lets the log leave the spool: it is to be there after a power cut, too
         return size
 
     def open(self, name: str) -> IO[bytes]:
@@ -129,6 +135,14 @@ class Folder:
 
     def close(self) -> None:
         """There is nothing to close."""
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _make_folders(root: Path, folder: Path) -> None:
