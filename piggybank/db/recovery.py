@@ -63,13 +63,15 @@ class Lineage(Struct, frozen=True, kw_only=True):
 
     installation: str
     restores: list[str]
+    point: datetime | None  # of the last one: up to there it is the same as the copy that it was restored from
 
 
 async def lineage(connection: asyncpg.Connection) -> Lineage:
     """A restore counts when it is finished."""
-    finished = await connection.fetch("SELECT id::text AS id FROM restores WHERE finished_at IS NOT NULL ORDER BY id")
+    finished = await connection.fetch("SELECT id::text AS id, point FROM restores WHERE finished_at IS NOT NULL ORDER BY id")
     installation = await connection.fetchval("SELECT id::text FROM installation")
-    return Lineage(installation=installation, restores=[row["id"] for row in finished])
+    point = finished[-1]["point"] if finished else None
+    return Lineage(installation=installation, restores=[row["id"] for row in finished], point=point)
 
 
 async def current(connection: asyncpg.Connection) -> Restore | None:

@@ -25,6 +25,7 @@ from piggybank.appliance.backups.manifests import Facts, File, Manifest, Owner
 from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.targets import Target
 from piggybank.db import archived
+from piggybank.db.recovery import Lineage
 from piggybank.settings import Settings
 from tests.conftest import require
 
@@ -314,10 +315,10 @@ def test_a_tampered_file_a_short_one_and_a_missing_one_are_named(here: Settings)
 
 def test_one_target_is_of_one_installation_and_one_server(here: Settings) -> None:
     with targets.opened(here) as target:
-        manifests.check_owner(target, "ours", claim=True)
-        manifests.check_owner(target, "ours")
+        manifests.check_owner(target, lineage("ours"), claim=True)
+        manifests.check_owner(target, lineage("ours"))
         with pytest.raises(errors.CannotProceed, match="another installation"):
-            manifests.check_owner(target, "theirs", claim=True)
+            manifests.check_owner(target, lineage("theirs"), claim=True)
         spool = wal.spool_of(here.data_dir)
         spool.mkdir(parents=True)
         name, known, done = "000000010000000000000001", set[str](), []
@@ -336,16 +337,23 @@ def test_one_target_is_of_one_installation_and_one_server(here: Settings) -> Non
         assert (done, (spool / f"{name}.gz").exists()) == ([name, name], True)
 
 
+def lineage(installation: str, *restores: str) -> Lineage:
+    return Lineage(installation=installation, restores=list(restores), point=NOW if restores else None)
+
+
 def test_a_copy_that_was_restored_and_finished_takes_the_target_from_the_old_one(here: Settings) -> None:
     with targets.opened(here) as target:
-        manifests.check_owner(target, "ours", claim=True)
+        manifests.check_owner(target, lineage("ours"), claim=True)
         manifests.take_over(target, Owner(installation="ours", restore="first", since=NOW))
-        manifests.check_owner(target, "ours", ["first"])
+        manifests.check_owner(target, lineage("ours", "first"))
         with pytest.raises(errors.CannotProceed, match="the old one"):
-            manifests.check_owner(target, "ours", claim=True)
-        assert manifests.superseded_since(target, "ours", []) == NOW
-        assert manifests.superseded_since(target, "ours", ["first", "second"]) is None  # restored from the one that has it
-        assert manifests.superseded_since(target, "theirs", []) is None
+            manifests.check_owner(target, lineage("ours"), claim=True)
+        assert manifests.superseded_since(target, lineage("ours")) == NOW
+        assert manifests.superseded_since(target, lineage("theirs")) is None
+        # restored from the one that has it, and finished while the target was away: it takes it when it makes its first backup
+        assert manifests.superseded_since(target, lineage("ours", "first", "second")) is None
+        manifests.check_owner(target, lineage("ours", "first", "second"), claim=True)
+        assert manifests.superseded_since(target, lineage("ours", "first")) == NOW
 
 
 def test_one_manifest_that_cannot_be_read_hides_no_other(here: Settings) -> None:

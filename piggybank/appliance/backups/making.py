@@ -116,8 +116,8 @@ async def _make(
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             tell("counting")
             found = await facts(connection)
-            restores = (await recovery.lineage(connection)).restores
-            await asyncio.to_thread(manifests.check_owner, target, found.installation, restores, claim=True)
+            lineage = await recovery.lineage(connection)
+            await asyncio.to_thread(manifests.check_owner, target, lineage, claim=True)
             if kind == "logical":
                 snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
                 taken_at: datetime = await connection.fetchval("SELECT now()")

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from typing import IO, Literal
 
@@ -14,6 +14,7 @@ from msgspec import Struct
 from piggybank import errors
 from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.targets import CHUNK_BYTES, Target
+from piggybank.db.recovery import Lineage
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -197,34 +198,35 @@ def owner(target: Target) -> Owner | None:
         return None
 
 
-def check_owner(target: Target, installation: str, restores: Sequence[str] = (), *, claim: bool = False) -> None:
+def check_owner(target: Target, ours: Lineage, *, claim: bool = False) -> None:
     """Raises `errors.CannotProceed` where it is another installation's, or another copy's of this one (`superseded_since`).
 
-    `restores`: those that this copy comes from, the last one last. `claim`: it is ours from now on.
+    `claim`: it is ours from now on, also where the copy that we were restored from has it.
     """
     found = owner(target)
-    if found is not None and found.installation != installation:
+    if found is not None and found.installation != ours.installation:
         raise errors.CannotProceed(
             what=f"{target.shown} holds the backups of another installation ({found.installation})",
             do="give this one a folder or a prefix of its own",
         )
-    if found is not None and _is_another(found, restores):
+    if found is not None and _is_another(found, ours):
         raise errors.CannotProceed(
             what=f"{target.shown} was taken over by a copy of this installation that was restored and finished: this is the old one",
             do="piggybank down, for good; if this one is to go on and the other is not: piggybank restore finish",
         )
-    if found is None and claim:
-        take_over(target, Owner(installation=installation))
+    last = ours.restores[-1] if ours.restores else ""
+    if claim and (found is None or found.restore != last):
+        take_over(target, Owner(installation=ours.installation, restore=last, since=ours.point))
 
 
-def superseded_since(target: Target, installation: str, restores: Sequence[str]) -> datetime | None:
+def superseded_since(target: Target, ours: Lineage) -> datetime | None:
     """When another copy of this installation, restored from its backup, took the target over: this one is the old one then."""
     found = owner(target)
-    return found.since if found is not None and found.installation == installation and _is_another(found, restores) else None
+    return found.since if found is not None and found.installation == ours.installation and _is_another(found, ours) else None
 
 
-def _is_another(found: Owner, restores: Sequence[str]) -> bool:
-    return bool(found.restore) and found.restore not in restores
+def _is_another(found: Owner, ours: Lineage) -> bool:
+    return bool(found.restore) and found.restore not in ours.restores
 
 
 def take_over(target: Target, by: Owner) -> None:

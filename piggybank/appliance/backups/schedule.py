@@ -56,8 +56,7 @@ class Schedule:
     def _ship_log(self) -> None:
         while not self.stopping.is_set():
             pause_s = LOOK_EVERY_S
-            if gone := wal.give_up_beyond(self.settings.data_dir):
-                _log.critical("log_given_up", segments=gone, because="the spool is full", do="see that the backup target answers")
+            self._limit_spool()
             if not self._tell("log_not_archived", self._ship):
                 pause_s = AGAIN_AFTER_S
             self.stopping.wait(pause_s)
@@ -81,6 +80,11 @@ class Schedule:
                     self._look_for_hole(target, system, known)
                 self._failing.pop("log_not_archived", None)
                 self.stopping.wait(LOOK_EVERY_S)
+                self._limit_spool()  # also of a target that is slower than we write
+
+    def _limit_spool(self) -> None:
+        if gone := wal.give_up_beyond(self.settings.data_dir):
+            _log.critical("log_given_up", segments=gone, because="the spool is full", do="see that the backup target answers")
 
     def check_copy(self) -> None:
         """At the start, before anything is paid: this may be an old copy that comes back."""
@@ -90,12 +94,12 @@ class Schedule:
     def _check_owner(self, target: Target) -> None:
         """Raises `errors.CannotProceed` where the target is not ours; an old copy stands down before that."""
         lineage = self._ask(recovery.lineage)
-        since = manifests.superseded_since(target, lineage.installation, lineage.restores)
+        since = manifests.superseded_since(target, lineage)
         if since is not None and not self._ask(recovery.is_recovering):
             role = migrate.role_of(self.settings.database_url)
             asyncio.run(recovery.stand_down(self.settings.owner_database_url, role, since))
             _log.critical("another_copy_goes_on", since=since.isoformat(), do="piggybank down, for good: this is the old copy")
-        manifests.check_owner(target, lineage.installation, lineage.restores, claim=True)
+        manifests.check_owner(target, lineage, claim=True)
 
     def _look_for_hole(self, target: Target, system: str, known: set[str]) -> None:
         bases = [manifest for manifest in manifests.listed(target) if manifest.kind == "base"]
