@@ -281,7 +281,11 @@ async def _partitions(databases: _Databases) -> Check:
 
 
 async def _writes(databases: _Databases) -> Check:
-    if await recovery.is_recovering(databases.application):
+    restore = await recovery.current(databases.application) if await recovery.is_recovering(databases.application) else None
+    if restore is not None and restore.backup_id == recovery.SUPERSEDED:
+        what = f"another copy of this installation was restored and finished, and goes on since {restore.restored_at:%Y-%m-%dT%H:%M:%SZ}"
+        return Check("writes", "broken", f"{what}: this is the old one", "stop it for good: piggybank down")
+    if restore is not None:
         do = "piggybank restore finish: it asks the provider what happened since, and only then allows writes and payouts"
         return Check("writes", "broken", "in recovery: restored from a backup, and only read until that is finished", do)
     if await writes.are_stopped(databases.application):

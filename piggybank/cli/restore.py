@@ -165,9 +165,10 @@ def begin(ctx: click.Context, *, moment: str, tool: str) -> None:
 
 @restore.command("finish")
 @click.option("--accept-unexplained", is_flag=True, help="Go on although the provider pays out, or owes less than, what we can explain.")
+@click.option("--old-copy", is_flag=True, help="Go on with this copy although another one was finished: what that one wrote is given up.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 @click.pass_context
-def finish(ctx: click.Context, *, accept_unexplained: bool, as_json: bool) -> None:
+def finish(ctx: click.Context, *, accept_unexplained: bool, old_copy: bool, as_json: bool) -> None:
     """Ask the provider what happened since the restore point, post it, and let writes and payouts go on.
 
     Events, the statement and every payment that had not ended are looked at; what nobody can tell becomes `unknown`, for two operators.
@@ -183,7 +184,7 @@ def finish(ctx: click.Context, *, accept_unexplained: bool, as_json: bool) -> No
     settings = settings_of(ctx)
     telemetry.configure("error", "console")  # to standard error: what a machine reads is on the other
     with Console(stderr=True, quiet=as_json).status("beginning") as status:
-        done = finishing.run(settings, status.update, accept_unexplained=accept_unexplained)
+        done = finishing.run(settings, status.update, accept_unexplained=accept_unexplained, old_copy=old_copy)
     if as_json:
         click.echo(json.dumps({"finished": True, "was_in_recovery": done is not None} | (msgspec.to_builtins(done) if done else {})))
         return

@@ -381,6 +381,8 @@ def test_an_old_copy_that_still_runs_stands_down_when_the_restored_one_is_finish
 
         wait_until(stood_down)
         assert branch.run("backup", "create").returncode == 1
+        assert "this is the old copy" in branch.run("restore", "finish").stderr
+        assert "this is the old one" in branch.run("doctor").stdout.replace("\n", " ")
         paid = copy.withdraw(account, 100, "from-the-new-one").json()["payment"]["id"]
         wait_until(lambda: copy.status_of(paid) == "completed")
         copy.do("verify")

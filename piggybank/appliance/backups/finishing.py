@@ -34,7 +34,7 @@ class Finished(Struct, frozen=True, kw_only=True):
     warnings: list[str] = []
 
 
-async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = False) -> Finished | None:
+async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = False, old_copy: bool = False) -> Finished | None:
     """None: it is not in recovery. May be repeated, also after it was cut off.
 
     Raises `errors.CannotProceed` where something must be settled first: then it stays in recovery.
@@ -47,6 +47,11 @@ async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = F
             raise errors.AlreadyRunning(data_dir=str(settings.data_dir), what="restore finish")
         restore = await recovery.current(connection)
         assert restore is not None
+        if restore.backup_id == recovery.SUPERSEDED and not old_copy:
+            raise errors.CannotProceed(
+                what="this is the old copy: another one was restored and finished, and has what was written since",
+                do="stop it for good: piggybank down. Only where the other one shall go instead: stop that, then finish --old-copy here",
+            )
         warnings = await asyncio.to_thread(_take_over, settings, await recovery.lineage(connection), restore, tell)
         found = await _learn(settings, restore, tell)
         if found is not None and not accept_unexplained:
@@ -147,10 +152,10 @@ async def _verify(owner_url: str) -> None:
             )
 
 
-def run(settings: Settings, tell: Tell, *, accept_unexplained: bool) -> Finished | None:
+def run(settings: Settings, tell: Tell, *, accept_unexplained: bool, old_copy: bool = False) -> Finished | None:
     """For the command line. Raises `errors.CannotProceed`."""
     try:
-        return asyncio.run(finish(settings, tell, accept_unexplained=accept_unexplained))
+        return asyncio.run(finish(settings, tell, accept_unexplained=accept_unexplained, old_copy=old_copy))
     except errors.ProviderNotConfigured as cause:
         missing = ", ".join(name.removeprefix("PIGGYBANK_").lower() for name in cause.details.get("missing", ()))
         raise errors.CannotProceed(

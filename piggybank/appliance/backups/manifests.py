@@ -212,7 +212,7 @@ def check_owner(target: Target, ours: Lineage, *, claim: bool = False) -> None:
     if found is not None and _is_another(found, ours):
         raise errors.CannotProceed(
             what=f"{target.shown} was taken over by a copy of this installation that was restored and finished: this is the old one",
-            do="piggybank down, for good; if this one is to go on and the other is not: piggybank restore finish",
+            do="stop it for good: piggybank down",
         )
     last = ours.restores[-1] if ours.restores else ""
     if claim and (found is None or found.restore != last):
