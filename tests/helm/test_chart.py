@@ -292,6 +292,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no host": (["ingress.enabled=true"], "ingress.enabled without ingress.host"),
     "no Gateway": (["gateway.enabled=true", "gateway.host=a.example.com"], "gateway.parentRefs"),
     "events to nowhere": (["provider.mode=live"], "nobody knows the public URL"),
+    "a range of no ports": (["valkey.externalPorts={6379,13047-11000}"], "externalPorts has 13047-11000"),
     "plain HTTP to everybody": (["trustedProxies=null"], "trustedProxies is empty"),
     "connections": (["phase=1", "poolConnections=10"], "PostgreSQL takes 90: lower poolConnections"),
     "clients of the pooler": (["phase=3", "poolConnections=50"], "postgres.pooler.clients"),
@@ -525,6 +526,13 @@ def test_machines_can_be_drained_and_the_book_outlives_the_release(phase: int) -
     cluster = one(documents({"phase": phase}), "Cluster", "-postgres")
     assert cluster["spec"]["enablePDB"] == (cluster["spec"]["instances"] > 1), "a budget of one instance refuses every drain"
     assert cluster["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_budgets_can_be_turned_off() -> None:
+    assert len(of_kind(documents({"phase": 3}), "PodDisruptionBudget")) == 5  # web, worker, two poolers, the cache's nodes
+    found = documents({"phase": 3, "podDisruptionBudget": False})
+    assert of_kind(found, "PodDisruptionBudget") == []
+    assert one(found, "Cluster", "-postgres")["spec"]["enablePDB"] is False
 
 
 def test_the_image_of_postgresql_is_a_version_of_the_operators() -> None:

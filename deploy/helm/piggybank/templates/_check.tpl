@@ -69,6 +69,12 @@
 {{- if and $v.metrics.prometheusRule (not (.Files.Get "files/rules.yml")) -}}
 {{- fail "metrics.prometheusRule: this chart carries no rules" -}}
 {{- end -}}
+{{- range concat $v.postgres.externalPorts $v.valkey.externalPorts $v.networkPolicy.externalPorts -}}
+{{- $ends := toString . | splitList "-" -}}
+{{- if gt (first $ends | int) (last $ends | int) -}}
+{{- fail (printf "externalPorts has %v: a range goes from its lowest port to its highest" .) -}}
+{{- end -}}
+{{- end -}}
 {{- if not $v.trustedProxies -}}
 {{- fail "trustedProxies is empty: the pods speak plain HTTP behind a proxy; name its network" -}}
 {{- end -}}
