@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from piggybank import ids
-from piggybank.capacity import runbooks
+from piggybank.capacity import projection, runbooks
 from tests.console.conftest import Bank, Console
 
 pytestmark = pytest.mark.xdist_group("console")  # one installation and one browser for all of them
@@ -201,11 +201,15 @@ async def test_growth_and_the_first_limit_are_told_from_a_week_on(console: Conso
         )
     await console.open("capacity?days=30", "Capacity and cost")
     text = await console.main()
-    assert "users comes first: 880 of 1,000" in text
+    assert "Users comes first: 880 of 1,000" in text
     assert "piggybank phase plan 1" in text
-    for caption in ("When each limit is reached", "How long each phase carries it", "Cost of each phase at full load, by prices read on"):
+    for caption in ("When each limit is reached", "How long each phase carries it", "Cost of each phase at full load at Railway, Pro plan, by prices read on"):
         assert caption in text
     assert "a month now" in text  # of the measured load
+    costs = console.page.locator("table", has_text="Cost of each phase")
+    here, there = [projection.differences(0, 2)[0].usd_a_month_before, projection.differences(0, 2)[0].usd_a_month_after]
+    shown = await costs.locator("tr", has_text="2 read/write separation").inner_text()
+    assert f"+${round(there - here):,}" in shown.split("\t")  # against the phase that runs
     users = console.page.locator(".chart", has_text="Users")
     assert "Last 880" in await users.inner_text()
     assert "limit of the phase 1,000" in await users.inner_text()

@@ -37,7 +37,7 @@ function named(part, name) {
 }
 
 function details(given) {
-  return Object.entries(given)
-    .map(([name, value]) => `${name}: ${typeof value === "object" ? JSON.stringify(value) : value}`)
-    .join(", ");
+  const shown = (value) => (Array.isArray(value) ? value.join(" ") : value !== null && typeof value === "object" ? JSON.stringify(value) : value);
+  const lines = Object.entries(given).map(([name, value]) => el("li", {}, `${name}: ${shown(value)}`));
+  return lines.length === 0 ? null : el("ul", { class: "plain broken" }, lines);
 }

@@ -13,7 +13,7 @@ const SCOPES = {
   "accounts:write": "Open, change, freeze, unfreeze and close accounts.",
   "ledger:write": "Move money: direct deposits and withdrawals, transfers, batches, reversals.",
   "payments:write": "Complete and cancel payments.",
-  "ops:read": "Read the state of the installation.",
+  "ops:read": "Read the state of the installation, but not the audit log.",
 };
 
 export const keys = {
