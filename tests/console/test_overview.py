@@ -203,7 +203,11 @@ async def test_growth_and_the_first_limit_are_told_from_a_week_on(console: Conso
     text = await console.main()
     assert "Users comes first: 880 of 1,000" in text
     assert "piggybank phase plan 1" in text
-    for caption in ("When each limit is reached", "How long each phase carries it", "Cost of each phase at full load at Railway, Pro plan, by prices read on"):
+    for caption in (
+        "When each limit is reached",
+        "How long each phase carries it",
+        "Cost of each phase at full load at Railway, Pro plan, by prices read on",
+    ):
         assert caption in text
     assert "a month now" in text  # of the measured load
     costs = console.page.locator("table", has_text="Cost of each phase")
