@@ -5,6 +5,7 @@ Exit codes: 0 well, 1 not (the sentence on standard error says what to do), 2 us
 """
 
 import gc
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -81,9 +82,13 @@ def _imported(module: str) -> ModuleType:
     """What an import makes stays: looking through it again and again for garbage is a fifth of a command's start."""
     gc.disable()
     try:
-        return import_module(module)
+        found = import_module(module)
     finally:
         gc.enable()
+    if (structlog := sys.modules.get("structlog")) is not None:  # a command that needs no log is not to wait for the library
+        # what a command prints is read by machines: a log line in it, as of a replica that is away, made it no JSON
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    return found
 
 
 def _sentence(error: errors.Error) -> str:
