@@ -10,7 +10,7 @@ from functools import partial
 from installer import containers, look, program, units
 from installer.act import act, step
 from installer.look import Finding
-from installer.options import Options, parse
+from installer.options import ENV_FILE, SETTINGS_FILE, Options, parse
 from installer.program import Failed
 
 GOODBYE = """
@@ -38,7 +38,7 @@ piggybank runs at {url}
 RECOVERY_KEY = """
 RECOVERY KEY of the backups. It is shown this once and kept nowhere: write it down, and keep it away from this machine.
     {key}
-Without it the settings and key files in a backup cannot be read. Where backups go: backup_target in piggybank.toml.
+Without it the settings and key files in a backup cannot be read. Where backups go: {where}.
 """
 
 PROVIDER = {
@@ -121,7 +121,8 @@ def _goodbye(options: Options, made: dict[str, str | None]) -> str:
     link = made["operator_link"] or f"there is an operator already; another one: {made['cli']} users operator-link"
     insecure = " -k" if str(made["url"]).startswith("https://127.") else ""
     provider = PROVIDER[str(made["provider_mode"])].format(cli=made["cli"], keys=_where_keys_go(options))
-    key = RECOVERY_KEY.format(key=made["recovery_key"]) if made["recovery_key"] else ""
+    where = f"BACKUP_FOLDER or BACKUP_TARGET in {options.data_dir / ENV_FILE}" if options.docker else f"backup_target in {SETTINGS_FILE}"
+    key = RECOVERY_KEY.format(key=made["recovery_key"], where=where) if made["recovery_key"] else ""
     return key + GOODBYE.format(
         provider=provider,
         url=made["url"],

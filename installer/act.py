@@ -267,9 +267,8 @@ def operator_link(options: Options) -> str | None:
 
 def recovery_key(options: Options) -> str | None:
     """None where there is one: it is shown once, and kept nowhere."""
-    made: dict[str, Any] = json.loads(run(str(options.cli), "backup", "key", "--if-none", "--json"))
-    key: str | None = made["recovery_key"]
-    return key
+    made: dict[str, str | None] = json.loads(run(str(options.cli), "backup", "key", "--if-none", "--json"))
+    return made["recovery_key"]
 
 
 def url(options: Options) -> str:

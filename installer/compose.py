@@ -16,12 +16,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import docker
 from docker.errors import BuildError, DockerException, ImageNotFound
 
-from installer import act
+from installer import act, rolling
 from installer.act import step
 from installer.containers import PORTS, not_free, project
 from installer.options import ENV_FILE, ENV_NAMES, LOOPBACK, SETTING_FLAGS, Options, read_env
@@ -39,7 +40,8 @@ SECRETS = (
 SECRET_BYTES = 24
 PHASE_KEY = "PIGGYBANK_PHASE"
 PRIMARY = "postgres-1"
-SERVICE = "com.docker.compose.service"
+BACKUP = "backup"
+OURS_TO_REPLACE = (rolling.WEB, "worker", "door")  # after the stores that they need
 COPIED = ("compose.yaml", "deploy/compose", "deploy/prometheus", "deploy/grafana")
 UP_TIMEOUT_S = 1_800  # images are pulled, and a standby copies the database
 READY_TIMEOUT_S = 300
@@ -66,7 +68,8 @@ case "${{1:-}}" in
       exit
     fi
     if [ "${{3:-}}" != --yes-delete-everything ]; then
-      echo "This deletes the volumes {project}_.. and {data_dir}: every account, every movement, every key. It cannot be undone."
+      echo "This deletes the volumes {project}_.. and {data_dir}: every account, every movement, every key,"
+      echo "and the backups in the volume {project}_backups, if that is where they go. It cannot be undone."
       printf 'Type the name of the installation (%s) to go on: ' {project}
       read -r typed || typed=
       [ "$typed" = {project} ] || {{ echo "the name was not typed; nothing was changed" >&2; exit 1; }}
@@ -90,25 +93,27 @@ def act_out(options: Options) -> dict[str, str | None]:
             step(2, f"Building the image {image} (about a minute)")
             _build(client, image)
         step(3, "Folder and secrets")
-        number = phase_of(options)
+        before, number = read_env(options.data_dir / ENV_FILE).get(PHASE_KEY, "0"), phase_of(options)
         _copy_files(options)
         _write_env(client, options, image, number)
         _write_commands(options)
         step(4, f"Starting phase {number}")
-        _up(options)
+        _up(client, options, goes_down=number < int(before))
         _remove_unwanted(client, options)
         step(5, "Waiting until it answers")
         _wait_ready(client, options)
         step(6, "Asking what the provider is")
         mode = _choose_provider(client, options)
-        step(7, "Making the operator's one-time link")
+        step(7, "Making the operator's one-time link, and the recovery key of the backups")
         link = act.operator_link(options)
+        key = act.recovery_key(options)
+        _start_backups(options)
     return {
         "url": act.url(options),
         "data_dir": str(options.data_dir),
         "cli": str(options.cli),
         "operator_link": link,
-        "recovery_key": None,  # `backup_recipient` is asked for where backups are set up
+        "recovery_key": key,
         "provider_mode": mode,
     }
 
@@ -294,7 +299,7 @@ def _chosen_url(env: Mapping[str, str]) -> str:
 
 
 def _write_commands(options: Options) -> None:
-    words = {"data_dir": f"'{options.data_dir}'", "project": read_env(options.data_dir / ENV_FILE)["COMPOSE_PROJECT_NAME"]}
+    words = {"data_dir": f"'{options.data_dir}'", "project": _project(options)}
     options.cli.parent.mkdir(exist_ok=True)
     for name, text in (("compose", COMPOSE), ("piggybank", COMMAND)):
         path = options.cli.with_name(name)
@@ -320,22 +325,48 @@ def _compose(options: Options, *words: str, timeout_s: int = UP_TIMEOUT_S) -> st
 
 def _environment() -> dict[str, str]:
     """What compose sees later, too: no variable of this shell that `.env` or a phase has."""
-    mine = {*SECRETS, *ENV_NAMES.values(), "COMPOSE_FILE", "COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME", "COMPOSE_ENV_FILES"}
+    read = re.findall(r"\$\{(\w+)", (CHECKOUT / "compose.yaml").read_text(encoding="utf-8"))
+    mine = {*read, *ENV_NAMES.values(), "WATCH", "COMPOSE_FILE", "COMPOSE_PROFILES", "COMPOSE_PROJECT_NAME", "COMPOSE_ENV_FILES"}
     return {name: value for name, value in os.environ.items() if name not in mine and not name.startswith("PIGGYBANK_")}
 
 
 def services(options: Options) -> list[str]:
-    """Those that this phase has, and whose image is here or can be had: without a registry what only watches is left out, and said."""
+    """Those that this phase has."""
     return _compose(options, "config", "--services").split()
 
 
-def _up(options: Options) -> None:
-    wanted = services(options)
+def _up(client: docker.DockerClient, options: Options, *, goes_down: bool = False) -> None:
+    """Stores first, then ours: web containers in the old way of a higher phase would wait for standbys that are there no more, so where
+    the phase goes down, what is there stays as it is until they are replaced."""
+    wanted = [name for name in services(options) if name != BACKUP]
     for name in ("prometheus", "grafana"):
         if name in wanted and not _can_have(options, name):
-            print(f"  {name}: its image is not here and cannot be pulled; everything else runs without it", file=sys.stderr)
+            print(
+                f"  {name}: its image is not here and cannot be pulled: it stays away (for good: WATCH=none in {ENV_FILE})",
+                file=sys.stderr,
+            )
             wanted.remove(name)
-    _compose(options, "up", "--detach", "--no-build", *wanted)
+    up = ("up", "--detach", "--no-build")
+    if rolling.containers(client, _project(options), rolling.WEB):
+        if goes_down:
+            _compose(options, *up, "--no-recreate", *(name for name in wanted if name not in OURS_TO_REPLACE))
+            _compose(options, *up, "--no-deps", "migrate")
+        else:
+            _compose(options, *up, *(name for name in wanted if name not in OURS_TO_REPLACE))
+        rolling.replace_web(client, _project(options), partial(_compose, options))
+    _compose(options, *up, *wanted)
+
+
+def _start_backups(options: Options) -> None:
+    """Last, so that the first one has the secrets in it. A target that is away keeps nothing else from running."""
+    try:
+        _compose(options, "up", "--detach", "--no-build", "--no-deps", BACKUP)
+    except Failed as cause:
+        print(f"  backups are NOT made: {cause}", file=sys.stderr)
+
+
+def _project(options: Options) -> str:
+    return read_env(options.data_dir / ENV_FILE)["COMPOSE_PROJECT_NAME"]
 
 
 def _can_have(options: Options, service: str) -> bool:
@@ -349,9 +380,8 @@ def _can_have(options: Options, service: str) -> bool:
 def _remove_unwanted(client: docker.DockerClient, options: Options) -> None:
     """Containers of the phase before; their volumes stay."""
     wanted = set(services(options))
-    name = read_env(options.data_dir / ENV_FILE)["COMPOSE_PROJECT_NAME"]
-    for container in client.containers.list(all=True, filters={"label": f"com.docker.compose.project={name}"}):
-        if container.labels.get(SERVICE) not in wanted | {"cli"}:
+    for container in rolling.containers(client, _project(options)):
+        if container.labels.get(rolling.SERVICE) not in wanted | {"cli"}:
             container.stop(timeout=30)
             container.remove()
 
@@ -360,8 +390,7 @@ def _wait_ready(client: docker.DockerClient, options: Options) -> None:
     until = time.monotonic() + READY_TIMEOUT_S
     while not act.answers(options):
         if time.monotonic() > until:
-            name = read_env(options.data_dir / ENV_FILE)["COMPOSE_PROJECT_NAME"]
-            found = client.containers.list(all=True, filters={"label": f"com.docker.compose.project={name}"})
+            found = rolling.containers(client, _project(options))
             ill = ", ".join(f"{one.name} ({one.status})" for one in found if one.status != "running" or one.health == "unhealthy")
             logs = f"{options.cli.with_name('compose')} logs"
             raise Failed(f"it does not answer on {options.listen}:{options.port}; not well: {ill or 'none'}\n  {logs}")
@@ -376,7 +405,7 @@ def _choose_provider(client: docker.DockerClient, options: Options) -> str:
         act.run(str(options.cli), "provider", "mode", wanted)
         path = options.data_dir / ENV_FILE
         path.write_text(re.sub(r"(?m)^PROVIDER_MODE=.*$", f"PROVIDER_MODE={wanted}", path.read_text(encoding="utf-8")), encoding="utf-8")
-        _up(options)
+        _up(client, options)
         _remove_unwanted(client, options)
         _wait_ready(client, options)
     return wanted

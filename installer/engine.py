@@ -29,6 +29,7 @@ DISK_FLOOR_MIB = 4 * 1_024  # the image, those of the stores, and a database tha
 DISK_ADVISED_MIB = 20 * 1_024
 MIB = 1024 * 1024
 COMMAND_TIMEOUT_S = 30
+WATCHING = ("PROMETHEUS_PORT", "GRAFANA_PORT")  # nobody listens there with WATCH=none
 
 
 def look_around(options: Options) -> list[Finding]:
@@ -155,6 +156,8 @@ def _ports(client: docker.DockerClient, options: Options) -> Iterator[Finding]:
     ours = client.containers.list(filters={"label": f"com.docker.compose.project={kept.get('COMPOSE_PROJECT_NAME') or project(options)}"})
     taken_by_us = {int(one["HostPort"]) for each in ours for maps in each.ports.values() for one in maps or []}
     for name, usual in PORTS.items():
+        if name in WATCHING and kept.get("WATCH") == "none":
+            continue
         port = options.port if name == "PORT" else int(kept.get(name) or usual)
         listen = options.listen if name in ("PORT", "SIMULATOR_PORT") else "127.0.0.1"
         where = f"{listen}:{port}"

@@ -88,7 +88,7 @@ image() { # name, suite, packages; then what mmdebstrap and `docker import` take
 }
 
 # the images of the Dockerfile and of compose.yaml, by what they are made of
-for name in $(sed -n 's/^FROM \([^ ]*\) AS .*/\1/p' "$here/Dockerfile" | sort -u) $(sed -n 's/^ *image: *\([a-z/]*:[^ ]*\).*/\1/p' "$here/compose.yaml" | grep -v '^piggybank:' | sort -u); do
+for name in $(sed -n 's/^FROM \([^ ]*\) AS .*/\1/p' "$here/Dockerfile" | sort -u) $(sed -n 's/^ *image: \${[A-Z_]*:-\([a-z/]*:[^ }]*\)}.*/\1/p' "$here/compose.yaml" | grep -v '^piggybank:' | sort -u); do
   case $name in
     python:3.11-slim-bookworm) image "$name" bookworm python3,python3-venv,ca-certificates ;;
     postgres:*) image "$name" forky postgresql-18 ;;

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import time
+from collections import Counter
 
+import httpx
 import pytest
 
 from installer.options import BUILT_PHASES
@@ -14,6 +16,8 @@ PAID_BEFORE = 20
 PAID_WITHIN_S = 300
 RESTARTED = ("web", "postgres-1", "queue")
 WHOLE_WITHIN_S = 120
+SCRAPED_WITHIN_S = 120
+BACKED_UP_WITHIN_S = 120
 
 
 def paid_at_least(payer: Payer, count: int) -> None:
@@ -34,7 +38,7 @@ def restart_under_load(project: Project) -> None:
         project.compose("restart", service)
         paid_at_least(payer, before + PAID_BEFORE)
     paid = payer.stop()
-    print(f"{paid} deposits answered over {len(RESTARTED)} restarts")
+    print(f"{paid} deposits answered over {len(RESTARTED)} restarts; {project.unanswered} were not, most tries: {project.most_tries}")
     assert project.balance(account) == paid
     project.cli("verify")
 
@@ -51,7 +55,7 @@ def test_single_pays_and_restarts_under_load(project: Project) -> None:
     project.up(0)
     restart_under_load(project)
     # at the limits of compose.yaml nobody was killed for memory, and nobody has more rights than it says
-    for service in ("web", "worker", "postgres-1", "cache", "queue", "door", "simulator", "prometheus"):
+    for service in ("web", "worker", "backup", "postgres-1", "cache", "queue", "door", "simulator", "prometheus"):
         [seen] = json.loads(
             subprocess.run(["docker", "inspect", project.container(service)], capture_output=True, check=True, text=True).stdout
         )
@@ -62,6 +66,50 @@ def test_single_pays_and_restarts_under_load(project: Project) -> None:
         assert host["CapDrop"] == ["ALL"], service
         assert seen["Config"]["User"] not in ("", "root", "0"), service
     assert "SIMULATOR" in project.cli("status")
+    if "prometheus" in project.running:
+        everybody_is_scraped(project)
+    backed_up_and_restored_in_place(project)
+
+
+def everybody_is_scraped(project: Project) -> None:
+    wanted, until = {"piggybank-web": 2, "piggybank-worker": 1}, time.monotonic() + SCRAPED_WITHIN_S
+    while True:
+        found = httpx.get(f"http://127.0.0.1:{project.ports['PROMETHEUS_PORT']}/api/v1/targets", trust_env=False).json()["data"][
+            "activeTargets"
+        ]
+        if Counter(one["labels"]["job"] for one in found if one["health"] == "up") == wanted:
+            return
+        assert time.monotonic() < until, [(one["scrapeUrl"], one["health"], one["lastError"]) for one in found]
+        time.sleep(1)
+
+
+def backed_up_and_restored_in_place(project: Project) -> None:
+    """The container makes a backup by itself; it is verified with its key, restored by a drill, and put in the place of the database."""
+    until = time.monotonic() + BACKED_UP_WITHIN_S
+    while not json.loads(project.cli("backup", "list", "--json"))["items"]:
+        assert time.monotonic() < until, project.compose("logs", "backup")
+        time.sleep(1)
+    key = json.loads(project.cli("backup", "key", "--if-none", "--json"))["recovery_key"]
+    assert json.loads(project.cli("backup", "key", "--if-none", "--json"))["recovery_key"] is None
+    account = project.account()
+    deposit = f"/v1/accounts/{account}/deposits"
+    project.post(deposit, "before", {"amount": 5, "method": "direct"})
+    assert [word for word in json.loads(project.cli("backup", "create", "--json"))["warnings"] if "same disk" in word]
+    verified = json.loads(project.cli("backup", "verify", "--recovery-key", "-", "--json", said=key))
+    assert "settings.json" in verified["secrets"]
+    assert "passed" in project.cli("backup", "drill")
+    project.post(deposit, "lost", {"amount": 7, "method": "direct"})
+
+    project.compose("stop", "web", "worker", "backup", "simulator")
+    said = project.cli("restore", "latest", "--in-place", "--name", "piggybank")
+    assert "kept as piggybank_replaced_" in said
+    project.up(project.phase)
+    assert project.balance(account) == 5
+    refused = project.http.post(deposit, json={"amount": 7, "method": "direct"}, headers={"Idempotency-Key": "lost"})
+    assert (refused.status_code, refused.json()["code"]) == (503, "in_recovery")
+    project.cli("restore", "finish")
+    project.post(deposit, "after", {"amount": 7, "method": "direct"})
+    assert project.balance(account) == 12
 
 
 def test_replicas_stream_and_confirm(project: Project) -> None:

@@ -12,10 +12,11 @@ import pytest
 from installer.options import read_env
 from tests.installer.test_look import INSTALL, a_free_port
 
-from .project import FEWER
+from .project import FEWER, Installed, Payer
 
 INSTALL_TIMEOUT_S = 1_500
 COMMAND_TIMEOUT_S = 300
+TRIES_MOST = 3  # of one payment, while web containers are replaced
 
 
 def install(data_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -41,8 +42,11 @@ def data_dir(substituted: list[str], tmp_path: Path) -> Iterator[Path]:
 
 
 def test_from_nothing_to_a_deposit_to_another_phase_and_away(data_dir: Path) -> None:
-    made, printed = installed(data_dir, "--port", str(a_free_port()))
-    assert made.keys() == {"url", "data_dir", "cli", "operator_link", "provider_mode"}
+    port = a_free_port()
+    made, printed = installed(data_dir, "--port", str(port))
+    assert made.keys() == {"url", "data_dir", "cli", "operator_link", "provider_mode", "recovery_key"}
+    assert made["recovery_key"].startswith("AGE-SECRET-KEY-1")
+    assert printed.count(made["recovery_key"]) == 1
     assert made["operator_link"].startswith(made["url"])
     lines = re.search(r"^    PB=.*first-deposit .*?$", printed, re.MULTILINE | re.DOTALL)
     assert lines is not None
@@ -52,7 +56,24 @@ def test_from_nothing_to_a_deposit_to_another_phase_and_away(data_dir: Path) -> 
     env = data_dir / ".env"
     secrets = read_env(env)
     env.write_text(env.read_text(encoding="utf-8") + "".join(f"{name}={value}\n" for name, value in FEWER.items()), encoding="utf-8")
-    installed(data_dir, "--phase", "2")
+    bank = Installed(port, made["cli"])
+    payer = Payer(bank, account := bank.account())
+    payer.start()
+    # another phase while somebody pays: the primary starts again, so some tries are refused; none is lost or counts twice
+    again, _ = installed(data_dir, "--phase", "2")
+    assert again["recovery_key"] is None
+    print(f"{payer.paid} deposits answered while the phase changed; {bank.unanswered} tries were not, at most {bank.most_tries} for one")
+    # a change of ours alone, as a new version is: a web container always answers
+    (data_dir / "settings.env").write_text("PIGGYBANK_LOG_LEVEL=warning\n", encoding="utf-8")
+    paid, bank.unanswered, bank.most_tries, webs = payer.paid, 0, 0, web_containers(env)
+    installed(data_dir)
+    paid = payer.paid - paid
+    assert not webs & web_containers(env)
+    assert len(web_containers(env)) == int(FEWER["WEB"])
+    print(f"{paid} deposits answered while the web was replaced; {bank.unanswered} tries were not, at most {bank.most_tries} for one")
+    assert bank.most_tries <= TRIES_MOST
+    answered = payer.stop()
+    assert bank.balance(account) == answered
     kept = read_env(env)
     assert {name: kept[name] for name in secrets if name != "PIGGYBANK_PHASE"} == {
         name: value for name, value in secrets.items() if name != "PIGGYBANK_PHASE"
@@ -80,6 +101,13 @@ def test_from_nothing_to_a_deposit_to_another_phase_and_away(data_dir: Path) -> 
     subprocess.run(purge, input=f"{kept['COMPOSE_PROJECT_NAME']}\n", text=True, check=True, timeout=COMMAND_TIMEOUT_S)
     assert not has_volume(volume)
     assert not data_dir.exists()
+
+
+def web_containers(env: Path) -> set[str]:
+    project = read_env(env)["COMPOSE_PROJECT_NAME"]
+    words = ["docker", "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={project}"]
+    words += ["--filter", "label=com.docker.compose.service=web"]
+    return set(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
 
 
 def has_volume(name: str) -> bool:

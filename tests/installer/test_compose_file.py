@@ -25,6 +25,7 @@ TEXT = (ROOT / "compose.yaml").read_text(encoding="utf-8")
 FILE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])((?:[^{}]|\$\{[^{}]*\})*))?\}")
+STORES = [name for name in SERVICES if name.startswith(("postgres", "cache", "cluster", "queue", "pgbouncer"))]
 EVERY_PHASE = pytest.mark.parametrize("number", BUILT_PHASES)
 
 
@@ -88,7 +89,7 @@ def test_counts_and_sizes_are_those_of_the_table(number: int, tmp_path: Path) ->
 @EVERY_PHASE
 def test_the_containers_get_settings_that_load_and_are_the_phases(number: int, tmp_path: Path) -> None:
     phase, values = phases.of(number), values_of(number, tmp_path)
-    for service in ("web", "worker", "migrate", "simulator", "cli"):
+    for service in ("web", "worker", "migrate", "simulator", "backup", "cli"):
         told = settings.load(tmp_path, environment(service, values))
         assert (told.phase, told.web_processes, told.worker_processes, told.pool_connections) == (
             number,
@@ -152,15 +153,52 @@ def test_no_secret_is_in_the_files() -> None:
     assert {name: example[name] for name in compose.SECRETS} == dict.fromkeys(compose.SECRETS, "")
     for secret in compose.SECRETS:
         assert f"${{{secret}:?}}" in TEXT, f"{secret} may be forgotten"
-    known = {*example, *ENV_NAMES.values(), "PIGGYBANK_IMAGE", "TLS_FOLDER", "DOOR_TLS", "DOOR_TRUSTS", "WEB_TRUSTS", "SIMULATOR_URL"}
+    known = {*example, *ENV_NAMES.values(), "TLS_FOLDER", "DOOR_TLS", "DOOR_TRUSTS", "WEB_TRUSTS", "SIMULATOR_URL"}
     known |= {name for number in BUILT_PHASES for name in read_env(PARTS / f"phase-{number}.env")}
     assert {match[1] for match in VARIABLE.finditer(TEXT)} <= known
+
+
+def test_each_has_the_passwords_that_it_needs(tmp_path: Path) -> None:
+    values = values_of(3, tmp_path) | {name: name.lower() for name in compose.SECRETS}
+    has = {name: {secret for secret in compose.SECRETS if secret.lower() in str(environment(name, values))} for name in STORES}
+    assert has["postgres-1"] == {"OWNER_PASSWORD", "APPLICATION_PASSWORD", "REPLICATION_PASSWORD"}
+    assert has["postgres-2"] == has["postgres-3"] == {"REPLICATION_PASSWORD"}
+    assert has["pgbouncer"] == {"APPLICATION_PASSWORD"}
+    assert has["queue"] == {"QUEUE_PASSWORD"}
+    assert all(has[name] == {"CACHE_PASSWORD"} for name in STORES if name.startswith(("cache", "cluster")))
+
+
+@EVERY_PHASE
+def test_who_watches_may_stay_away_and_backups_are_always_made(number: int, tmp_path: Path) -> None:
+    watching = {"prometheus", "grafana"}
+    assert of_phase(values_of(number, tmp_path)) >= watching | {"backup"}
+    without = values_of(number, tmp_path) | {"WATCH": "none"}
+    text = read_env(PARTS / f"phase-{number}.env")["COMPOSE_PROFILES"]
+    assert not of_phase(without | {"COMPOSE_PROFILES": filled(text, without)}) & watching
+
+
+def test_prometheus_reaches_what_it_scrapes(tmp_path: Path) -> None:
+    jobs = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    asked = {name: found["port"] for job in jobs for found in job["dns_sd_configs"] for name in found["names"]}
+    assert asked.keys() == {"web", "worker"}
+    for name in asked:
+        assert set(SERVICES[name]["networks"] if name == "web" else ("stores", "edge")) & set(SERVICES["prometheus"]["networks"])
+    web, worker = (settings.load(tmp_path, environment(name, values_of(0, tmp_path))) for name in ("web", "worker"))
+    assert (web.port, worker.worker_metrics_port) == (asked["web"], asked["worker"])
+    assert worker.worker_metrics_listen == "0.0.0.0"
+    assert values_of(0, tmp_path)["DOOR_SUBNET"] in web.metrics_networks
+
+
+def test_images_are_chosen_in_env() -> None:
+    example = read_env(PARTS / "example.env")
+    images = {match[1]: match[3] for each in SERVICES.values() if (match := VARIABLE.fullmatch(each["image"])) is not None}
+    assert images == {name: value for name, value in example.items() if name.endswith("_IMAGE")}
 
 
 def test_what_is_mounted_is_there() -> None:
     volumes = {volume for service in SERVICES.values() for volume in service.get("volumes", [])}
     for volume in volumes:
-        source = re.sub(r"^\$\{TLS_FOLDER:-(.*?)\}", r"\1", volume).split(":")[0]
+        source = re.sub(r"^\$\{\w+:-(.*?)\}", r"\1", volume).split(":")[0]
         assert (ROOT / source).exists() if source.startswith("./") else source in FILE["volumes"], volume
 
 
