@@ -106,7 +106,7 @@ export async function costs(phases, provider, signal) {
         el("strong", {}, `${dollars(now.usd_a_month)} a month now`),
         `, ${dollarsAUser(now.usd_a_user)} a user: ${count(now.users)} users and ${count(now.transactions_a_day)} transactions a day, as measured, in phase ${now.phase}.`,
       ]
-    : `Now: ${NO_DATA}. No whole day was recorded yet.`;
+    : `Now: ${NO_DATA}. It takes a whole day of records.`;
   return [
     el("p", { class: "lead" }, measured),
     table(`Cost of each phase at full load at ${found.title}, by prices read on ${found.read_on}`, columns, rows),
