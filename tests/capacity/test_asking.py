@@ -32,7 +32,7 @@ async def asked(own_settings: Settings, sql: asyncpg.Connection, work: Work) -> 
 async def fill(sql: asyncpg.Connection, days: int) -> None:
     """An hour a day that grows."""
     for number in range(days):
-        at = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=days - number, hours=1)
+        at = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=days - number)
         await sql.execute(
             "INSERT INTO usage_minutes (at, rolled, minutes, phase, transactions, busiest_minute, connections, max_connections, users)"
             " VALUES ($1, true, 60, 0, 600, 600, $2, 100, $3)",
