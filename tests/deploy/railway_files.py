@@ -53,7 +53,7 @@ def made() -> str:
     draining = f"{{ web: {serving.DRAIN_S + DRAIN_MARGIN_S}, worker: {worker.DRAIN_S + DRAIN_MARGIN_S} }}"
     return "\n".join(
         [
-            "// Made by `python -m tests.deploy.railway_files` from phases.toml and settings.py; a test compares. Do not edit.",
+            "// Made by `python -m tests.deploy.railway_files` from phases.toml and the settings; a test compares. Do not edit.",
             "export const PHASES = [",
             *rows,
             "];",

@@ -1,4 +1,4 @@
-// Made by `python -m tests.deploy.railway_files` from phases.toml and settings.py; a test compares. Do not edit.
+// Made by `python -m tests.deploy.railway_files` from phases.toml and the settings; a test compares. Do not edit.
 export const PHASES = [
   { number: 0, web: 2, worker: 2, poolConnections: 10, cacheMiB: 512 },
   { number: 1, web: 6, worker: 2, poolConnections: 4, cacheMiB: 512 },
