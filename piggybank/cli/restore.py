@@ -14,8 +14,8 @@ from rich.console import Console
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
 from piggybank.appliance import folder, overview, topology
-from piggybank.appliance.backups import finishing, manifests, restoring, targets
-from piggybank.appliance.backups.restoring import Restored
+from piggybank.appliance.backups import databases, finishing, manifests, restoring, targets
+from piggybank.appliance.backups.opening import Restored
 from piggybank.appliance.store_files import APPLICATION_ROLE
 from piggybank.cli.appliance import settings_of
 from piggybank.cli.backup import progress, recovery_key
@@ -102,9 +102,9 @@ def bring_back(
         manifest = manifests.choose(target, backup_id, at)
         if is_elsewhere:
             role = migrate.role_of(settings.database_url)
-            restored = restoring.over_database(target, manifest, settings.owner_database_url, role, tell)
+            restored = databases.over_database(target, manifest, settings.owner_database_url, role, tell)
         elif is_url:
-            restored = restoring.into_database(target, manifest, place, application_role, tell)
+            restored = databases.into_database(target, manifest, place, application_role, tell)
         else:
             into = restoring.in_place if in_place else restoring.into_folder
             restored = into(target, manifest, where, at, identity, tell, until_hole=until_hole)

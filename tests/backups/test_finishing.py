@@ -14,7 +14,7 @@ import pytest
 
 from piggybank import errors
 from piggybank.appliance import store_files
-from piggybank.appliance.backups import finishing, making, manifests, restoring, targets
+from piggybank.appliance.backups import databases, finishing, making, manifests, targets
 from piggybank.appliance.backups.finishing import Finished
 from piggybank.settings import Settings
 from tests.conftest import Stores, _on_database, start_simulator
@@ -59,7 +59,7 @@ class Loss:
             with targets.opened(self.bank) as target:
                 manifest = manifests.choose(target, "latest")
                 url, role = there.owner_database_url, store_files.APPLICATION_ROLE
-                await in_thread(lambda: restoring.into_database(target, manifest, url, role, lambda _: None))
+                await in_thread(lambda: databases.into_database(target, manifest, url, role, lambda _: None))
             yield there
         finally:
             await sql(self.stores.admin_url, f"DROP DATABASE {name} WITH (FORCE)")

@@ -17,7 +17,7 @@ import pytest
 
 from piggybank import errors
 from piggybank.appliance import embedded, folder, store_files
-from piggybank.appliance.backups import drills, finishing, making, manifests, restoring, targets, wal
+from piggybank.appliance.backups import databases, drills, finishing, making, manifests, restoring, targets, wal
 from piggybank.appliance.backups.manifests import Manifest
 from piggybank.db import backups
 from piggybank.settings import Settings
@@ -94,9 +94,9 @@ def test_a_dump_becomes_a_database_that_opens_in_recovery(bank: Settings, stores
     try:
         with targets.opened(bank) as target:
             manifest = manifests.choose(target, "latest")
-            restored = restoring.into_database(target, manifest, there.owner_database_url, store_files.APPLICATION_ROLE, lambda _: None)
+            restored = databases.into_database(target, manifest, there.owner_database_url, store_files.APPLICATION_ROLE, lambda _: None)
             with pytest.raises(errors.CannotProceed, match="not empty"):
-                restoring.into_database(target, manifest, there.owner_database_url, store_files.APPLICATION_ROLE, lambda _: None)
+                databases.into_database(target, manifest, there.owner_database_url, store_files.APPLICATION_ROLE, lambda _: None)
         assert (restored.transactions, restored.point) == (1, manifest.taken_at)
         epochs = [run_apart(partial(_value, url, "SELECT epoch FROM installation")) for url in (bank.database_url, there.database_url)]
         assert epochs[0] != epochs[1]
@@ -146,7 +146,7 @@ def test_what_cannot_be_restored_is_refused_before_anything_is_touched(bank: Set
             restoring.into_folder(target, made, tmp_path / "full", None, "", lambda _: None)
         assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
         with pytest.raises(errors.CannotProceed, match="becomes a data folder"):
-            restoring.into_database(target, base, bank.owner_database_url, "x", lambda _: None)
+            databases.into_database(target, base, bank.owner_database_url, "x", lambda _: None)
 
 
 @pytest.mark.deep

@@ -20,10 +20,10 @@ from msgspec import Struct
 
 from piggybank import errors
 from piggybank.appliance import binaries, data_folder
-from piggybank.appliance.backups import manifests, restoring
+from piggybank.appliance.backups import databases, manifests, restoring
 from piggybank.appliance.backups.making import BASE, DUMP
 from piggybank.appliance.backups.manifests import Manifest
-from piggybank.appliance.backups.restoring import Restored
+from piggybank.appliance.backups.opening import Restored
 from piggybank.appliance.backups.targets import Target
 from piggybank.appliance.embedded import Embedded
 from piggybank.db import archived, backups, migrate
@@ -144,7 +144,7 @@ async def _beside(settings: Settings, target: Target, manifest: Manifest, tell: 
             ) from cause
         try:
             role = migrate.role_of(settings.database_url)
-            restored = await asyncio.to_thread(restoring.into_database, target, manifest, owner_url, role, tell)
+            restored = await asyncio.to_thread(databases.into_database, target, manifest, owner_url, role, tell)
             await _refuses_writes(urlsplit(settings.database_url)._replace(path=f"/{name}").geturl())
             return restored
         finally:

@@ -1,63 +1,33 @@
-"""Restore: into a new data folder or an empty database. It opens in recovery (db/recovery.py), whatever it was restored for.
+"""Restore into a data folder: a new one, or in the place of the one that is there, whose database is kept.
 
 Until the end the data lies under a name that nobody starts, so a restore that was cut short leaves nothing that looks like one.
 """
 
 import asyncio
-import os
 import shutil
-import subprocess
 import tomllib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
 
-import asyncpg
 import msgspec
-from msgspec import Struct
 
-from piggybank import checks, errors
+from piggybank import errors
 from piggybank import settings as settings_file
 from piggybank.appliance import binaries, data_folder, embedded, processes, store_files, system_user, topology
 from piggybank.appliance import folder as installation_folder
-from piggybank.appliance.backups import manifests, months, replay, secrets, wal
-from piggybank.appliance.backups.making import DUMP, client_address, client_program, facts, months_of
-from piggybank.appliance.backups.manifests import Facts, Manifest
-from piggybank.appliance.backups.months import Month
-from piggybank.appliance.backups.targets import CHUNK_BYTES, Target
+from piggybank.appliance.backups import databases, manifests, months, replay, secrets, wal
+from piggybank.appliance.backups.manifests import Manifest
+from piggybank.appliance.backups.opening import Restored, Tell, archived_months, check_possible, open_in_recovery
+from piggybank.appliance.backups.targets import Target
 from piggybank.appliance.embedded import Embedded
 from piggybank.appliance.system_user import SystemUser, ours, shared
-from piggybank.db import copies, migrate, recovery, writes
 
-MAKING = "restoring"  # in `stores/`, and a part of a database's name, until all is well
-REPLACED = "replaced"  # a part of the name of what a restore in place keeps
-NAME_MOST_BYTES = 63  # of a database; PostgreSQL cuts off the rest
-MAINTENANCE = "postgres"  # the database to be in while another one is renamed
-APPEND_ONLY = ("transactions", "effects", "system_entries")  # of a base backup: at least the rows that it had
+MAKING = "restoring"  # in `stores/`, until all is well
 DISK_MARGIN = 1.5  # of the database's size: itself, and the log that is replayed
-LOG_TAIL_LINES = 3
 NEW, IN_PLACE = "a new folder\n", "in place\n"  # what an unfinished restore says of itself
 REPLACED = "replaced-"  # how the folder in `stores/` begins that keeps what was there
 SET_ASIDE = ("primary", store_files.WAL_SPOOL, wal.HOLE_FILE)  # with the servers' folders
 NOT_RESTORED = ("database_url", "owner_database_url", "pooler_url", "replica_urls")  # they lead to the database that was
-
-Tell = Callable[[str], None]
-
-
-class Restored(Struct, frozen=True, kw_only=True):
-    """What was restored, and what was found in it."""
-
-    backup_id: str
-    place: str
-    point: datetime  # up to there it knows everything
-    accounts: int
-    transactions: int
-    secrets: bool
-    left_out: list[str] = []  # settings that lead to the databases of the old installation
-    missing_months: list[str] = []  # archived, and neither here nor at the target
-    kept: str = ""  # what was here before: its folder, or the name that its database has now
 
 
 def into_folder(
@@ -134,24 +104,6 @@ def _ship_rest(target: Target, folder: Path, tell: Tell) -> None:
     tell("taking the last of the log to the target")
     system = wal.system_of(primary)
     wal.ship(folder, target, system, set(wal.names_of(target, system)), lambda name, _: tell(f"the log reaches {name}"))
-
-
-def check_possible(manifest: Manifest, at: datetime | None, target: Target) -> None:
-    """Raises `errors.CannotProceed` where this version, or that moment, is none for this backup."""
-    if manifest.facts.schema_revision > migrate.head():
-        what = f"{manifest.id} was made by piggybank {manifest.version}, whose schema {manifest.facts.schema_revision} is newer than ours"
-        raise errors.CannotProceed(what=what, do=f"restore it with piggybank {manifest.version} or newer")
-    if at is None:
-        return
-    if manifest.kind == "logical":
-        raise errors.CannotProceed(what=f"{manifest.id} is a logical backup: it holds one moment", do="leave --at away")
-    if at < manifest.taken_at:
-        what = f"{manifest.id} begins at {manifest.taken_at:%Y-%m-%dT%H:%M:%SZ}, after {at:%Y-%m-%dT%H:%M:%SZ}"
-        raise errors.CannotProceed(what=what, do="take an earlier backup: piggybank backup list")
-    if at > datetime.now(UTC):
-        raise errors.CannotProceed(what=f"{at:%Y-%m-%dT%H:%M:%SZ} is in the future", do="leave --at away for the newest")
-    if not wal.needed(wal.names_of(target, manifest.system), manifest.first_wal):
-        raise errors.CannotProceed(what=f"no log was archived after {manifest.id}", do="leave --at away: it holds the moment of the backup")
 
 
 def _open_secrets(target: Target, manifest: Manifest, identity: str) -> dict[str, bytes]:
@@ -234,11 +186,11 @@ def _base(
             point = at or server.replayed_to or manifest.taken_at
             server.set_password(store_files.ADMIN_ROLE, known.admin_password)
             restored = asyncio.run(
-                _open_in_recovery(
+                open_in_recovery(
                     server.url(store_files.OWNER_ROLE), store_files.APPLICATION_ROLE, manifest, max(point, manifest.taken_at), tell
                 )
             )
-            archived = asyncio.run(_archived_months(server.url(store_files.OWNER_ROLE)))
+            archived = asyncio.run(archived_months(server.url(store_files.OWNER_ROLE)))
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
         raise
@@ -271,222 +223,7 @@ def _logical_folder(target: Target, manifest: Manifest, folder: Path, tell: Tell
         server.wait_ready(primary)
         server.postgres.make_roles()
         owner_url = server.addresses()["owner_database_url"]
-        restored = into_database(target, manifest, owner_url, store_files.APPLICATION_ROLE, tell)
+        restored = databases.into_database(target, manifest, owner_url, store_files.APPLICATION_ROLE, tell)
     finally:
         server.stop()
     return msgspec.structs.replace(restored, missing_months=months.fetch(target, manifest.facts.months, folder, server.user))
-
-
-def into_database(target: Target, manifest: Manifest, owner_url: str, role: str, tell: Tell) -> Restored:
-    """An empty database, which its owner signs in to; `role` is the application's, and must be there. It is left empty on failure."""
-    if manifest.kind != "logical":
-        raise errors.CannotProceed(
-            what=f"{manifest.id} is a base backup: it becomes a data folder",
-            do="--to FOLDER; or take a logical one: backup create --logical",
-        )
-    check_possible(manifest, None, target)
-    asyncio.run(_check_empty(owner_url, role))
-    file = manifest.file(DUMP)
-    manifests.check(target, file, lambda size: tell(f"checking: {size / 1024**2:,.0f} of {file.size_bytes / 1024**2:,.0f} MiB"))
-    _pg_restore(target, manifest, owner_url, tell)
-    restored = asyncio.run(_open_in_recovery(owner_url, role, manifest, manifest.taken_at, tell))
-    missing = months.missing(manifest.facts.months, target.names(months.FOLDER))
-    return msgspec.structs.replace(restored, place=owner_url.rpartition("@")[2], missing_months=missing)
-
-
-def over_database(target: Target, manifest: Manifest, owner_url: str, role: str, tell: Tell) -> Restored:
-    """In the place of the database at `owner_url`, which nobody uses meanwhile, and which is kept beside the new one.
-
-    The new one is made, filled and verified under another name; then both change their names in one transaction. Raises
-    `errors.CannotProceed`; then the old one is as it was. The owner needs CREATEDB.
-    """
-    check_possible(manifest, None, target)
-    name = unquote(urlsplit(owner_url).path.removeprefix("/"))
-    making, kept = f"{name}_{MAKING}", f"{name}_{REPLACED}_{datetime.now(UTC):%Y%m%dt%H%M%S}"
-    if len(kept.encode()) > NAME_MOST_BYTES:
-        raise errors.CannotProceed(what=f"{kept} is too long for the name of a database", do="restore into a new database: --to URL")
-    asyncio.run(_make_beside(owner_url, name, making))
-    try:
-        restored = into_database(target, manifest, _url_of(owner_url, making), role, tell)
-        tell("exchanging the databases")
-        asyncio.run(_exchange(owner_url, name, making, kept))
-    except BaseException:
-        asyncio.run(_drop(owner_url, making))
-        raise
-    return msgspec.structs.replace(restored, place=restored.place.replace(making, name), kept=kept)
-
-
-def _url_of(owner_url: str, database: str) -> str:
-    return urlsplit(owner_url)._replace(path=f"/{quote(database)}").geturl()
-
-
-async def _make_beside(owner_url: str, name: str, making: str) -> None:
-    async with _signed_in(owner_url) as owner:
-        await _check_unused(owner, name)
-        try:
-            await owner.execute(f"DROP DATABASE IF EXISTS {migrate.quoted(making)}")  # of a restore that was cut short
-            await owner.execute(f"CREATE DATABASE {migrate.quoted(making)} ENCODING 'UTF8' TEMPLATE template0")
-        except asyncpg.InsufficientPrivilegeError as cause:
-            user = migrate.quoted(migrate.role_of(owner_url))
-            do = f"as an administrator there: ALTER ROLE {user} CREATEDB; or restore into a database that they make: --to URL"
-            raise errors.CannotProceed(what="the owner's role may not make a database", do=do) from cause
-
-
-async def _exchange(owner_url: str, name: str, making: str, kept: str) -> None:
-    async with _signed_in(_url_of(owner_url, MAINTENANCE)) as owner:
-        await _check_unused(owner, name)
-        try:
-            async with owner.transaction():
-                await owner.execute(f"ALTER DATABASE {migrate.quoted(name)} RENAME TO {migrate.quoted(kept)}")
-                await owner.execute(f"ALTER DATABASE {migrate.quoted(making)} RENAME TO {migrate.quoted(name)}")
-        except asyncpg.ObjectInUseError as cause:
-            raise errors.CannotProceed(what=f"somebody uses {name} again: {cause}", do="stop that, then again") from cause
-
-
-async def _check_unused(owner: asyncpg.Connection, name: str) -> None:
-    """A process that went on would write into the old one, and then into the new one as if nothing had been."""
-    others = await owner.fetch(
-        "SELECT DISTINCT usename, application_name, host(client_addr) AS host FROM pg_stat_activity WHERE datname = $1 AND pid <> $2",
-        name,
-        owner.get_server_pid(),
-    )
-    if others:
-        who = ", ".join(sorted(f"{one['usename']} {one['application_name']} from {one['host'] or 'there'}" for one in others))
-        raise errors.CannotProceed(
-            what=f"the database {name} is in use: {who}", do="stop everything that uses it: web, workers, backups, the pooler; then again"
-        )
-
-
-async def _drop(owner_url: str, database: str) -> None:
-    with suppress(OSError, TimeoutError, asyncpg.PostgresError, errors.CannotProceed):  # what it was about is told; the next one drops it
-        async with _signed_in(_url_of(owner_url, MAINTENANCE)) as owner:
-            await owner.execute(f"DROP DATABASE IF EXISTS {migrate.quoted(database)}")
-
-
-@asynccontextmanager
-async def _signed_in(owner_url: str) -> AsyncIterator[asyncpg.Connection]:
-    try:
-        owner = await writes.open_mover(owner_url)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as cause:
-        raise errors.CannotProceed(what=f"that database does not answer: {cause}", do="look at the address and the password") from cause
-    try:
-        yield owner
-    finally:
-        await owner.close()
-
-
-async def _check_empty(owner_url: str, role: str) -> None:
-    async with _signed_in(owner_url) as connection:
-        if await copies.tables_of(connection):
-            raise errors.CannotProceed(
-                what="that database is not empty", do="give an empty one: CREATE DATABASE piggybank ENCODING 'UTF8' TEMPLATE template0"
-            )
-        if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role):
-            do = f"as an administrator there: CREATE ROLE {migrate.quoted(role)} LOGIN PASSWORD '..'; or name another: --application-role"
-            raise errors.CannotProceed(what=f"there is no role {role} for the application", do=do)
-        await writes.stop(connection)
-
-
-def _pg_restore(target: Target, manifest: Manifest, owner_url: str, tell: Tell) -> None:
-    program = client_program("pg_restore", owner_url, manifest.facts.postgres_major)
-    place, environment = client_address(owner_url)
-    command = (
-        str(program),
-        "--no-owner",
-        "--no-privileges",
-        "--exit-on-error",
-        "--single-transaction",
-        "--no-password",
-        f"--dbname={place}",
-    )
-    process = subprocess.Popen(  # noqa: S603 - PostgreSQL's own program
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "LC_ALL": "C", "PGOPTIONS": "-c default_transaction_read_only=off", **environment},
-    )
-    assert process.stdin is not None
-    size = 0
-    with target.open(manifest.file(DUMP).name) as source:
-        try:
-            while chunk := source.read(CHUNK_BYTES):
-                process.stdin.write(chunk)
-                size += len(chunk)
-                tell(f"restoring: {size / 1024**2:,.0f} of {manifest.file(DUMP).size_bytes / 1024**2:,.0f} MiB")
-        except BrokenPipeError:  # it says why
-            pass
-    _, said = process.communicate()
-    if process.returncode != 0:
-        words = said.decode(errors="replace").strip().splitlines()[-LOG_TAIL_LINES:]
-        raise errors.CannotProceed(what=f"pg_restore failed: {' / '.join(words)}", do="look at that server's log, then again")
-
-
-# Both -----------------------------------------------------------------------------------------------------------------
-
-
-async def _open_in_recovery(owner_url: str, role: str, manifest: Manifest, point: datetime, tell: Tell) -> Restored:
-    """Compare with what the backup says, then close it to writes; to this version's schema, too."""
-    tell("comparing with the manifest")
-    connection = await writes.open_mover(owner_url)
-    try:
-        await writes.stop(connection)
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
-            compare(manifest, await facts(connection))
-    finally:
-        await connection.close()
-    tell("bringing the schema to this version")
-    await migrate.upgrade(writes.mover_url(owner_url), role)
-    await recovery.begin(owner_url, manifest.id, point)
-    accounts = transactions = 0
-    async for progress in checks.verify(owner_url):
-        accounts += progress.accounts
-        transactions += progress.transactions
-        tell(f"verifying: {accounts} accounts, {transactions} transactions")
-        if progress.findings:
-            found = progress.findings[0]
-            raise errors.CannotProceed(
-                what=f"the restored books do not fit: account {found.account_id}: {found.what}: {found.stored}, derived {found.derived}",
-                do="use another backup (piggybank backup list)",
-            )
-    return Restored(backup_id=manifest.id, place="", point=point, accounts=accounts, transactions=transactions, secrets=False)
-
-
-async def _archived_months(owner_url: str) -> list[Month]:
-    """Of what was restored, which may be later than the backup."""
-    connection = await writes.open_mover(owner_url)
-    try:
-        return await months_of(connection)
-    finally:
-        await connection.close()
-
-
-def compare(manifest: Manifest, found: Facts) -> None:
-    """A logical backup is exactly what was counted; a base one holds at least that. Raises `errors.CannotProceed`."""
-    wanted = manifest.facts
-    if found.installation != wanted.installation:
-        raise _differs("installation", wanted.installation, found.installation)
-    if manifest.kind == "logical":
-        for what, said in (wanted.rows | wanted.books).items():
-            if (found.rows | found.books).get(what) != said:
-                raise _differs(what, said, (found.rows | found.books).get(what))
-        if found.highest_transaction != wanted.highest_transaction:
-            raise _differs("highest transaction", wanted.highest_transaction, found.highest_transaction)
-        return
-    for name in APPEND_ONLY:
-        if found.rows.get(name, 0) < wanted.rows.get(name, 0) and not _archived(wanted, found, name):
-            raise _differs(f"rows of {name}", f"at least {wanted.rows.get(name, 0)}", found.rows.get(name, 0))
-    if (found.highest_transaction or "") < (wanted.highest_transaction or ""):
-        raise _differs("highest transaction", wanted.highest_transaction, found.highest_transaction)
-
-
-def _archived(wanted: Facts, found: Facts, name: str) -> bool:
-    """A month may have been archived between the backup and the moment that was restored."""
-    return name == "transactions" and found.rows.get("archived_months", 0) > wanted.rows.get("archived_months", 0)
-
-
-def _differs(what: str, wanted: object, found: object) -> errors.CannotProceed:
-    return errors.CannotProceed(
-        what=f"the restored database differs from its manifest: {what}: {wanted} there, {found} here",
-        do="use another backup (piggybank backup list), and keep this one to look into",
-    )
