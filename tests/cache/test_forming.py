@@ -92,8 +92,8 @@ def until_whole(settings: Settings) -> None:
 
 async def test_a_dead_replica_is_seen(nodes: Nodes) -> None:
     nodes.kill(nodes.observe().replicas[0])
-    await until(lambda: asyncio.sleep(0, not nodes.observe().is_whole))
-    assert len(nodes.observe().replicas) == 2
+    await until(lambda: asyncio.sleep(0, len(nodes.observe().replicas) == 2))
+    assert not nodes.observe().is_whole
 
 
 def test_nobody_there() -> None:

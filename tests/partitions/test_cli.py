@@ -6,12 +6,10 @@ from datetime import UTC, datetime
 
 import asyncpg
 import structlog
-from click.testing import CliRunner
 
 from piggybank import ids
 from piggybank.appliance import doctor
 from piggybank.cache import Cache
-from piggybank.cli import main
 from piggybank.db import months, partitions
 from piggybank.db.engines import Database
 from piggybank.jobs import partitions as job
@@ -19,15 +17,15 @@ from piggybank.jobs.work import Work
 from piggybank.ledger import Ledger
 from piggybank.settings import Settings
 from piggybank.wallet.provider import Provider
-from tests.conftest import environment
+from tests.conftest import run_command
 from tests.partitions.conftest import Books, at, findings, states
 
 
 async def run(settings: Settings, *words: str, exit_code: int = 0) -> str:
     """What `piggybank partitions ..` says."""
-    done = await asyncio.to_thread(CliRunner().invoke, main, ["partitions", *words], env=environment(settings))
-    assert done.exit_code == exit_code, done.output
-    return done.output
+    done = await asyncio.to_thread(run_command, settings, "partitions", *words)  # in this process others write to standard output, too
+    assert done.returncode == exit_code, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 async def test_from_on_to_archived(fresh_settings: Settings, sql: asyncpg.Connection) -> None:

@@ -129,9 +129,8 @@ class SshFolder:
 
     def close(self) -> None:
         if self._connection is not None:
-            self._connection.close()
             with suppress(OSError):
-                self._do(self._connection.wait_closed())
+                self._do(_closed(self._connection))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CONNECT_TIMEOUT_S)
 
@@ -155,6 +154,11 @@ class SshFolder:
             raise OSError(f"its host key is not the one in backup_ssh_known_hosts: {cause}") from cause
         except (asyncssh.Error, TimeoutError) as cause:
             raise OSError(str(cause) or type(cause).__name__) from cause
+
+
+async def _closed(connection: asyncssh.SSHClientConnection) -> None:
+    connection.close()
+    await connection.wait_closed()
 
 
 class _Reading:
