@@ -44,6 +44,7 @@ BACKUP = "backup"
 OURS_TO_REPLACE = (rolling.WEB, "worker", "door")  # after the stores that they need
 COPIED = ("compose.yaml", "deploy/compose", "deploy/prometheus", "deploy/grafana")
 UP_TIMEOUT_S = 1_800  # images are pulled, and a standby copies the database
+PULL_TIMEOUT_S = 600  # of what only watches, where a registry neither answers nor refuses
 READY_TIMEOUT_S = 300
 LOG_TAIL_LINES = 15
 
@@ -371,7 +372,7 @@ def _project(options: Options) -> str:
 
 def _can_have(options: Options, service: str) -> bool:
     try:
-        _compose(options, "pull", "--quiet", "--policy", "missing", service)
+        _compose(options, "pull", "--quiet", "--policy", "missing", service, timeout_s=PULL_TIMEOUT_S)
     except Failed:
         return False
     return True

@@ -160,7 +160,7 @@ def test_in_the_place_of_a_database_that_is_elsewhere(bank: Settings, stores: St
     restore = ("restore", "latest", "--in-place", "--json")
     assert "the name was not typed" in _said(bank, *restore, "--name", "other")
     said = run_apart(lambda: _while_signed_in(bank.database_url, partial(_said, bank, *restore, "--name", name)))
-    assert f"the database {name} is in use: {store_files.APPLICATION_ROLE}" in said
+    assert f"the database {name} is in use, sessions: {store_files.APPLICATION_ROLE} 1;" in said
     said = _said(
         msgspec.structs.replace(bank, database_url=bank.database_url.replace(store_files.APPLICATION_ROLE, "nobody")),
         *restore,

@@ -74,6 +74,7 @@ def test_from_nothing_to_a_deposit_to_another_phase_and_away(data_dir: Path) -> 
     assert bank.most_tries <= TRIES_MOST
     answered = payer.stop()
     assert bank.balance(account) == answered
+    bank.http.close()
     kept = read_env(env)
     assert {name: kept[name] for name in secrets if name != "PIGGYBANK_PHASE"} == {
         name: value for name, value in secrets.items() if name != "PIGGYBANK_PHASE"

@@ -94,14 +94,16 @@ async def _exchange(owner_url: str, name: str, making: str, kept: str) -> None:
 async def _check_unused(owner: asyncpg.Connection, name: str) -> None:
     """A process that went on would write into the old one, and then into the new one as if nothing had been."""
     others = await owner.fetch(
-        "SELECT DISTINCT usename, application_name, host(client_addr) AS host FROM pg_stat_activity WHERE datname = $1 AND pid <> $2",
+        "SELECT usename, application_name, count(*) FROM pg_stat_activity"
+        " WHERE datname = $1 AND pid <> $2 AND usename IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2",  # PostgreSQL's own workers have no name
         name,
         owner.get_server_pid(),
     )
     if others:
-        who = ", ".join(sorted(f"{one['usename']} {one['application_name']} from {one['host'] or 'there'}" for one in others))
+        who = ", ".join(f"{one['usename']}{f' ({app})' if (app := one['application_name']) else ''} {one['count']}" for one in others)
         raise errors.CannotProceed(
-            what=f"the database {name} is in use: {who}", do="stop everything that uses it: web, workers, backups, the pooler; then again"
+            what=f"the database {name} is in use, sessions: {who}",
+            do="stop everything that uses it: web, workers, backups, the pooler; then again",
         )
 
 
