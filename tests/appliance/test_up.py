@@ -212,33 +212,43 @@ def test_a_full_disk_ends_no_supervisor_and_leaves_no_orphan(small_disk: Path) -
         bank.run("down")
 
 
-def test_external_stores_are_not_started_and_nobody_reads_a_cache_that_not_all_have(fresh_settings: Settings, open_path: Path) -> None:
-    """Only web and workers. One that died reads `cache_url` anew; the others have the old one, and would not see its writes there."""
-    port = str(store_files.free_ports(1)[0])
-    bank = Bank(open_path / "external", PIGGYBANK_PORT=port, PIGGYBANK_WEB_PROCESSES="2")
-    bank.data_dir.mkdir()
-    file = bank.data_dir / settings_file.OPERATOR_FILE
+@pytest.fixture
+def external(fresh_settings: Settings, open_path: Path) -> Iterator[Bank]:
+    """On stores that are elsewhere, as `piggybank.toml` says it; two web processes."""
+    made = Bank(open_path / "external", PIGGYBANK_PORT=str(store_files.free_ports(1)[0]), PIGGYBANK_WEB_PROCESSES="2")
+    made.data_dir.mkdir()
     addresses = {name: getattr(fresh_settings, name) for name in settings_file.STORE_FIELDS}
-    file.write_text(settings_file.with_values("", addresses))
-
-    def caching() -> str:
-        found = json.loads(bank.ask("doctor", "--json").stdout)
-        return str({check["name"]: check["result"] for check in found["checks"]}["caching"])
-
-    started = bank.run("up", "--detach")
+    (made.data_dir / settings_file.OPERATOR_FILE).write_text(settings_file.with_values("", addresses))
+    started = made.run("up", "--detach")
     try:
         assert started.returncode == 0, started.stderr
-        assert set(bank.pids()) == {"supervisor", "web-1", "web-2", "worker-1"}
-        assert not (bank.data_dir / "stores").exists()
-        assert caching() == "ok"
-        file.write_text(settings_file.with_values("", addresses | {"cache_url": addresses["queue_url"]}))
-        was = bank.kill("web-1")
-        wait_until(lambda: bank.pids().get("web-1", was) != was)
-        assert caching() == "warning"
-        bank.do("phase", "apply", "0")
-        assert caching() == "ok"
+        yield made
     finally:
-        assert bank.run("down").returncode == 0
+        assert made.run("down").returncode == 0
+
+
+def test_external_stores_are_not_started(external: Bank) -> None:
+    """Only web and workers; two web processes share the port, and then there is a worker."""
+    assert set(external.pids()) == {"supervisor", "web-1", "web-2", "worker-1"}
+    assert not (external.data_dir / "stores").exists()
+
+
+@pytest.mark.deep
+def test_nobody_reads_a_cache_that_not_all_have(external: Bank, fresh_settings: Settings) -> None:
+    """A process that died reads `cache_url` anew; the others have the old one, and would not see its writes there."""
+
+    def caching() -> str:
+        found = json.loads(external.ask("doctor", "--json").stdout)
+        return str({check["name"]: check["result"] for check in found["checks"]}["caching"])
+
+    assert caching() == "ok"
+    file = external.data_dir / settings_file.OPERATOR_FILE
+    file.write_text(settings_file.with_values(file.read_text(), {"cache_url": fresh_settings.queue_url}))
+    was = external.kill("web-1")
+    wait_until(lambda: external.pids().get("web-1", was) != was)
+    assert caching() == "warning"
+    external.do("phase", "apply", "0")
+    assert caching() == "ok"
 
 
 def test_uninstall_keeps_the_data_unless_told_twice(open_path: Path) -> None:
