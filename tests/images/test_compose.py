@@ -27,8 +27,8 @@ def paid_at_least(payer: Payer, count: int) -> None:
     assert payer.paid >= count, f"{payer.paid} of {count} were answered: {payer.failure}"
 
 
-def restart_under_load(project: Project) -> None:
-    """Every server once, the database too: what was answered is there, once."""
+def restart_under_load(project: Project) -> str:
+    """Every server once, the database too: what was answered is there, once. The account that was paid into."""
     account = project.account()
     payer = Payer(project, account)
     payer.start()
@@ -41,6 +41,7 @@ def restart_under_load(project: Project) -> None:
     print(f"{paid} deposits answered over {len(RESTARTED)} restarts; {project.unanswered} were not, most tries: {project.most_tries}")
     assert project.balance(account) == paid
     project.cli("verify")
+    return account
 
 
 @pytest.mark.parametrize("number", BUILT_PHASES)
@@ -53,7 +54,7 @@ def test_compose_reads_the_file_in_every_phase(project: Project, number: int) ->
 
 def test_single_pays_and_restarts_under_load(project: Project) -> None:
     project.up(0)
-    restart_under_load(project)
+    account = restart_under_load(project)
     # at the limits of compose.yaml nobody was killed for memory, and nobody has more rights than it says
     for service in ("web", "worker", "backup", "postgres-1", "cache", "queue", "door", "simulator", "prometheus"):
         [seen] = json.loads(
@@ -68,7 +69,7 @@ def test_single_pays_and_restarts_under_load(project: Project) -> None:
     assert "SIMULATOR" in project.cli("status")
     if "prometheus" in project.running:
         everybody_is_scraped(project)
-    backed_up_and_restored_in_place(project)
+    backed_up_and_restored_in_place(project, account)
 
 
 def everybody_is_scraped(project: Project) -> None:
@@ -83,7 +84,7 @@ def everybody_is_scraped(project: Project) -> None:
         time.sleep(1)
 
 
-def backed_up_and_restored_in_place(project: Project) -> None:
+def backed_up_and_restored_in_place(project: Project, account: str) -> None:
     """The container makes a backup by itself; it is verified with its key, restored by a drill, and put in the place of the database."""
     until = time.monotonic() + BACKED_UP_WITHIN_S
     while not json.loads(project.cli("backup", "list", "--json"))["items"]:
@@ -91,7 +92,7 @@ def backed_up_and_restored_in_place(project: Project) -> None:
         time.sleep(1)
     key = json.loads(project.cli("backup", "key", "--if-none", "--json"))["recovery_key"]
     assert json.loads(project.cli("backup", "key", "--if-none", "--json"))["recovery_key"] is None
-    account = project.account()
+    paid = project.balance(account)
     deposit = f"/v1/accounts/{account}/deposits"
     project.post(deposit, "before", {"amount": 5, "method": "direct"})
     assert [word for word in json.loads(project.cli("backup", "create", "--json"))["warnings"] if "same disk" in word]
@@ -104,12 +105,12 @@ def backed_up_and_restored_in_place(project: Project) -> None:
     said = project.cli("restore", "latest", "--in-place", "--name", "piggybank")
     assert "kept as piggybank_replaced_" in said
     project.up(project.phase)
-    assert project.balance(account) == 5
+    assert project.balance(account) == paid + 5
     refused = project.http.post(deposit, json={"amount": 7, "method": "direct"}, headers={"Idempotency-Key": "lost"})
     assert (refused.status_code, refused.json()["code"]) == (503, "in_recovery")
     project.cli("restore", "finish")
     project.post(deposit, "after", {"amount": 7, "method": "direct"})
-    assert project.balance(account) == 12
+    assert project.balance(account) == paid + 12
 
 
 def test_replicas_stream_and_confirm(project: Project) -> None:
