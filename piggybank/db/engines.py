@@ -167,6 +167,7 @@ class Database:
 
     async def close(self) -> None:
         """Close every pooled connection."""
+        await slow.all_told()
         await self.engine.dispose()
 
 

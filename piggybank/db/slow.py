@@ -130,5 +130,6 @@ def _in_background(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def all_told() -> None:
-    """Wait until what is being told has been."""
-    await asyncio.gather(*_telling)
+    """Wait until what is being told has been: it asks for plans, and a pool that is closed meanwhile would leave that connection open."""
+    here = asyncio.get_running_loop()
+    await asyncio.gather(*(task for task in _telling if task.get_loop() is here), return_exceptions=True)

@@ -183,6 +183,16 @@ async def test_a_slow_statement_is_counted_and_told_with_its_plan_and_without_va
     assert all(secret not in json.dumps(each) for each in said)
 
 
+async def test_a_pool_that_is_closed_leaves_no_question_for_a_plan_behind(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow, "EXPLAIN_EVERY_S", 0.0)
+    db = Database(settings.database_url)
+    async with db.read() as read:
+        await read.execute(text("SELECT pg_sleep(0.12) AS the_last"))
+    await db.close()
+    await slow.all_told()
+    assert db.engine.pool.checkedin() == 0  # type: ignore[attr-defined]  # a QueuePool
+
+
 def _counted(folder: Path, times: int) -> int:
     """A process that counts so many jobs and ends; its pid."""
     code = f"import os\nfrom piggybank import metrics\nmetrics.JOBS.labels('archive', 'complete').inc({times})\nprint(os.getpid())"

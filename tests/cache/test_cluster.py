@@ -123,7 +123,7 @@ async def test_a_batch_of_accounts_is_a_few_script_calls(cluster: Cache, nodes: 
         return total
 
     entries = [Entry(uuid4().hex, 1, b"{}") for _ in range(256)]
-    assert await cluster.write("b", entries, TTL_S)  # now every master knows the script
+    await until(lambda: cluster.write("b", entries, TTL_S))  # now every master knows the script
     before = calls()
     assert await cluster.write("b", entries, TTL_S)
     assert calls() - before <= servers.TAGS
