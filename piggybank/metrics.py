@@ -62,16 +62,19 @@ def _added(path: Path, whole: Path, size: int) -> Path:
     known = list(MmapedDict.read_all_values_from_file(str(path)))  # type: ignore[no-untyped-call]
     before = whole.read_bytes() if whole.exists() else bytes(size)
     making = whole.with_suffix(".new")
-    with making.open("wb") as file:  # room for all of it, should none of it be there yet; no copy that shares its pages
-        file.write(before)
-        file.write(bytes(max(0, _used(path) + int.from_bytes(before[:4], sys.byteorder) + _HEADER_BYTES - len(before))))
-    total = MmapedDict(str(making))  # type: ignore[no-untyped-call]
     try:
-        for key, value, _, _ in known:
-            total.write_value(key, total.read_value(key)[0] + value, 0.0)  # type: ignore[no-untyped-call]
+        with making.open("wb") as file:  # room for all of it, should none of it be there yet; no copy that shares its pages
+            file.write(before)
+            file.write(bytes(max(0, _used(path) + int.from_bytes(before[:4], sys.byteorder) + _HEADER_BYTES - len(before))))
+        total = MmapedDict(str(making))  # type: ignore[no-untyped-call]
+        try:
+            for key, value, _, _ in known:
+                total.write_value(key, total.read_value(key)[0] + value, 0.0)  # type: ignore[no-untyped-call]
+        finally:
+            total.close()  # type: ignore[no-untyped-call]
+        return making.rename(path.with_suffix(_FOLDED))
     finally:
-        total.close()  # type: ignore[no-untyped-call]
-    return making.rename(path.with_suffix(_FOLDED))
+        making.unlink(missing_ok=True)  # half of it: a full disk is not to stay full
 
 
 def _settle(sum_of_both: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -208,6 +209,18 @@ def test_the_dead_are_one_though_nobody_looks(tmp_path: Path) -> None:
     counters.fold(tmp_path)
     folded = MmapedDict.read_all_values_from_file(str(tmp_path / "counter_0.db"))  # type: ignore[no-untyped-call]
     assert sum(value for _, value, _, _ in folded) == 7
+
+
+def test_a_disk_without_room_keeps_what_was_counted_and_nothing_half_done(tmp_path: Path) -> None:
+    dead = _counted(tmp_path, 2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (counters.FILES["counter"] // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            counters.fold(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name for path in tmp_path.iterdir()} == {f"counter_{dead}.db", f"histogram_{dead}.db", "lock"}
 
 
 @pytest.mark.parametrize("gone", [False, True])
