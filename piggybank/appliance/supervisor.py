@@ -387,6 +387,8 @@ class Supervisor:
 
 async def bring_schema(settings: Settings) -> list[str]:
     """Migrate, and put the application role's timeouts on it; returns the revisions applied. Raises `errors.CannotProceed`."""
+    if not settings.owner_database_url:
+        raise errors.CannotProceed(what="no owner_database_url is given, and only the owner migrates", do="give it with database_url")
     role = migrate.role_of(settings.database_url)
     try:
         await _check_writes(settings.owner_database_url)

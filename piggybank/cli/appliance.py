@@ -157,8 +157,9 @@ def migrate(ctx: click.Context, wait: bool, within: int | None) -> None:
       piggybank migrate --wait --within 900
     """
     settings = settings_of(ctx)
-    if not settings.owner_database_url:
-        raise errors.CannotProceed(what=f"no database is known in {settings.data_dir}", do="start one: piggybank up")
+    name = "database_url" if wait else "owner_database_url"
+    if not getattr(settings, name):
+        raise errors.CannotProceed(what=f"no {name} is known for {settings.data_dir}", do="start it: piggybank up; or set it")
     telemetry.configure(settings.log_level, "console")
     if wait:
         asyncio.run(schema.wait(settings.database_url, WAIT_WITHIN_S if within is None else within, _tell))

@@ -33,6 +33,7 @@ CONNECTIONS_MAX = 10_000  # of one process; requests are limited by the app, thi
 HEADER_TIMEOUT_MS = 30_000  # a client that dribbles its headers is cut off
 DRAIN_S = 30  # requests under way may finish; less than what the supervisor and container platforms wait
 EXIT_FAILED = 1
+NEEDED = tuple(name for name in settings_file.STORE_FIELDS if name != settings_file.OWNER)
 
 
 class Address(NamedTuple):
@@ -140,7 +141,7 @@ async def _simulate(settings: Settings, port: int | None, faults: str) -> int:
 
 
 def _check_stores(settings: Settings) -> None:
-    missing = [name for name in settings_file.STORE_FIELDS if not getattr(settings, name)]
+    missing = [name for name in NEEDED if not getattr(settings, name)]
     if missing:
         raise errors.CannotProceed(
             what=f"no {', '.join(missing)} for {settings.data_dir}", do="start the embedded stores with: piggybank up; or set them"

@@ -36,6 +36,7 @@ PHASE_FILE = "phase.toml"
 NOT_SETTINGS = frozenset({"PIGGYBANK_REQUIRE"})  # read by the test run only: tools whose absence is a failure
 LIST_FIELDS = frozenset({"trusted_proxies", "replica_urls", "metrics_networks"})  # commas between the items in the environment
 GIVEN_TOGETHER = (STORE_FIELDS[:2], STORE_FIELDS[2:])  # or not at all
+OWNER = "owner_database_url"  # who is reached from outside does without it
 # what runs in the data folder, unless this address is given
 STORES = {"postgres": "database_url", "cache": "cache_url", "queue": "queue_url"}
 
@@ -74,12 +75,12 @@ def embedded_stores(data_dir: Path, environment: Mapping[str, str] | None = None
     """The names of the stores that run in the data folder: those for which the operator gave no address."""
     chosen = operator_values(data_dir, environment)
     for together in GIVEN_TOGETHER:
-        given = [name for name in together if chosen.get(name)]
-        if given and len(given) < len(together):
-            missing = ", ".join(sorted(set(together) - set(given)))
-            raise errors.BadSetting(
-                setting=given[0], value="(set)", allowed=f"all of {', '.join(together)} together, or none; missing: {missing}"
-            )
+        missing = [name for name in together if not chosen.get(name)]
+        if missing == [OWNER] and not (data_dir / STORES_FILE).exists():
+            continue  # of a container that is reached from outside: it may change no table
+        if missing and len(missing) < len(together):
+            allowed = f"all of {', '.join(together)} together, or none; missing: {', '.join(missing)}"
+            raise errors.BadSetting(setting=next(name for name in together if chosen.get(name)), value="(set)", allowed=allowed)
     return tuple(name for name, address in STORES.items() if not chosen.get(address))
 
 

@@ -97,6 +97,19 @@ def test_what_is_null_is_the_phases_and_the_rest_is_not() -> None:
 
 
 @in_every_phase
+@profiles
+def test_who_is_reached_from_outside_may_change_no_table(phase: int, profile: str) -> None:
+    """The owner's address is with who migrates and who makes the months."""
+    own = {
+        pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        for _, pod in pod_templates(documents(PROFILES[profile], {"phase": phase}))
+        for container in containers(pod)
+        if "PIGGYBANK_OWNER_DATABASE_URL" in {variable["name"] for variable in container.get("env", [])}
+    }
+    assert own == {"migrate", "worker"}
+
+
+@in_every_phase
 def test_counts_are_those_of_the_table(phase: int) -> None:
     wanted, found = phases.of(phase), documents({"phase": phase})
     for part, least, most in (("web", wanted.web, wanted.web_max), ("worker", wanted.worker, wanted.worker_max)):

@@ -47,13 +47,17 @@ def test_the_network_is_asked_about_every_address() -> None:
 Seed = Callable[[list[Document]], Any]
 
 
-def web(found: list[Document]) -> Document:
-    container: Document = one(found, "Deployment", "-web")["spec"]["template"]["spec"]["containers"][0]
+def container_of(found: list[Document], name: str) -> Document:
+    container: Document = one(found, "Deployment", name)["spec"]["template"]["spec"]["containers"][0]
     return container
 
 
-def variable(found: list[Document], name: str) -> Document:
-    return next(each for each in web(found)["env"] if each["name"] == name)
+def web(found: list[Document]) -> Document:
+    return container_of(found, "-web")
+
+
+def variable(found: list[Document], name: str, of: str = "-web") -> Document:
+    return next(each for each in container_of(found, of)["env"] if each["name"] == name)
 
 
 def policy(found: list[Document], name: str) -> Document:
@@ -105,7 +109,7 @@ FAULTS: list[tuple[Check, Seed]] = [
     (checks.secret_keys, lambda found: variable(found, "APPLICATION_PASSWORD")["valueFrom"]["secretKeyRef"].update(name="other")),
     (
         checks.secret_keys,
-        lambda found: variable(found, "PIGGYBANK_OWNER_DATABASE_URL")["valueFrom"]["secretKeyRef"].update(key="connection"),
+        lambda found: variable(found, "PIGGYBANK_OWNER_DATABASE_URL", "-worker")["valueFrom"]["secretKeyRef"].update(key="connection"),
     ),
     (
         checks.secret_keys,

@@ -74,9 +74,20 @@ def test_a_database_may_be_at_one_of_several_addresses(tmp_path: Path) -> None:
 def test_addresses_of_external_stores_are_given_together(tmp_path: Path) -> None:
     assert settings.embedded_stores(tmp_path, {}) == ("postgres", "cache", "queue")
     assert settings.embedded_stores(tmp_path, STORES) == ()
+    (tmp_path / settings.STORES_FILE).touch()
     for left_out in STORES:
         with pytest.raises(errors.BadSetting, match=left_out.removeprefix("PIGGYBANK_").lower()):
             settings.embedded_stores(tmp_path, {name: url for name, url in STORES.items() if name != left_out})
+
+
+def test_only_the_owners_address_may_be_missing_where_no_stores_are(tmp_path: Path) -> None:
+    for left_out in STORES:
+        given = {name: url for name, url in STORES.items() if name != left_out}
+        if left_out == "PIGGYBANK_OWNER_DATABASE_URL":
+            assert settings.embedded_stores(tmp_path, given) == ()
+            continue
+        with pytest.raises(errors.BadSetting, match=left_out.removeprefix("PIGGYBANK_").lower()):
+            settings.embedded_stores(tmp_path, given)
 
 
 def test_the_valkeys_stay_where_only_the_database_is_elsewhere(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ def values_of(number: int, tmp_path: Path) -> dict[str, str]:
 
 def environment(service: str, values: dict[str, str]) -> dict[str, str]:
     return {
-        name: "" if value == "${WEB_TRUSTS:-}" else filled(str(value), values) for name, value in SERVICES[service]["environment"].items()
+        name: "" if value == "${WEB_TRUSTS:-}" else filled(str(value), values)
+        for name, value in SERVICES[service].get("environment", {}).items()
     }
 
 
@@ -166,6 +167,8 @@ def test_each_has_the_passwords_that_it_needs(tmp_path: Path) -> None:
     assert has["pgbouncer"] == {"APPLICATION_PASSWORD"}
     assert has["queue"] == {"QUEUE_PASSWORD"}
     assert all(has[name] == {"CACHE_PASSWORD"} for name in STORES if name.startswith(("cache", "cluster")))
+    own = {name for name in SERVICES if "owner_password" in str(environment(name, values))}
+    assert own == {"postgres-1", "worker", "migrate", "months", "backup", "cli"}  # nobody who is reached from outside
 
 
 @EVERY_PHASE

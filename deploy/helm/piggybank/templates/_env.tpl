@@ -1,6 +1,6 @@
 {{- /*
 pb.env (dict "root" $ "v" <values> "part" "web"): every setting of the application, the same in all of its pods but
-for where it listens. Passwords come from Secrets and are put into addresses by Kubernetes, so a password is to be letters and digits.
+for where it listens and who signs in as the owner. Passwords come from Secrets and are put into addresses by Kubernetes, so a password is to be letters and digits.
 */ -}}
 {{- define "pb.env" -}}
 {{- $root := .root -}}
@@ -9,6 +9,7 @@ for where it listens. Passwords come from Secrets and are put into addresses by 
 {{- $name := include "pb.name" $root -}}
 {{- $pg := include "pb.postgres" $root -}}
 {{- $phase := int $v.phase -}}
+{{- $owns := has .part (list "migrate" "worker") }}{{/* who migrates, and who makes the next months: never who is reached from outside */ -}}
 {{- if not $v.postgres.external }}
 - {name: APPLICATION_USER, valueFrom: {secretKeyRef: {name: {{ include "pb.application" $root }}, key: username}}}
 - {name: APPLICATION_PASSWORD, valueFrom: {secretKeyRef: {name: {{ include "pb.application" $root }}, key: password}}}
@@ -36,7 +37,9 @@ for where it listens. Passwords come from Secrets and are put into addresses by 
 - {name: PIGGYBANK_DURABILITY, value: {{ $v.durability }}}
 {{- if $v.postgres.external }}
 - {name: PIGGYBANK_DATABASE_URL, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: database-url}}}
+{{- if $owns }}
 - {name: PIGGYBANK_OWNER_DATABASE_URL, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: owner-database-url}}}
+{{- end }}
 {{- if ge $phase 2 }}
 - {name: PIGGYBANK_REPLICA_URLS, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: replica-urls}}}
 {{- end }}
@@ -48,7 +51,9 @@ for where it listens. Passwords come from Secrets and are put into addresses by 
 {{- else }}
 {{- $at := "postgresql://$(APPLICATION_USER):$(APPLICATION_PASSWORD)@" }}
 - {name: PIGGYBANK_DATABASE_URL, value: "{{ $at }}{{ $pg }}-rw:5432/piggybank"}
+{{- if $owns }}
 - {name: PIGGYBANK_OWNER_DATABASE_URL, valueFrom: {secretKeyRef: {name: {{ $pg }}-app, key: uri}}}
+{{- end }}
 {{- if ge $phase 2 }}
 {{- $replicas := list }}
 {{- range $number := include "pb.instances" (list $root $v) | fromJsonArray }}
