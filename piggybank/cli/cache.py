@@ -10,6 +10,8 @@ from piggybank.appliance import cache_cluster
 from piggybank.cache.cluster import is_cluster
 
 KEEP_EVERY_S = 5.0
+START_WITHIN_S = 15.0  # without --keep: nodes that are just starting
+START_POLL_S = 0.25
 
 
 @click.group()
@@ -49,12 +51,15 @@ def form(ctx: click.Context, *, keep: bool, check: bool) -> None:
         )
     if check:
         ctx.exit(0 if _is_whole(url) else 1)
-    said = ""
+    said, until = "", time.monotonic() + START_WITHIN_S
     while True:
         try:
             seen = cache_cluster.form_at(url)
             line = f"{seen.state}: {len(seen.masters)} masters and {len(seen.replicas)} replicas hold all slots"
         except (errors.StoreFailed, OSError) as cause:  # OSError: a name that is not known yet
+            if not keep and time.monotonic() < until:
+                time.sleep(START_POLL_S)
+                continue
             if not keep:
                 raise errors.CannotProceed(what=f"no cluster yet: {cause}", do="see that every node of cache_url runs") from cause
             line = f"no cluster yet: {cause}"

@@ -137,9 +137,23 @@ async def test_cache_and_queue_are_two_and_the_queue_forgets_nothing(cluster: Re
 
 async def test_a_cluster_serves_every_slot_with_the_nodes_of_the_phase(cluster: Replicated, open_path: Path) -> None:
     """Of one node: it is asked what it is, and counted."""
-    port = store_files.free_ports(1)[0]
+    port, bus_port = store_files.free_ports(2)  # 10,000 above the first, its own choice, somebody may be
     valkey = cluster.embedded.programs["cache"].argv[0]
-    argv = (valkey, "--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--save", "", "--dir", str(open_path))
+    argv = (
+        valkey,
+        "--port",
+        str(port),
+        "--cluster-port",
+        str(bus_port),
+        "--bind",
+        "127.0.0.1",
+        "--cluster-enabled",
+        "yes",
+        "--save",
+        "",
+        "--dir",
+        str(open_path),
+    )
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as node:  # noqa: ASYNC220 - it is not waited for
         try:
             settings = msgspec.structs.replace(cluster.settings, cache_url=f"redis://127.0.0.1:{port}/0")

@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import threading
 import time
 
 import msgspec
@@ -17,6 +18,7 @@ from tests.conftest import ROOT, command, environment
 from .conftest import until
 
 WHOLE_WITHIN_S = 90
+LATE_S = 3.0
 
 
 def test_three_masters_and_three_replicas(nodes: Nodes) -> None:
@@ -42,9 +44,11 @@ def test_by_its_address_a_cluster_is_formed_again_though_a_disk_was_lost(nodes: 
     before = nodes.observe()
     lost = before.replicas[0]
     nodes.lose(lost)
-    nodes.start_processes()
     settings = msgspec.structs.replace(fresh_settings, cache_url=nodes.all_urls)
+    late = threading.Timer(LATE_S, nodes.start_processes)
+    late.start()  # who forms them does not know when they are up
     assert command(settings, "cache", "form").strip() == "ok: 3 masters and 3 replicas hold all slots"
+    late.join()
     after = {one.node_id for one in nodes.observe().members}
     assert len(after) == 6
     assert {one.node_id for one in before.members} - after == {lost.node_id}
