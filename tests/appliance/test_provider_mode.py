@@ -13,6 +13,7 @@ import pytest
 
 from piggybank.appliance import store_files
 from tests.appliance.bank import Bank, wait_until
+from tests.conftest import run_apart
 
 pytestmark = pytest.mark.xdist_group("appliance")
 
@@ -120,15 +121,11 @@ def test_a_database_with_play_money_does_not_become_live(bank: Bank) -> None:
     wait_until(lambda: bank.ask("provider", "status").exit_code == 0)  # it answers, and knows where its events go
     assert "SIMULATOR" in bank.ask("provider", "status").stdout
     assert "SIMULATOR" in bank.ask("status").stdout
+    run_apart(lambda: the_database_itself_keeps_them_apart(bank))
 
 
-async def test_the_database_itself_keeps_them_apart(bank: Bank) -> None:
+async def the_database_itself_keeps_them_apart(bank: Bank) -> None:
     """Whatever a process believes: no payment of another mode, and no other mode once there is a payment."""
-    assert bank.run("up", "--detach").returncode == 0
-    client = Client(bank)
-    account = client.account()
-    wait_until(lambda: client.post(f"/v1/accounts/{account}/deposits", {"amount": 500, "method": "revio"}).status_code == 202)
-    client.close()
     owner = await asyncpg.connect(bank.stores.addresses()["owner_database_url"])
     with pytest.raises(asyncpg.ForeignKeyViolationError):
         await owner.execute("UPDATE installation SET provider_mode = 'live'")

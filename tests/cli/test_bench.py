@@ -15,7 +15,7 @@ import pytest
 from piggybank.bench import database, report, scenarios
 from piggybank.bench.report import Shown
 from piggybank.settings import Settings
-from tests.conftest import ROOT, Stores, environment, run_apart
+from tests.conftest import ROOT, Stores, command, environment, run_apart, run_command
 
 # one at a time: each looks at the throw-away databases of the whole cluster
 pytestmark = pytest.mark.xdist_group("bench")
@@ -63,10 +63,7 @@ def test_a_run_is_one_document_and_leaves_nothing_behind(fresh_settings: Setting
     abandoned = f"{database.PREFIX}{int(time.time()) - database.FORGOTTEN_AFTER_S - 1}_{secrets.token_hex(4)}"
     run_apart(lambda: _execute(fresh_settings.owner_database_url, f"CREATE DATABASE {abandoned}"))
     sizes = ["--seconds", "0.5", "--rounds", "1", "--accounts", "50", "--connections", "8", "--json"]
-    process = started(fresh_settings, *sizes, *(word for name in SCENARIOS for word in ("--scenario", name)))
-    output, said = process.communicate()
-    assert process.returncode == 0, said
-    found = json.loads(output)
+    found = json.loads(command(fresh_settings, "bench", *sizes, *(word for name in SCENARIOS for word in ("--scenario", name))))
     assert set(found["scenarios"]) == set(SCENARIOS)
     assert found["verified"] is True
     assert found["machine"]["web_processes"] == 1
@@ -85,7 +82,7 @@ def test_a_run_is_one_document_and_leaves_nothing_behind(fresh_settings: Setting
     assert own_rows(fresh_settings) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.deep), signal.SIGTERM])
 def test_a_run_that_is_stopped_drops_its_database(fresh_settings: Settings, number: signal.Signals) -> None:
     accounts = 50 + number  # by so many its database is known: other tests make some, too
     process = started(fresh_settings, "--seconds", "60", "--accounts", str(accounts), "--scenario", "deposits", "--json")
@@ -102,10 +99,9 @@ def test_a_role_that_may_make_no_database_is_told_what_to_do(fresh_settings: Set
     try:
         place = fresh_settings.owner_database_url.rpartition("@")[2]
         poor = msgspec.structs.replace(fresh_settings, owner_database_url=f"postgresql://{role}:{password}@{place}")
-        process = started(poor, "--quick", "--json")
-        output, said = process.communicate()
-        assert (process.returncode, output) == (1, "")
-        assert f'ALTER ROLE "{role}" CREATEDB' in said
+        done = run_command(poor, "bench", "--quick", "--json")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f'ALTER ROLE "{role}" CREATEDB' in done.stderr
         assert_nothing_stays(fresh_settings)
     finally:
         run_apart(lambda: _execute(stores.admin_url, f"DROP ROLE {role}"))
@@ -115,11 +111,10 @@ def test_a_role_that_may_make_no_database_is_told_what_to_do(fresh_settings: Set
 def test_stores_that_are_down_are_named(fresh_settings: Settings, name: str) -> None:
     scheme, _, place = getattr(fresh_settings, name).partition("://")
     nobody = f"{scheme}://{place.rpartition('@')[0]}@127.0.0.1:1/{place.rpartition('/')[2]}"
-    process = started(msgspec.structs.replace(fresh_settings, **{name: nobody}), "--quick")
-    _, said = process.communicate()
-    assert process.returncode == 1
-    assert "piggybank up" in said
-    assert "Traceback" not in said
+    done = run_command(msgspec.structs.replace(fresh_settings, **{name: nobody}), "bench", "--quick")
+    assert done.returncode == 1
+    assert "piggybank up" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -317,7 +317,7 @@ def place() -> Iterator[Place]:
 
 
 async def test_money_is_counted_once_whatever_dies(place: Place, client: Client) -> None:
-    await everything_at_once(place, client, 96, seed=1, with_postgres=False)
+    await everything_at_once(place, client, 64, seed=1, with_postgres=False)
 
 
 @pytest.mark.deep

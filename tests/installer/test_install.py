@@ -44,6 +44,7 @@ def data_dir() -> Iterator[Path]:
             subprocess.run([cli, "down"], check=False, capture_output=True)
 
 
+@pytest.mark.deep  # .ci/run installs as well, twice
 def test_from_nothing_to_a_deposit_and_again(data_dir: Path) -> None:
     """One test, since one installation takes most of a minute."""
     first = installed("--data-dir", str(data_dir), "--port", str(a_free_port()))
