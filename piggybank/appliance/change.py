@@ -71,7 +71,7 @@ async def plan(settings: Settings, number: int, target: Target | None = None) ->
     """What `apply` would do; `refused` in it says why not. Raises `errors.CannotProceed` where the database does not answer."""
     target = target or target_of(settings)
     made = planned(settings.phase, number, _overrides(settings, target), await _facts(settings, target))
-    if target == "external" and not made.refused:
+    if target_of(settings) == "external" and target in ("external", "native") and not made.refused:
         outside = [
             Refusal(what=finding.what, do=finding.do)
             for finding in await external.check(settings, number, caches=not _caches_are_here(settings))

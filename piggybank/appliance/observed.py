@@ -130,7 +130,7 @@ async def _database(settings: Settings) -> dict[str, Any]:
 
 
 async def _pooler(settings: Settings) -> bool | str | None:
-    """True when a pooler answers that pools by transaction and leads to a primary; False where none is used."""
+    """True when a pooler pools by transaction, leads to a primary and, where it is ours, has its sizes; False: none is used."""
     if not settings.pooler_url or settings.pooling == "none":
         return False
     try:
@@ -143,13 +143,15 @@ async def _pooler(settings: Settings) -> bool | str | None:
         return None
     finally:
         connection.terminate()
+    ours = topology.DATABASE in settings_file.embedded_stores(settings.data_dir)
     try:
         seen = await asyncio.to_thread(pooler.observed, settings.pooler_url, binaries.client("psql"))
     except errors.Error:
         # one of the operator's own need not let the application's role, or this machine without psql, at its console
-        own = topology.DATABASE not in settings_file.embedded_stores(settings.data_dir)
-        return UNKNOWN if own and leads_to_primary else None
-    return seen.mode == "transaction" and leads_to_primary
+        return UNKNOWN if not ours and leads_to_primary else None
+    wanted = topology.wanted(settings)
+    has_sizes = (seen.clients_max, seen.servers_max) == (wanted.pooler_clients, wanted.pooler_connections)
+    return seen.mode == "transaction" and leads_to_primary and (has_sizes or not ours)
 
 
 async def cache(settings: Settings) -> str | None:

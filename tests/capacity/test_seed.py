@@ -11,8 +11,9 @@ import pytest
 
 from piggybank import cache
 from piggybank.api import openapi
-from piggybank.appliance import store_files, topology
+from piggybank.appliance import pooler, store_files, topology
 from piggybank.capacity import phases
+from piggybank.db import replicas
 
 SEED = [line.replace("*", "") for line in Path(__file__).with_name("seed.md").read_text(encoding="utf-8").splitlines()]
 TOML = Path(phases.__file__).with_name("phases.toml").read_text(encoding="utf-8").splitlines()
@@ -157,6 +158,8 @@ def test_the_code_keeps_to_the_table() -> None:
     ) == (cache.BALANCE_TTL_S, cache.PAGE_TTL_S, cache.SESSION_TTL_S)
     assert limits.cache.count_ttl_s == limits.cache.balance_ttl_s  # the count is kept with the balance
     assert phases.of(0).max_connections == topology.of(0).max_connections
+    assert limits.goal.lag_ms == replicas.MAX_LAG_MS
+    assert (phases.of(2).pooler_clients, phases.of(2).pooler_connections) == (pooler.CLIENTS_MAX, pooler.SERVERS_MAX)
     assert store_files.CACHE_MIB[1] == phases.of(0).cache_memory_mib
     assert f"lasts {limits.cache.session_ttl_s // 86_400} days" in openapi.DESCRIPTION
 

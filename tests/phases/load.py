@@ -25,6 +25,7 @@ PAUSE_S = 0.02  # of a client between two requests: the other test workers want 
 STEADY_S = 1.0  # of load after the block
 TRIES = 4  # of a write: once, and three retries
 PAUSES_S = (0.5, 1.5, 4.0)  # before each retry; all within ten seconds
+TIMEOUT_S = 15.0
 READ_TRIES = 60  # a read is asked again while a process is replaced under it
 READ_PAUSE_S = 0.1
 START = 1_000_000
@@ -54,10 +55,11 @@ class Account:
 class Load:
     """Clients on one installation, until `stop`."""
 
-    def __init__(self, url: str, token: str, clients: int, pause_s: float = 0.0) -> None:
+    def __init__(self, url: str, token: str, clients: int, pause_s: float = 0.0, within_s: float = 60.0) -> None:
         self._url = url
+        self._within_s = within_s
         self.headers = {"Authorization": f"Bearer {token}"}
-        self._http = httpx.AsyncClient(timeout=15, limits=httpx.Limits(max_connections=2 * clients))
+        self._http = httpx.AsyncClient(timeout=TIMEOUT_S, limits=httpx.Limits(max_connections=2 * clients))
         self._pause_s = pause_s
         self._clients = clients
         self._stop = asyncio.Event()
@@ -150,8 +152,13 @@ class Load:
         for number in range(TRIES):
             if number:
                 await asyncio.sleep(PAUSES_S[number - 1])
+            left = self._within_s - (time.monotonic() - began)
+            if left <= 0:
+                raise AssertionError(f"{self.now:.2f} s: {path} was not answered within {self._within_s} s: {dict(self.retries)}")
             try:
-                answer = await self._http.post(self._url + path, json=body, headers=self.headers | {"Idempotency-Key": key})
+                answer = await self._http.post(
+                    self._url + path, json=body, headers=self.headers | {"Idempotency-Key": key}, timeout=min(left, TIMEOUT_S)
+                )
             except httpx.TransportError as cause:
                 why = type(cause).__name__
             else:

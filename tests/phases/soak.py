@@ -21,6 +21,7 @@ from tests.phases.load import Done, Load
 PHASES = (1, 2, 3, 2)
 STEADY_S = 40
 CLIENTS = 16
+WITHIN_S = 10.0  # a client's patience: three retries, and then it tells a person that it failed
 PLOT = Path(__file__).with_name("flips.svg")
 
 
@@ -43,7 +44,7 @@ class Soaked(NamedTuple):
 async def soak(bank: Bank, steady_s: float, clients: int) -> Soaked:
     """From phase 0 through all of PHASES under load; after each the servers show it, and the books fit. Raises AssertionError."""
     token = json.loads(await asyncio.to_thread(bank.do, "apikeys", "create", "--name", "soak", "--scopes", ALL_SCOPES, "--json"))["token"]
-    load, flips = Load(bank.url, token, clients), []
+    load, flips = Load(bank.url, token, clients, within_s=WITHIN_S), []
     try:
         await load.open_accounts()
         running = load.start()
@@ -146,6 +147,7 @@ def main() -> None:
         writes = [one.took for one in soaked.done if one.write]
         took = f"{time.monotonic() - started:.0f} s"
         print(f"{len(soaked.done):,} requests, {len(writes):,} of them writes (p99 {_p99_ms(writes):.0f} ms), in {took}")
+        print(f"the slowest write was answered after {max(writes):.1f} s")
         print(f"retries: {dict(soaked.retries)}; nothing lost, doubled or stale")
     finally:
         bank.run("down")

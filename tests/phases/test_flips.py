@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -49,6 +51,7 @@ async def test_an_installation_grows_loses_its_primary_and_goes_back_under_load(
         await asyncio.to_thread(bank.do, "phase", "apply", str(BACK))
     await shows_itself(bank)
     a_killed_replica_is_a_difference(bank)
+    a_pooler_of_another_size_is_a_difference(bank)
 
 
 async def a_killed_primary_is_failed_over(bank: Bank) -> None:
@@ -80,3 +83,17 @@ def a_killed_replica_is_a_difference(bank: Bank) -> None:
     assert seen.exit_code == 1
     assert any("replicas: 2 declared, 1 seen" in line for line in json.loads(seen.stdout)["differences"])
     wait_until(lambda: bank.ask("phase", "show", "--observed").exit_code == 0)
+
+
+def a_pooler_of_another_size_is_a_difference(bank: Bank) -> None:
+    """It reads its file anew when it is told to; so does the next start of what somebody edited."""
+    ini, pid = bank.data_dir / "stores" / "pooler" / "pgbouncer.ini", bank.pids()["pooler"]
+    as_it_was = ini.read_text()
+    for text, code in ((re.sub(r"default_pool_size = \d+", "default_pool_size = 5", as_it_was), 1), (as_it_was, 0)):
+        ini.write_text(text)
+        os.kill(pid, signal.SIGHUP)
+        wait_until(partial(_shows, bank, code))
+
+
+def _shows(bank: Bank, code: int) -> bool:
+    return bank.ask("phase", "show", "--observed").exit_code == code
