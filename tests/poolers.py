@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import asyncpg
 import msgspec
@@ -20,7 +21,7 @@ POLL_S = 0.05
 
 
 @contextmanager
-def pooled(settings: Settings, folder: Path, *, clients: int, servers: int) -> Iterator[Settings]:
+def pooled(settings: Settings, folder: Path, *, clients: int, servers: int, prepared: bool = False) -> Iterator[Settings]:
     """The same installation through a pooler; `folder` is one that the system user may enter. Skips without PgBouncer."""
     require("pgbouncer")
     program = shutil.which("pgbouncer")
@@ -29,12 +30,13 @@ def pooled(settings: Settings, folder: Path, *, clients: int, servers: int) -> I
     target = Target.of(settings.database_url, store_files.free_ports(1)[0], clients=clients, servers=servers)
     assert pooler.allow_files(target.clients, target.servers), "this machine allows too few open files"
     system_user.make_folder(folder, user)
-    for name, text in (("pgbouncer.ini", pooler.ini(target, folder)), ("userlist.txt", pooler.userlist(target))):
+    for name, text in (("pgbouncer.ini", pooler.ini(target, folder, prepared=prepared)), ("userlist.txt", pooler.userlist(target))):
         processes.write_file(folder / name, text, 0o600, user)
     running = processes.start(
         Program(name="pooler", argv=(program, str(folder / "pgbouncer.ini")), run_dir=folder, log=folder / "pooler.log", user=user)
     )
-    through = msgspec.structs.replace(settings, pooler_url=pooler.url(target, settings.database_url), pooler="transaction")
+    way: Literal["transaction", "transaction+prepared"] = "transaction+prepared" if prepared else "transaction"
+    through = msgspec.structs.replace(settings, pooler_url=pooler.url(target, settings.database_url), pooler=way)
     try:
         end = time.monotonic() + START_TIMEOUT_S
         while not run_apart(lambda: _answers(through.pooler_url)):
