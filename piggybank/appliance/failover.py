@@ -1,8 +1,9 @@
 """A standby becomes the primary.
 
-With `ANY 1` of two standbys an answered commit is on one of them, and nobody knows on which. So the one that takes over must be known to
-have it: either the old primary still answers, and sends what it has before it stops, or every standby answers, and the one whose log
-goes furthest is taken. Otherwise the operator has to say that loss is accepted.
+The one that takes over must be known to have every answered commit. An old primary that still answers sends what it has before it stops,
+and one that ended in order says how far its log goes: the new one must have all of that. Of one that crashed nobody knows it. With `ANY 1`
+of two standbys an answered commit is on one of them, so every standby must answer, and the one whose log goes furthest is taken; with
+`durability = "local"` it may be on none. Otherwise the operator has to say that loss is accepted.
 
 Who the primary is is written down before anything is promoted. From then on the old one is never started but through pg_rewind, as a
 standby; interrupted anywhere after that, the next start ends what was begun.
@@ -19,6 +20,7 @@ from piggybank.appliance.postgres import Postgres, Standing
 from piggybank.appliance.topology import POOLER
 
 ARRIVAL_S = 5.0  # what was sent is on the other's disk by then
+STREAMS_S = 5.0  # so long after its start a primary has its standbys again, if they are well
 POLL_S = 0.05
 
 
@@ -30,12 +32,12 @@ def fail_over(stores: Embedded, to: str = "", tell: Tell = quietly, *, accept_lo
     old = stores.postgres.primary
     stores.busy.add(old)  # nobody starts it again while it is looked at
     try:
-        new = _choose(stores, to, accept_loss=accept_loss)
+        new, crashed = _choose(stores, to, accept_loss=accept_loss)
         tell(f"{new} becomes the primary, in the place of {old}")
         stores.postgres.fence(old, stores.running.pop(old, None))
         tell(f"{old} takes nothing any more")
         try:
-            if not accept_loss and stores.topology.synchronous and not _has_all(stores, old, new):
+            if not accept_loss and not _has_all(stores, old, new, crashed=crashed):
                 raise errors.CannotProceed(
                     what=f"{new} did not get all that {old} had, so {old} goes on", do="piggybank status, then again; or --accept-loss"
                 )
@@ -52,7 +54,8 @@ def fail_over(stores: Embedded, to: str = "", tell: Tell = quietly, *, accept_lo
     return new
 
 
-def _choose(stores: Embedded, to: str, *, accept_loss: bool) -> str:
+def _choose(stores: Embedded, to: str, *, accept_loss: bool) -> tuple[str, bool]:
+    """Who takes over, and whether the old primary crashed: then its standbys alone know what was answered."""
     postgres, standbys = stores.postgres, topology.standbys_of(stores.dir, stores.topology.replicas)
     answering, silent = {}, {}
     for name in standbys:
@@ -67,16 +70,44 @@ def _choose(stores: Embedded, to: str, *, accept_loss: bool) -> str:
         )
     if to and to not in answering:
         raise errors.CannotProceed(what=f"{to} is no standby that answers", do=f"choose one of {', '.join(sorted(answering))}")
-    furthest = max(answering.values(), key=lambda standing: standing.received)
+    fed = _fed(postgres, to)
+    furthest = max(answering.values(), key=lambda standing: (fed is not None and standing.name in fed, standing.received))
     chosen = answering[to] if to else furthest
-    if not accept_loss and stores.topology.synchronous:
-        _check(postgres, chosen, furthest, sorted(silent))
-    return chosen.name
+    if accept_loss:
+        return chosen.name, fed is None
+    if fed is not None:
+        if chosen.name not in fed:
+            raise errors.CannotProceed(
+                what=f"{postgres.primary} answers, and {chosen.name} gets nothing from it: answered writes could be missing",
+                do=f"piggybank failover --to {min(fed)}" if fed else "piggybank status, then again; or --accept-loss",
+            )
+        return chosen.name, False
+    if postgres.shut_down_at(postgres.primary) is not None:
+        return chosen.name, False
+    _check_crashed(stores, chosen, furthest, sorted(silent))
+    return chosen.name, True
 
 
-def _check(postgres: Postgres, chosen: Standing, furthest: Standing, silent: list[str]) -> None:
-    if postgres.is_ready(postgres.primary) and chosen.name in postgres.streaming():
-        return  # it gets all that there is before the old primary stops
+def _fed(postgres: Postgres, to: str) -> set[str] | None:
+    """The standbys that get all that the primary has before it stops; None where it does not answer."""
+    until = time.monotonic() + STREAMS_S
+    try:
+        while postgres.is_ready(postgres.primary):
+            found = postgres.streaming()
+            if (to in found if to else found) or time.monotonic() > until:
+                return found
+            time.sleep(POLL_S)
+    except errors.StoreFailed:  # it ended meanwhile
+        return None
+    return None
+
+
+def _check_crashed(stores: Embedded, chosen: Standing, furthest: Standing, silent: list[str]) -> None:
+    if not stores.topology.synchronous:
+        raise errors.CannotProceed(
+            what=f"{stores.postgres.primary} did not end in order, and durability is local: what it answered last may be nowhere else",
+            do="start it again (piggybank status), or accept that: piggybank failover --accept-loss",
+        )
     if silent:
         raise errors.CannotProceed(
             what=f"{', '.join(silent)} does not answer, and an answered write may be there alone",
@@ -90,19 +121,20 @@ def _check(postgres: Postgres, chosen: Standing, furthest: Standing, silent: lis
         )
 
 
-def _has_all(stores: Embedded, old: str, new: str) -> bool:
-    """The old primary has ended: has the new one all that it sent, or, where every standby answers, all that any of them confirmed?
+def _has_all(stores: Embedded, old: str, new: str, *, crashed: bool) -> bool:
+    """The old primary has ended: has the new one all that it had, or, where it crashed, all that any standby confirmed?
 
-    The second counts where the old one wrote by itself before it ended, as a start after a crash does, with nobody connected.
+    One that crashed may have been started again under our hands: what it then wrote by itself, with nobody connected, is not missed.
     """
     end, until = stores.postgres.shut_down_at(old), time.monotonic() + ARRIVAL_S
     while True:
         had = stores.postgres.look(new).received
         if end is not None and had >= end:
             return True
-        with suppress(errors.StoreFailed):
-            if had >= max(stores.postgres.look(name).received for name in topology.standbys_of(stores.dir, stores.topology.replicas)):
-                return True
+        if crashed and stores.topology.synchronous:
+            with suppress(errors.StoreFailed):
+                if had >= max(stores.postgres.look(name).received for name in topology.standbys_of(stores.dir, stores.topology.replicas)):
+                    return True
         if time.monotonic() > until:
             return False
         time.sleep(POLL_S)

@@ -301,9 +301,12 @@ class Postgres:
         return Standing(name, received >= 0, received)
 
     def shut_down_at(self, name: str) -> int | None:
-        """Where the log of a server ends that was stopped in order, in bytes; None where it was not."""
-        said = dict(line.split(":", 1) for line in self._run("pg_controldata", str(self.dir / name)).splitlines() if ":" in line)
-        if said["Database cluster state"].strip() not in ("shut down", "shut down in recovery"):
+        """Where the log of a primary ends that was stopped in order, in bytes; None where it was not, or where nothing can be read."""
+        try:
+            said = dict(line.split(":", 1) for line in self._run("pg_controldata", str(self.dir / name)).splitlines() if ":" in line)
+        except errors.StoreFailed:
+            return None
+        if said["Database cluster state"].strip() != "shut down":  # in recovery its log goes on beyond the checkpoint
             return None
         high, _, low = said["Latest checkpoint location"].strip().partition("/")
         return (int(high, 16) << 32) + int(low, 16)

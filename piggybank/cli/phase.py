@@ -128,8 +128,8 @@ def apply(ctx: click.Context, number: int, target: Target | None) -> None:
 def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
     """Make a standby the primary. The old one is stopped or killed first, and comes back as a standby only.
 
-    Writes wait meanwhile, or answer 503 with Retry-After. With a standby that confirms (the default) no answered write is lost: the old
-    primary or every standby must answer, else it is refused.
+    Writes wait meanwhile, or answer 503 with Retry-After. No answered write is lost: an old primary that answers, or ended in order, must
+    have sent all it has; of one that crashed every standby must answer, and with durability = local only --accept-loss helps.
 
     \b
     Examples:

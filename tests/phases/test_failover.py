@@ -21,10 +21,10 @@ LOCAL = "SET synchronous_commit = local;\n"
 
 
 @pytest.fixture
-def stores(open_path: Path) -> Iterator[Embedded]:
+def stores(open_path: Path, request: pytest.FixtureRequest) -> Iterator[Embedded]:
     """A primary with two standbys, one of which confirms; a table with the row 1."""
     require("pgbouncer")
-    made = Embedded(open_path / "bank", topology.of(2))
+    made = Embedded(open_path / "bank", topology.of(2, getattr(request, "param", {})))
     try:
         made.start()
         made.psql("CREATE TABLE kept (id int); INSERT INTO kept VALUES (1);")
@@ -77,6 +77,35 @@ def test_the_standby_that_goes_furthest_takes_over(stores: Embedded) -> None:
     assert fail_over(stores) == "postgres-2"
     assert rows(stores) == [1, 2]
     assert stores.postgres.streaming() == {"postgres", "postgres-3"}
+
+
+def cut_off(stores: Embedded, name: str) -> None:
+    """It answers, and gets nothing from its primary any more."""
+    stores.postgres.psql("ALTER SYSTEM SET primary_conninfo = '';\nSELECT pg_reload_conf();\n", name)
+    wait_until(lambda: name not in stores.postgres.streaming())
+
+
+@pytest.mark.parametrize("stores", [{"durability": "local"}], indirect=True)
+def test_without_a_confirmation_the_old_primary_is_asked_for_what_it_has(stores: Embedded) -> None:
+    """`durability = "local"`: a commit is answered that no standby has. One that lacks it takes over only where loss is accepted."""
+    cut_off(stores, "postgres-3")
+    was = stores.running["postgres"].pid
+    stores.psql("SET synchronous_commit = on; INSERT INTO kept VALUES (2);")
+    with pytest.raises(errors.CannotProceed, match="postgres-3 gets nothing from it"):
+        fail_over(stores, "postgres-3")
+    assert (stores.postgres.primary, stores.running["postgres"].pid) == ("postgres", was)
+    stores.running["postgres"].stop()  # in order: its log says how far it goes
+    with pytest.raises(errors.CannotProceed, match="did not get all"):
+        fail_over(stores, "postgres-3")
+    stores.wait_ready("postgres")
+    assert fail_over(stores) == "postgres-2"
+    assert rows(stores) == [1, 2]
+    stores.running["postgres-2"].signal(signal.SIGKILL)
+    with pytest.raises(errors.CannotProceed, match="durability is local") as refused:
+        fail_over(stores)
+    assert "--accept-loss" in str(refused.value.details["do"])
+    assert stores.postgres.primary == "postgres-2"
+    assert fail_over(stores, "postgres", accept_loss=True) == "postgres"
 
 
 def test_what_one_standby_confirmed_is_found_after_both_were_restarted(stores: Embedded) -> None:
