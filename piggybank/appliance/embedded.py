@@ -246,13 +246,15 @@ class Embedded:
         self.postgres.make_roles()
         for name in filter(self.postgres.is_made, standbys):
             self.postgres.make_slot(name)  # a primary of yesterday has none for it
+            if self.postgres.must_be_rewound(name):  # that takes its time, and may fail: `add_standby`
+                continue
             self.ensure(name)
             if self.is_ready(name):
                 self.postgres.reload(name)  # it may have been started under another primary
         for name in standbys:
             try:
                 self.add_standby(name, tell)
-            except (errors.StoreFailed, OSError, subprocess.SubprocessError) as cause:
+            except (errors.Error, OSError, subprocess.SubprocessError) as cause:
                 if not patient:
                     raise
                 tell(f"{name} is missing: {cause}")
@@ -295,8 +297,11 @@ class Embedded:
             self.busy.discard(name)
 
     def add_standby(self, name: str, tell: Tell) -> None:
-        """Started; copied where it is missing, or where it cannot follow any more."""
+        """Started, a primary of the past after it was rewound; copied where it is missing, or where it cannot follow any more."""
         if self.postgres.is_made(name):
+            if self.postgres.must_be_rewound(name):  # here, not in `ensure`, under whose lock nobody else is started
+                self.postgres.fence(name, self.running.pop(name, None) or processes.find(self.programs[name]))
+                tell(f"{name}: {self.postgres.make_follow(name, self.topology)}")
             self.ensure(name)
             if self._streams(name):
                 return

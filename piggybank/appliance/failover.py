@@ -6,11 +6,14 @@ of two standbys an answered commit is on one of them, so every standby must answ
 `durability = "local"` it may be on none. Otherwise the operator has to say that loss is accepted.
 
 Who the primary is is written down before anything is promoted. From then on the old one is never started but through pg_rewind, as a
-standby; interrupted anywhere after that, the next start ends what was begun.
+standby; interrupted anywhere after that, the next start ends what was begun. The old one comes last, when everybody else has moved: to
+rewind it, or to copy it anew, may take hours, and may fail.
 """
 
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from piggybank import errors
@@ -24,10 +27,13 @@ STREAMS_S = 5.0  # so long after its start a primary has its standbys again, if 
 POLL_S = 0.05
 
 
-def fail_over(stores: Embedded, to: str = "", tell: Tell = quietly, *, accept_loss: bool = False) -> str:
+def fail_over(
+    stores: Embedded, to: str = "", tell: Tell = quietly, *, accept_loss: bool = False, roll: Callable[[], None] = lambda: None
+) -> str:
     """Make a standby the primary; returns its name. The old one is stopped, or killed, first, and becomes a standby.
 
-    Raises `errors.CannotProceed`, with nothing changed, where no standby is sure to have every answered commit.
+    `roll` moves the web processes over. Raises `errors.CannotProceed`: with nothing changed, where no standby is sure to have every
+    answered commit; and where something failed after the old one was given up, saying what is so: another failover would not mend it.
     """
     old = stores.postgres.primary
     stores.busy.add(old)  # nobody starts it again while it is looked at
@@ -45,13 +51,27 @@ def fail_over(stores: Embedded, to: str = "", tell: Tell = quietly, *, accept_lo
         except BaseException:
             stores.ensure(old)
             raise
-        store_files.write_addresses(stores.data_dir, stores.addresses(), stores.user)
-        stores.take_over(new)
-        tell(f"{new} takes writes")
-        _follow(stores, old, new, tell)
+        _move(stores, old, new, tell, roll)
     finally:
         stores.busy.discard(old)
     return new
+
+
+def _move(stores: Embedded, old: str, new: str, tell: Tell, roll: Callable[[], None]) -> None:
+    so = f"{old} is not the primary any more, and {new} is not yet"
+    try:
+        store_files.write_addresses(stores.data_dir, stores.addresses(), stores.user)
+        stores.take_over(new)
+        so = f"{new} takes writes"
+        tell(so)
+        others = [name for name in topology.standbys_of(stores.dir, stores.topology.replicas) if name != old]
+        _lead(stores, new, others)
+        roll()
+        so += ", and every process knows it"
+        _bring_back(stores, (*others, old), tell)
+    except Exception as cause:
+        what = cause.details.get("what", cause) if isinstance(cause, errors.Error) else f"{type(cause).__name__}: {cause}"
+        raise errors.CannotProceed(what=f"{so}; but {what}", do=f"piggybank phase apply {stores.topology.phase}, not a failover") from cause
 
 
 def _choose(stores: Embedded, to: str, *, accept_loss: bool) -> tuple[str, bool]:
@@ -140,9 +160,8 @@ def _has_all(stores: Embedded, old: str, new: str, *, crashed: bool) -> bool:
         time.sleep(POLL_S)
 
 
-def _follow(stores: Embedded, old: str, new: str, tell: Tell) -> None:
-    """Everybody follows the new primary: the pooler, the other standbys, the old primary."""
-    others = [name for name in topology.standbys_of(stores.dir, stores.topology.replicas) if name != old]
+def _lead(stores: Embedded, new: str, others: list[str]) -> None:
+    """Who is there already follows the new primary: the pooler, the other standbys."""
     stores.write_configuration(new)
     stores.postgres.reload(new)  # its commits wait for a standby before anybody comes
     if stores.topology.pooled:
@@ -152,7 +171,18 @@ def _follow(stores: Embedded, old: str, new: str, tell: Tell) -> None:
         stores.postgres.make_slot(name)
         stores.write_configuration(name)
         if stores.is_ready(name):
-            stores.postgres.reload(name)
-    tell(f"{old}: {stores.postgres.make_follow(old, stores.topology)}")
-    for name in (old, *others):
-        stores.add_standby(name, tell)
+            with suppress(errors.StoreFailed):  # it is looked after with the old primary
+                stores.postgres.reload(name)
+
+
+def _bring_back(stores: Embedded, names: tuple[str, ...], tell: Tell) -> None:
+    """What can be had of them: one that cannot is in nobody's way."""
+    troubles = []
+    for name in names:
+        try:
+            stores.add_standby(name, tell)
+        except (errors.Error, OSError, subprocess.SubprocessError) as cause:
+            tell(f"{name} is missing: {cause}")
+            troubles.append(f"{name} does not follow: {cause}")
+    if troubles:
+        raise errors.CannotProceed(what="; ".join(troubles))

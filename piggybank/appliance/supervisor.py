@@ -284,8 +284,7 @@ class Supervisor:
             raise errors.CannotProceed(
                 what="the database is yours, elsewhere", do="fail it over with its own tool; the pooler or the address must follow it"
             )
-        failover.fail_over(self.stores, order.argument, tell, accept_loss=order.accept_loss)
-        self._roll(tell)
+        failover.fail_over(self.stores, order.argument, tell, accept_loss=order.accept_loss, roll=lambda: self._roll(tell))
 
     def _rotate_secrets(self, name: str, tell: Tell) -> None:
         if name == rotation.SETTINGS:  # the new one stands in the operator's file

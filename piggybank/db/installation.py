@@ -21,6 +21,9 @@ from piggybank.settings import ProviderMode
 ASK_TIMEOUT_S = 5.0
 CLOSED = "+"
 EVERYBODY_KNOWS_S = 3.0  # three looks
+# After a failover the only standby may be the old primary, which comes back when the cache is open: that commit must not wait for it.
+# What may be lost with the primary is that the cache was opened, and a closed one is only slower.
+_WAITS_FOR_NOBODY = "SET LOCAL synchronous_commit = local"
 _EPOCH = text(f"SELECT epoch, {recovery.RECOVERING} AS recovering FROM installation")
 
 
@@ -95,14 +98,17 @@ async def open_cache(owner_url: str) -> None:
         await connection.close()
     if closed:
         fresh = uuid4().hex[:8]
-        await _set_epoch(owner_url, "UPDATE installation SET epoch = $1", CLOSED + fresh)
-        await _set_epoch(owner_url, "UPDATE installation SET epoch = $1", fresh, wait_s=0)
+        await _set_epoch(owner_url, "UPDATE installation SET epoch = $1", CLOSED + fresh, first=_WAITS_FOR_NOBODY)
+        await _set_epoch(owner_url, "UPDATE installation SET epoch = $1", fresh, first=_WAITS_FOR_NOBODY, wait_s=0)
 
 
-async def _set_epoch(owner_url: str, statement: str, value: str, *, wait_s: float = EVERYBODY_KNOWS_S) -> None:
+async def _set_epoch(owner_url: str, statement: str, value: str, *, first: str = "", wait_s: float = EVERYBODY_KNOWS_S) -> None:
     connection = await asyncpg.connect(owner_url, timeout=ASK_TIMEOUT_S)
     try:
-        await connection.execute(statement, value)
+        async with connection.transaction():
+            if first:
+                await connection.execute(first)
+            await connection.execute(statement, value)
     finally:
         await connection.close()
     await asyncio.sleep(wait_s)

@@ -1,5 +1,7 @@
 """A standby takes over; a primary of the past never takes a row again."""
 
+import asyncio
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,15 +11,18 @@ import psutil
 import pytest
 
 from piggybank import errors
-from piggybank.appliance import topology
+from piggybank.appliance import store_files, topology
 from piggybank.appliance.embedded import Embedded
 from piggybank.appliance.failover import fail_over
-from tests.appliance.bank import wait_until
+from piggybank.db import installation
+from tests.appliance.bank import Bank, wait_until
 from tests.conftest import require
+from tests.phases.load import loaded
 
 pytestmark = pytest.mark.xdist_group("phases")
 
 LOCAL = "SET synchronous_commit = local;\n"
+OPENED_WITHIN_S = 15.0  # of which the processes get three to look
 
 
 @pytest.fixture
@@ -183,3 +188,54 @@ def test_without_a_standby_there_is_no_failover(stores: Embedded) -> None:
         fail_over(stores)
     assert stores.postgres.primary == "postgres"
     assert rows(stores) == [1]
+
+
+async def test_the_cache_is_opened_while_no_standby_confirms(stores: Embedded) -> None:
+    """After a failover the old primary may be the only one that could, and it comes back last."""
+    for name in ("postgres-2", "postgres-3"):
+        stores.running.pop(name).stop()
+    script = f"{LOCAL}CREATE TABLE installation AS SELECT '{installation.CLOSED}past' AS epoch; GRANT ALL ON installation TO PUBLIC;"
+    stores.postgres.psql(script, database=store_files.DATABASE)
+    await asyncio.wait_for(installation.open_cache(str(stores.addresses()["owner_database_url"])), OPENED_WITHIN_S)
+    epoch = stores.postgres.psql("SELECT epoch FROM installation", database=store_files.DATABASE).strip()
+    assert epoch
+    assert "past" not in epoch
+    assert not epoch.startswith(installation.CLOSED)
+
+
+@pytest.fixture
+def bank(open_path: Path) -> Iterator[Bank]:
+    """In phase 2."""
+    require("pgbouncer")
+    made = Bank(open_path / "bank", PIGGYBANK_PORT=str(store_files.free_ports(1)[0]), PIGGYBANK_RATE_SERVICE_PER_MINUTE="0")
+    made.do("phase", "apply", "2")
+    try:
+        made.do("up", "--detach")
+        yield made
+    finally:
+        made.run("down")
+
+
+async def test_an_old_primary_that_cannot_come_back_is_in_nobodys_way(bank: Bank) -> None:
+    """Its disk is broken and no copy can be made: people pay, the cache is read, and the operator is told what is so."""
+    stores = bank.data_dir / "stores"
+    (stores / "postgres" / "pg_wal").rename(stores / "lost")  # neither a start nor a rewind
+    obstacle = stores / "postgres.new"  # nor a copy
+    obstacle.touch()
+    was = bank.pids()
+    bank.kill("postgres")
+    said = bank.run("failover")
+    assert said.returncode != 0
+    new = topology.primary_of(stores)
+    assert new != "postgres"
+    assert f"{new} takes writes, and every process knows it; but postgres does not follow" in said.stderr
+    assert "piggybank phase apply 2" in said.stderr
+    assert all(pid != was[name] for name, pid in bank.pids().items() if name.startswith("web-"))
+    found = {check["name"]: check["result"] for check in json.loads(bank.ask("doctor", "--json").stdout)["checks"]}
+    assert found["caching"] == "ok"
+    async with loaded(bank):
+        pass
+    obstacle.unlink()
+    assert "phase 2 (" in await asyncio.to_thread(bank.do, "phase", "apply", "2")
+    assert topology.primary_of(stores) == new
+    assert (stores / "postgres" / "standby.signal").exists()
