@@ -3,7 +3,8 @@
 The one that takes over must be known to have every answered commit. An old primary that still answers sends what it has before it stops,
 and one that ended in order says how far its log goes: the new one must have all of that. Of one that crashed nobody knows it. With `ANY 1`
 of two standbys an answered commit is on one of them, so every standby must answer, and the one whose log goes furthest is taken; with
-`durability = "local"` it may be on none. Otherwise the operator has to say that loss is accepted.
+`durability = "local"` it may be on none. Otherwise the operator has to say that loss is accepted. Only who is on the old primary's timeline
+is asked: of one that went its own way after an earlier failover more bytes say nothing.
 
 Who the primary is is written down before anything is promoted. From then on the old one is never started but through pg_rewind, as a
 standby; interrupted anywhere after that, the next start ends what was begun. The old one comes last, when everybody else has moved: to
@@ -80,9 +81,14 @@ def _choose(stores: Embedded, to: str, *, accept_loss: bool) -> tuple[str, bool]
     answering, silent = {}, {}
     for name in standbys:
         try:
-            answering[name] = postgres.look(name)
+            standing = postgres.look(name)
         except errors.StoreFailed as cause:
             silent[name] = str(cause.details["says"])
+        else:
+            if standing.in_recovery:
+                answering[name] = standing
+            else:
+                silent[name] = "it follows nobody"
     if not answering:
         because = "; ".join(f"{name}: {says}" for name, says in silent.items()) or "this phase has none"
         raise errors.CannotProceed(
@@ -91,10 +97,21 @@ def _choose(stores: Embedded, to: str, *, accept_loss: bool) -> tuple[str, bool]
     if to and to not in answering:
         raise errors.CannotProceed(what=f"{to} is no standby that answers", do=f"choose one of {', '.join(sorted(answering))}")
     fed = _fed(postgres, to)
-    furthest = max(answering.values(), key=lambda standing: (fed is not None and standing.name in fed, standing.received))
+    ended = postgres.ended(postgres.primary)
+    timeline = ended.timeline or max(standing.timeline for standing in answering.values())
+
+    def merits(standing: Standing) -> tuple[bool, bool, int, int]:
+        return standing.timeline == timeline, standing.name in (fed or ()), standing.timeline, standing.received
+
+    furthest = max(answering.values(), key=merits)
     chosen = answering[to] if to else furthest
     if accept_loss:
         return chosen.name, fed is None
+    if chosen.timeline != timeline:
+        raise errors.CannotProceed(
+            what=f"{chosen.name} is of another history than {postgres.primary} (timeline {chosen.timeline}, not {timeline})",
+            do=f"piggybank failover --to {furthest.name}" if furthest.timeline == timeline else "piggybank status; or --accept-loss",
+        )
     if fed is not None:
         if chosen.name not in fed:
             raise errors.CannotProceed(
@@ -102,9 +119,11 @@ def _choose(stores: Embedded, to: str, *, accept_loss: bool) -> tuple[str, bool]
                 do=f"piggybank failover --to {min(fed)}" if fed else "piggybank status, then again; or --accept-loss",
             )
         return chosen.name, False
-    if postgres.shut_down_at(postgres.primary) is not None:
+    if ended.at is not None:
         return chosen.name, False
-    _check_crashed(stores, chosen, furthest, sorted(silent))
+    # of these nobody can say yet what they have
+    unsure = [each.name for each in answering.values() if each.timeline != timeline and not each.replayed]
+    _check_crashed(stores, chosen, furthest, sorted([*silent, *unsure]))
     return chosen.name, True
 
 
@@ -130,7 +149,7 @@ def _check_crashed(stores: Embedded, chosen: Standing, furthest: Standing, silen
         )
     if silent:
         raise errors.CannotProceed(
-            what=f"{', '.join(silent)} does not answer, and an answered write may be there alone",
+            what=f"{', '.join(silent)} does not answer, or not for all that it got: an answered write may be there alone",
             do="start it first (piggybank status), or accept that: piggybank failover --accept-loss",
         )
     if chosen.received < furthest.received:
@@ -146,18 +165,23 @@ def _has_all(stores: Embedded, old: str, new: str, *, crashed: bool) -> bool:
 
     One that crashed may have been started again under our hands: what it then wrote by itself, with nobody connected, is not missed.
     """
-    end, until = stores.postgres.shut_down_at(old), time.monotonic() + ARRIVAL_S
+    ended, until = stores.postgres.ended(old), time.monotonic() + ARRIVAL_S
     while True:
-        had = stores.postgres.look(new).received
-        if end is not None and had >= end:
+        had = _position(stores.postgres.look(new))
+        if ended.at is not None and had >= (ended.timeline, ended.at):
             return True
         if crashed and stores.topology.synchronous:
             with suppress(errors.StoreFailed):
-                if had >= max(stores.postgres.look(name).received for name in topology.standbys_of(stores.dir, stores.topology.replicas)):
+                standbys = topology.standbys_of(stores.dir, stores.topology.replicas)
+                if had >= max(_position(stores.postgres.look(name)) for name in standbys):
                     return True
         if time.monotonic() > until:
             return False
         time.sleep(POLL_S)
+
+
+def _position(standing: Standing) -> tuple[int, int]:
+    return standing.timeline, standing.received
 
 
 def _lead(stores: Embedded, new: str, others: list[str]) -> None:

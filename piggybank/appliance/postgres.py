@@ -45,13 +45,8 @@ SELECT bool_or(CASE name WHEN 'shared_buffers' THEN pg_size_bytes(said.setting) 
                     ELSE said.setting <> current_setting(name) END)
 FROM said
 """
-_TIMELINE = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
-_RECEIVED_TIMELINE = "SELECT received_tli FROM pg_stat_wal_receiver WHERE status = 'streaming'"
-# How far a server's WAL goes: what counts when the most advanced standby is chosen. After a start the receiver begins with a whole
-# segment, behind what was replayed long ago.
-_RECEIVED = """
-SELECT CASE WHEN pg_is_in_recovery() THEN GREATEST(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn ELSE -1 END
-"""
+# Whether all that was received is replayed, too: only then is the timeline the one of what was received last.
+_RECOVERING = "SELECT pg_is_in_recovery(), coalesce(pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn(), true)"
 
 
 UPGRADED = ".upgraded"  # a cluster that is whole, and about to take the place of the old one
@@ -68,7 +63,16 @@ class Standing(NamedTuple):
 
     name: str
     in_recovery: bool
-    received: int  # bytes of WAL since the beginning
+    replayed: bool  # all that it received
+    timeline: int  # each promotion begins one: positions say something only within the same
+    received: int  # bytes of WAL since the beginning, on its disk
+
+
+class Ended(NamedTuple):
+    """What the files of a server say that does not answer."""
+
+    timeline: int  # 0: nothing can be read
+    at: int | None  # where the log of a primary ends, in bytes; None: it was not stopped in order
 
 
 class Postgres:
@@ -291,25 +295,31 @@ class Postgres:
         if name not in self.streaming():
             return False
         try:
-            return self.psql(_RECEIVED_TIMELINE, name).strip() == self.psql(_TIMELINE).strip()
+            return self.look(name).timeline == self.look(self.primary).timeline
         except errors.StoreFailed:
             return False
 
     def look(self, name: str) -> Standing:
         """What a server says; raises `errors.StoreFailed` where it does not answer."""
-        received = int(self.psql(_RECEIVED, name))
-        return Standing(name, received >= 0, received)
+        in_recovery, replayed = self.psql(_RECOVERING, name).strip().split("|")
+        where = f"host=127.0.0.1 port={self.secrets.port_of(name)} user={store_files.ADMIN_ROLE} dbname=postgres replication=true"
+        # of a standby: how far it replayed or received, whichever is more. After a start the receiver begins with a whole segment,
+        # behind what was replayed long ago
+        words = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--command=IDENTIFY_SYSTEM", where)
+        _, timeline, position, *_ = self._run("psql", *words, password=self.secrets.admin_password).strip().split("|")
+        return Standing(name, in_recovery == "t", replayed == "t", int(timeline), _bytes(position))
 
-    def shut_down_at(self, name: str) -> int | None:
-        """Where the log of a primary ends that was stopped in order, in bytes; None where it was not, or where nothing can be read."""
+    def ended(self, name: str) -> Ended:
+        """Of a server that does not answer."""
         try:
-            said = dict(line.split(":", 1) for line in self._run("pg_controldata", str(self.dir / name)).splitlines() if ":" in line)
+            lines = self._run("pg_controldata", str(self.dir / name)).splitlines()
         except errors.StoreFailed:
-            return None
-        if said["Database cluster state"].strip() != "shut down":  # in recovery its log goes on beyond the checkpoint
-            return None
-        high, _, low = said["Latest checkpoint location"].strip().partition("/")
-        return (int(high, 16) << 32) + int(low, 16)
+            return Ended(0, None)
+        said = {key: value.strip() for key, value in (line.split(":", 1) for line in lines if ":" in line)}
+        # the second is newer from a promotion until the first checkpoint, and 0 afterwards
+        timeline = max(int(said["Latest checkpoint's TimeLineID"]), int(said["Min recovery ending loc's timeline"]))
+        in_order = said["Database cluster state"] == "shut down"  # not `in recovery`: then its log goes on beyond the checkpoint
+        return Ended(timeline, _bytes(said["Latest checkpoint location"]) if in_order else None)
 
     def promote(self, name: str) -> None:
         """Make a standby take writes; raises `errors.StoreFailed`."""
@@ -387,3 +397,8 @@ class Postgres:
         environment = {"PGPASSWORD": password, "PGCONNECT_TIMEOUT": CONNECT_TIMEOUT_S, "LC_ALL": "C"}
         done = system_user.run(self.user, str(self.bin / program), *words, text=text, environment=environment, timeout_s=timeout_s)
         return done.stdout
+
+
+def _bytes(position: str) -> int:
+    high, _, low = position.partition("/")
+    return (int(high, 16) << 32) + int(low, 16)

@@ -113,6 +113,34 @@ def test_without_a_confirmation_the_old_primary_is_asked_for_what_it_has(stores:
     assert fail_over(stores, "postgres", accept_loss=True) == "postgres"
 
 
+def test_more_bytes_of_another_history_are_no_merit(stores: Embedded) -> None:
+    """After an earlier failover one went on in the old history, further than the new one has come: it must not take over."""
+    stores.running.pop("postgres-2").stop()
+    for number in (2, 3):
+        stores.psql(f"{LOCAL}INSERT INTO kept VALUES ({number}); SELECT pg_switch_wal();")  # a whole segment of the log
+    wait_until(lambda: rows(stores, "postgres-3") == [1, 2, 3])
+    stores.running.pop("postgres").stop()
+    stores.ensure("postgres-2")
+    stores.wait_ready("postgres-2")
+    stores.postgres.name_primary("postgres-2")
+    stores.take_over("postgres-2")
+    stores.postgres.make_slot("postgres-3")
+    for name in ("postgres-2", "postgres-3"):
+        stores.write_configuration(name)
+        stores.postgres.reload(name)
+    stores.add_standby("postgres", print)
+    stores.psql("SET synchronous_commit = on; INSERT INTO kept VALUES (4);")
+    assert stores.postgres.look("postgres-3").received > stores.postgres.look("postgres-2").received
+    with pytest.raises(errors.CannotProceed, match="postgres-3 is of another history"):
+        fail_over(stores, "postgres-3")
+    stores.running["postgres-2"].signal(signal.SIGKILL)
+    with pytest.raises(errors.CannotProceed, match="postgres-3 is of another history"):
+        fail_over(stores, "postgres-3")
+    assert fail_over(stores) == "postgres"
+    assert rows(stores) == [1, 4]
+    assert stores.postgres.streaming() == {"postgres-2", "postgres-3"}
+
+
 def test_what_one_standby_confirmed_is_found_after_both_were_restarted(stores: Embedded) -> None:
     """A receiver that begins again says that it is at the beginning of a segment; what was replayed counts."""
     stores.running["postgres-2"].stop()
