@@ -18,6 +18,7 @@ from piggybank.capacity import helm, phases, railway
 from piggybank.capacity.plan import Plan, Refusal
 from piggybank.capacity.plan import plan as planned
 from piggybank.capacity.standing import HERE, Facts, Target
+from piggybank.db import storage
 from piggybank.db.partitions import MONTHS_ARE_ON
 from piggybank.settings import Settings
 
@@ -103,7 +104,7 @@ def _command(settings: Settings, number: int, target: Target) -> str:
 
 
 async def _facts(settings: Settings, target: Target) -> Facts:
-    facts = msgspec.structs.replace(topology.facts(), target=target)
+    facts = msgspec.structs.replace(topology.facts(), target=target, **(_disk(settings) if target == "native" else {}))
     if target == "native" and folder.read_card(settings.data_dir) is None:
         return facts  # nothing runs that could be asked
     try:
@@ -124,6 +125,15 @@ async def _facts(settings: Settings, target: Target) -> Facts:
     else:
         masters = int((await observed.cache(settings) or "1").partition("+")[0])
     return msgspec.structs.replace(facts, pgbouncer=bool(settings.pooler_url), replicas=len(settings.replica_urls), cache_masters=masters)
+
+
+def _disk(settings: Settings) -> dict[str, int]:
+    """What copies of the database find here; nothing before there is one."""
+    stores = settings.data_dir / "stores"
+    if not (primary := stores / topology.primary_of(stores)).is_dir():
+        return {}
+    copies = sum((stores / name).is_dir() for name in topology.NODES if name != primary.name)
+    return {"copies": copies, "database_mib": storage.size_mib(primary), "free_mib": storage.free_mib(stores)}
 
 
 def _overrides(settings: Settings, target: Target) -> dict[str, Any]:

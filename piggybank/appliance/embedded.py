@@ -245,9 +245,9 @@ class Embedded:
             self._restart_primary(tell)
         self.postgres.make_roles()
         for name in filter(self.postgres.is_made, standbys):
-            self.postgres.make_slot(name)  # a primary of yesterday has none for it
             if self.postgres.must_be_rewound(name):  # that takes its time, and may fail: `add_standby`
                 continue
+            self.postgres.make_slot(name)  # a primary of yesterday has none for it
             self.ensure(name)
             if self.is_ready(name):
                 self.postgres.reload(name)  # it may have been started under another primary

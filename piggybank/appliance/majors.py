@@ -22,7 +22,8 @@ from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.embedded import POSTGRES_STOP_TIMEOUT_S, START_TIMEOUT_S, Tell
 from piggybank.appliance.postgres import UPGRADED, Postgres, major_of
 from piggybank.appliance.processes import Program
-from piggybank.db.storage import MIB, RESERVE_MIB
+from piggybank.db import storage
+from piggybank.db.storage import RESERVE_MIB
 from piggybank.settings import Settings
 
 UPGRADE_TIMEOUT_S = 12 * 3_600
@@ -76,13 +77,7 @@ class _Work:
 
     def check_room(self) -> None:
         """A copy of the data, and a backup of it."""
-        size = sum(path.lstat().st_size for path in self.old.rglob("*") if path.is_file()) // MIB
-        free = shutil.disk_usage(self.stores).free // MIB
-        if free < 2 * size + RESERVE_MIB:
-            raise errors.CannotProceed(
-                what=f"{free:,} MiB are free, the copy and its backup need {2 * size + RESERVE_MIB:,} MiB; nothing was changed",
-                do=f"make room on the disk of {self.stores}",
-            )
+        storage.check_room(self.stores, 2 * storage.size_mib(self.old) + RESERVE_MIB, "the copy and its backup need")
         if self.kept.exists():
             raise errors.CannotProceed(what=f"{self.kept} is there already", do="it is of an earlier upgrade: move it away")
 

@@ -21,6 +21,7 @@ from piggybank.appliance.processes import Running
 from piggybank.appliance.store_files import Secrets, Server
 from piggybank.appliance.system_user import SystemUser
 from piggybank.appliance.topology import Topology
+from piggybank.db import storage
 from piggybank.db.installation import CLOSED
 from piggybank.db.migrate import SEES_STANDBYS
 from piggybank.db.standbys import FOLLOWS
@@ -139,24 +140,34 @@ class Postgres:
             password_file.unlink(missing_ok=True)
 
     def make_standby(self, name: str) -> None:
-        """Copy the running primary, with a slot that keeps the WAL for it from now on."""
-        self.drop_slot(name)
+        """Copy the running primary, with a slot that keeps the WAL for it from now on.
+
+        Raises `errors.CannotProceed` where the disk has no room beside what is there: a full one would stop the primary.
+        """
         making = self._making(name)
-        self._run(
-            "pg_basebackup",
-            f"--pgdata={making}",
-            "--host=127.0.0.1",
-            f"--port={self.secrets.port_of(self.primary)}",
-            f"--username={store_files.REPLICATION_ROLE}",
-            "--checkpoint=fast",
-            "--wal-method=stream",
-            "--create-slot",
-            f"--slot={store_files.slot_of(name)}",
-            "--no-password",
-            password=self.secrets.replication_password,
-            timeout_s=COPY_TIMEOUT_S,
-        )
-        processes.write_file(making / "standby.signal", "", 0o600, self.user)
+        try:
+            storage.check_room(self.dir, storage.needed_mib(storage.size_mib(self.dir / self.primary), 1), f"{name}, copied, needs")
+            self.drop_slot(name)
+            self._run(
+                "pg_basebackup",
+                f"--pgdata={making}",
+                "--host=127.0.0.1",
+                f"--port={self.secrets.port_of(self.primary)}",
+                f"--username={store_files.REPLICATION_ROLE}",
+                "--checkpoint=fast",
+                "--wal-method=stream",
+                "--create-slot",
+                f"--slot={store_files.slot_of(name)}",
+                "--no-password",
+                password=self.secrets.replication_password,
+                timeout_s=COPY_TIMEOUT_S,
+            )
+            processes.write_file(making / "standby.signal", "", 0o600, self.user)
+        except BaseException:  # half a copy takes room, and its slot keeps the log for nobody
+            shutil.rmtree(making, ignore_errors=True)
+            with suppress(errors.StoreFailed):
+                self.drop_slot(name)
+            raise
         shutil.rmtree(self.dir / name, ignore_errors=True)
         making.rename(self.dir / name)
 

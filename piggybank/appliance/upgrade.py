@@ -16,7 +16,6 @@ crash goes the same way.
 import asyncio
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -35,7 +34,7 @@ from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.embedded import Tell
 from piggybank.appliance.folder import Card
 from piggybank.appliance.processes import Program
-from piggybank.db import installation, migrate
+from piggybank.db import installation, migrate, storage
 from piggybank.db.storage import MIB, RESERVE_MIB
 from piggybank.settings import Settings
 
@@ -108,11 +107,7 @@ def look(settings: Settings, *, without_backup: bool = False) -> Upgrade:
         )
     lacking = migrate.missing(revision)
     stops.check(versions.number(before), versions.number(after), [], contracts=stops.of_migrations(lacking))
-    room_mib, needed_mib = shutil.disk_usage(data_dir).free // MIB, RESERVE_MIB + (0 if without_backup else size_mib)
-    if room_mib < needed_mib:
-        raise errors.CannotProceed(
-            what=f"{room_mib:,} MiB are free, a backup may need {needed_mib:,} MiB", do=f"make room on the disk of {data_dir}"
-        )
+    storage.check_room(data_dir, RESERVE_MIB + (0 if without_backup else size_mib), "a backup may need")
     return Upgrade(settings, before, after, revision, [script.revision for script in lacking], size_mib)
 
 

@@ -10,6 +10,7 @@ from piggybank.capacity.cost import Difference
 from piggybank.capacity.phases import Phase
 from piggybank.capacity.projection import PriceDifference
 from piggybank.capacity.standing import HERE, Facts, Standing, standing
+from piggybank.db import storage
 
 OVERRIDES = ("web_processes", "worker_processes", "pool_connections", "pooler", "durability")  # settings that change what a phase is
 _LABEL_WIDTH = 9
@@ -223,6 +224,11 @@ def _refused(phase: Phase, after: Standing, overrides: Mapping[str, Any], facts:
     if after.pooler == "transaction+prepared" and facts.pgbouncer and not facts.pgbouncer_prepares and facts.target == "native":
         what = "PgBouncer here is older than 1.21 and keeps no named statements"
         refused.append(Refusal(what=what, do="set pooler = transaction, or leave it to the phase"))
+    if facts.free_mib is not None and facts.target == "native":
+        missing = after.replicas - facts.copies
+        if facts.free_mib < (needed := storage.needed_mib(facts.database_mib, missing)):
+            what = f"{facts.free_mib:,} MiB are free, {missing} more of the database ({facts.database_mib:,} MiB) need {needed:,} MiB"
+            refused.append(Refusal(what=what, do="make room on the disk of the data folder"))
     if facts.target == "external":
         refused += _missing_outside(phase, after, facts)
     where, surge = (railway.runs(phase), railway.SURGE) if facts.target == "railway" else (phase, None)

@@ -38,6 +38,9 @@ class Facts(Struct, frozen=True, kw_only=True):
     replicas: int = 0  # external: addresses that are set
     cache_masters: int = 1  # external: of what `cache_url` leads to
     citus: bool = False
+    copies: int = 0  # native: of the database, beside the primary's
+    database_mib: int = 0  # native: with its log
+    free_mib: int | None = None  # native: on the disk of the copies
 
 
 class Standing(Struct, frozen=True, kw_only=True):

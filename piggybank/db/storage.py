@@ -7,8 +7,11 @@ becomes the same answer.
 """
 
 import os
+import shutil
+import stat
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from piggybank import errors, telemetry
@@ -16,11 +19,40 @@ from piggybank import settings as settings_file
 from piggybank.settings import Settings
 
 RESERVE_MIB = 256  # sixteen files of the log: what a checkpoint under way may still ask for
+COPY_MARGIN = 1.2  # of a database's size, for each copy: itself, and the log that comes while it is made
 LOOK_EVERY_S = 1.0
 MIB = 1024 * 1024
 DATABASE = "postgres"  # also how the folders of the servers begin
 
 _log = telemetry.logger("storage")
+
+
+def size_mib(folder: Path) -> int:
+    """What the files below a folder take, while a server may be at work in it."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # it was taken away meanwhile
+            status = path.lstat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total // MIB
+
+
+def free_mib(folder: Path) -> int:
+    """Room on the disk of a folder, for those who are not root."""
+    return shutil.disk_usage(folder).free // MIB
+
+
+def needed_mib(size_mib: int, copies: int) -> int:
+    """What so many copies of a database need; writes go on meanwhile, and stop when the reserve is touched."""
+    return RESERVE_MIB + int(size_mib * COPY_MARGIN * copies) if copies > 0 else 0
+
+
+def check_room(folder: Path, needed: int, wants: str, do: str = "") -> None:
+    """Raises `errors.CannotProceed` where less than so many MiB are free; `wants`: who wants them, with a verb."""
+    if (free := free_mib(folder)) < needed:
+        raise errors.CannotProceed(
+            what=f"{free:,} MiB are free, {wants} {needed:,} MiB", do=do or f"make room on the disk of {folder}, then again"
+        )
 
 
 class Storage:

@@ -13,6 +13,7 @@ from piggybank.capacity.standing import Facts
 ROOMY = Facts(cores=16, memory_mib=65_536, pgbouncer=True)
 OUTSIDE = Facts(target="external", cores=16, memory_mib=65_536, pgbouncer=True, replicas=2, cache_masters=3)
 SMALL = Facts(cores=2, memory_mib=4_096, pgbouncer=True)
+FULL = msgspec.structs.replace(ROOMY, database_mib=1_000, free_mib=2_655)
 
 
 def changed(made: plan.Plan) -> dict[str, tuple[str, str]]:
@@ -95,6 +96,7 @@ def test_down_from_3_keeps_the_months_and_empties_the_cache() -> None:
         (1, {}, msgspec.structs.replace(ROOMY, max_connections=60), "PostgreSQL takes 60", "pool_connections to 3 or less"),
         (2, {"pooler": "none"}, ROOMY, "PostgreSQL takes 100", "pool_connections to 3 or less"),
         (2, {"phase": 0}, ROOMY, "phase = 0 is set", "take it out"),
+        (2, {}, FULL, "2 more of the database (1,000 MiB) need 2,656 MiB", "make room"),
     ],
 )
 def test_what_is_unsafe_is_refused_with_what_to_do(target: int, overrides: dict[str, Any], facts: Facts, said: str, do: str) -> None:
@@ -102,6 +104,11 @@ def test_what_is_unsafe_is_refused_with_what_to_do(target: int, overrides: dict[
     assert not made.possible
     assert [each for each in made.refused if said in each.what and do in each.do], made.refused
     assert any(line.startswith("REFUSED") for line in plan.lines(made))
+
+
+@pytest.mark.parametrize(("free_mib", "copies"), [(2_656, 0), (1_456, 1), (0, 2)])
+def test_only_copies_that_are_missing_need_room(free_mib: int, copies: int) -> None:
+    assert plan.plan(1, 2, {}, msgspec.structs.replace(FULL, free_mib=free_mib, copies=copies)).possible
 
 
 def test_phase_4_is_costed_and_refused_with_what_is_missing() -> None:

@@ -21,6 +21,7 @@ from piggybank.appliance.backups.opening import Restored, Tell, archived_months,
 from piggybank.appliance.backups.targets import Target
 from piggybank.appliance.embedded import Embedded
 from piggybank.appliance.system_user import SystemUser, ours, shared
+from piggybank.db import storage
 
 MAKING = "restoring"  # in `stores/`, until all is well
 DISK_MARGIN = 1.5  # of the database's size: itself, and the log that is replayed
@@ -133,10 +134,8 @@ def _fill(
 
 
 def _check_room(folder: Path, manifest: Manifest) -> None:
-    needed, free = int(manifest.facts.database_bytes * DISK_MARGIN), shutil.disk_usage(folder).free
-    if free < needed:
-        what = f"{folder} has {free / 1024**2:,.0f} MiB free, and {needed / 1024**2:,.0f} are needed"
-        raise errors.CannotProceed(what=what, do="make room, or give a folder on a larger disk")
+    needed = int(manifest.facts.database_bytes * DISK_MARGIN) // storage.MIB
+    storage.check_room(folder, needed, "the restore needs", f"make room on the disk of {folder}, or give a folder on a larger one")
 
 
 def _write_settings(folder: Path, bundle: dict[str, bytes], user: SystemUser | None) -> list[str]:

@@ -1,0 +1,62 @@
+"""A copy of the database is begun where there is room for it, and one that fails leaves nothing behind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from piggybank import errors
+from piggybank import settings as settings_file
+from piggybank.appliance import change, topology
+from piggybank.appliance.embedded import Embedded
+from tests.conftest import require
+from tests.storage.disks import fill, make_room, small_disk
+
+pytestmark = pytest.mark.xdist_group("phases")
+
+DISK_MIB = 1_024
+LEFT_MIB = 300  # more than the reserve, less than that and a copy
+
+
+@pytest.fixture
+def stores(open_path: Path) -> Iterator[Embedded]:
+    """Those of phase 0, on a disk of their own."""
+    require("pgbouncer")
+    with small_disk(open_path / "disk", DISK_MIB) as disk:
+        made = Embedded(disk / "bank", topology.of(0))
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
+
+
+def left(stores: Embedded) -> tuple[str, list[str]]:
+    """The slots on the primary, and the folders of other servers."""
+    slots = stores.psql("SELECT slot_name FROM pg_replication_slots").strip()
+    return slots, sorted(path.name for path in stores.dir.glob("postgres-*"))
+
+
+async def test_a_copy_that_the_disk_cannot_take_is_not_begun(stores: Embedded) -> None:
+    settings = settings_file.load(stores.data_dir, {})
+    assert (await change.plan(settings, 2)).plan.possible
+    fill(stores.data_dir.parent, LEFT_MIB)
+    [refused] = (await change.plan(settings, 2)).plan.refused
+    assert "MiB are free, 2 more of the database" in refused.what
+    with pytest.raises(errors.CannotProceed, match="MiB are free, postgres-2, copied, needs"):
+        stores.grow(topology.of(2))
+    assert left(stores) == ("", [])
+    make_room(stores.data_dir.parent)
+    stores.grow(topology.of(2))
+    assert stores.postgres.streaming() == {"postgres-2", "postgres-3"}
+    fill(stores.data_dir.parent, LEFT_MIB)
+    assert (await change.plan(settings, 2)).plan.possible  # nothing is missing
+
+
+def test_a_copy_that_fails_leaves_no_slot(stores: Embedded) -> None:
+    """The slot would keep the log on the primary's disk for nobody."""
+    unreadable = stores.dir / "postgres" / "base" / "1" / "999999"
+    unreadable.touch(mode=0o000)  # root's: the server reads it for the copy, and may not
+    with pytest.raises(errors.StoreFailed, match="pg_basebackup"):
+        stores.grow(topology.of(2))
+    assert left(stores) == ("", [])
