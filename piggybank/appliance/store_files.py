@@ -30,7 +30,8 @@ NEXT_FILE = "secrets.next.toml"  # while passwords are exchanged
 MOVED_FILE = "moved"  # beside the servers' folders, once their database moved elsewhere
 
 FIRST_POSTGRES = "postgres"  # the server that a new installation has
-LATER_STORES = ("postgres-2", "postgres-3", "pooler", *(f"cache-{number}{bus}" for number in range(1, 7) for bus in ("", "-bus")))
+NODES = (FIRST_POSTGRES, "postgres-2", "postgres-3")  # PostgreSQL servers, one of them the primary
+LATER_STORES = (*NODES[1:], "pooler", *(f"cache-{number}{bus}" for number in range(1, 7) for bus in ("", "-bus")))
 WAL_SPOOL = "wal-spool"  # segments on their way to the backup target
 WAL_EVERY_S = 30  # a segment is closed so often, at least: with the way to the target, at most a minute is not yet there
 SLOT_KEEPS = "4GB"
@@ -177,7 +178,7 @@ def write_addresses(data_dir: Path, addresses: Mapping[str, Any], user: SystemUs
 
 def mark_moved(stores_dir: Path, to: str, user: SystemUser | None) -> None:
     """Say that the database of this folder lives elsewhere: it is never started again. Where there was none, nothing."""
-    if (stores_dir / FIRST_POSTGRES).is_dir():
+    if any((stores_dir / name).is_dir() for name in NODES):  # after a failover the first may be gone
         write_file(stores_dir / MOVED_FILE, to + "\n", 0o600, ours(user))
 
 

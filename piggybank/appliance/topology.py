@@ -21,7 +21,7 @@ from piggybank.capacity import phases, plan
 from piggybank.capacity.standing import Facts, standing
 from piggybank.settings import Settings
 
-NODES = (store_files.FIRST_POSTGRES, "postgres-2", "postgres-3")  # PostgreSQL servers, one of them the primary
+NODES = store_files.NODES
 DATABASE = NODES[0]  # the name that `settings.STORES` has for all of them
 POOLER = "pooler"
 CACHE = "cache"

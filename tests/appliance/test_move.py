@@ -257,6 +257,20 @@ async def test_a_running_bank_moves_under_load_and_nothing_is_lost_or_doubled(ba
         await asyncio.to_thread(Embedded(bank.data_dir).prepare)
 
 
+@pytest.mark.deep
+async def test_a_bank_that_was_failed_over_before_is_not_started_where_it_was(bank: Bank, elsewhere: str) -> None:
+    """After a failover and `phase apply 1` the only folder is the second server's: what is left there is old all the same."""
+    await asyncio.to_thread(bank.do, "down")
+    stores = bank.data_dir / "stores"
+    (stores / "postgres").rename(stores / "postgres-2")
+    (stores / "primary").write_text("postgres-2\n")
+    await asyncio.to_thread(bank.do, "up", "--detach")
+    assert "postgres-2" in bank.pids()
+    await asyncio.to_thread(bank.do, "move", "--to", elsewhere)
+    with pytest.raises(errors.CannotProceed, match=r"moved to 127\.0\.0\.1"):
+        await asyncio.to_thread(Embedded(bank.data_dir).prepare)
+
+
 async def test_while_writes_are_stopped_reads_go_on_and_every_write_waits_or_is_503(server: Server) -> None:
     settings = server.settings
     role = migrate.role_of(settings.database_url)
