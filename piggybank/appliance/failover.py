@@ -20,7 +20,8 @@ from contextlib import suppress
 from piggybank import errors
 from piggybank.appliance import store_files, topology
 from piggybank.appliance.embedded import Embedded, Tell, quietly
-from piggybank.appliance.postgres import Postgres, Standing
+from piggybank.appliance.postgres import Postgres
+from piggybank.appliance.standings import Standing
 from piggybank.appliance.topology import POOLER
 
 ARRIVAL_S = 5.0  # what was sent is on the other's disk by then

@@ -4,6 +4,7 @@ Two files in `run/`, which only the owner of the data folder can write: `order` 
 for many data folders.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -71,6 +72,19 @@ class Reporting:
             processes.write_file(self._path, msgspec.json.encode(report).decode() + "\n", 0o640)
 
 
+def give(data_dir: Path, order: Order) -> None:
+    """Lay it where the supervisor looks; raises `errors.CannotProceed` where another one lies there: of two at once one is told so."""
+    path = _order_path(data_dir)
+    making = path.with_name(f"{path.name}-{order.id}")
+    processes.write_file(making, msgspec.json.encode(order).decode() + "\n", 0o640)
+    try:
+        os.link(making, path)
+    except FileExistsError:
+        raise errors.CannotProceed(what="another order waits for the supervisor", do="wait until that is done, then again") from None
+    finally:
+        making.unlink()
+
+
 def take(data_dir: Path) -> Order | None:
     """The order that waits, if one does; it is taken once."""
     path = _order_path(data_dir)
@@ -99,10 +113,8 @@ def carry_out(data_dir: Path, verb: Verb, argument: str = "", *, accept_loss: bo
     """
     if said := under_way(data_dir):
         raise errors.CannotProceed(what=f"the supervisor is at work: {said}", do="wait until that is done, then again")
-    if _order_path(data_dir).exists():
-        raise errors.CannotProceed(what="another order waits for the supervisor", do="wait until that is done, then again")
     order = Order(id=uuid4().hex[:12], verb=verb, argument=argument, accept_loss=accept_loss)
-    processes.write_file(_order_path(data_dir), msgspec.json.encode(order).decode() + "\n", 0o640)
+    give(data_dir, order)
     told, given = 0, time.monotonic()
     while True:
         report = _read(data_dir)
@@ -116,7 +128,8 @@ def carry_out(data_dir: Path, verb: Verb, argument: str = "", *, accept_loss: bo
                 raise errors.CannotProceed(what=mine.what, do=mine.do)
         if folder.read_card(data_dir) is None or (mine is None and time.monotonic() - given > TAKEN_WITHIN_S):
             if (waiting := take(data_dir)) is not None and waiting.id != order.id:
-                processes.write_file(_order_path(data_dir), msgspec.json.encode(waiting).decode() + "\n", 0o640)
+                with suppress(errors.CannotProceed):
+                    give(data_dir, waiting)
             raise errors.CannotProceed(what="the supervisor does not take orders", do=f"look into {data_dir}/logs/supervisor.log")
         time.sleep(POLL_S)
 

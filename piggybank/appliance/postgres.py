@@ -11,13 +11,13 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 
 from piggybank import errors
-from piggybank.appliance import binaries, processes, store_files, system_user, topology
+from piggybank.appliance import binaries, processes, standings, store_files, system_user, topology
 from piggybank.appliance.processes import Running
+from piggybank.appliance.standings import Ended, Standing
 from piggybank.appliance.store_files import Secrets, Server
 from piggybank.appliance.system_user import SystemUser
 from piggybank.appliance.topology import Topology
@@ -46,8 +46,6 @@ SELECT bool_or(CASE name WHEN 'shared_buffers' THEN pg_size_bytes(said.setting) 
                     ELSE said.setting <> current_setting(name) END)
 FROM said
 """
-# Whether all that was received is replayed, too: only then is the timeline the one of what was received last.
-_RECOVERING = "SELECT pg_is_in_recovery(), coalesce(pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn(), true)"
 
 
 UPGRADED = ".upgraded"  # a cluster that is whole, and about to take the place of the old one
@@ -57,23 +55,6 @@ def major_of(cluster: Path) -> int:
     """The major that made a cluster."""
     with os.fdopen(system_user.open_file(cluster / "PG_VERSION", os.O_RDONLY), encoding="ascii") as file:
         return int(file.read())
-
-
-class Standing(NamedTuple):
-    """What one server says of itself."""
-
-    name: str
-    in_recovery: bool
-    replayed: bool  # all that it received
-    timeline: int  # each promotion begins one: positions say something only within the same
-    received: int  # bytes of WAL since the beginning, on its disk
-
-
-class Ended(NamedTuple):
-    """What the files of a server say that does not answer."""
-
-    timeline: int  # 0: nothing can be read
-    at: int | None  # where the log of a primary ends, in bytes; None: it was not stopped in order
 
 
 class Postgres:
@@ -174,6 +155,7 @@ class Postgres:
     def make_follow(self, name: str, values: Topology) -> str:
         """Make a server that was a primary a standby of the present one; returns how. What it alone had written is given up."""
         folder = self.dir / name
+        self._end_orphans(name)
         try:
             self._run(
                 "pg_rewind",
@@ -312,25 +294,17 @@ class Postgres:
 
     def look(self, name: str) -> Standing:
         """What a server says; raises `errors.StoreFailed` where it does not answer."""
-        in_recovery, replayed = self.psql(_RECOVERING, name).strip().split("|")
         where = f"host=127.0.0.1 port={self.secrets.port_of(name)} user={store_files.ADMIN_ROLE} dbname=postgres replication=true"
-        # of a standby: how far it replayed or received, whichever is more. After a start the receiver begins with a whole segment,
-        # behind what was replayed long ago
-        words = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--command=IDENTIFY_SYSTEM", where)
-        _, timeline, position, *_ = self._run("psql", *words, password=self.secrets.admin_password).strip().split("|")
-        return Standing(name, in_recovery == "t", replayed == "t", int(timeline), _bytes(position))
+        words = ("--no-psqlrc", "--quiet", "--no-align", "--tuples-only", f"--command={standings.IDENTIFY}", where)
+        recovering = self.psql(standings.RECOVERING, name)
+        return standings.standing(name, recovering, self._run("psql", *words, password=self.secrets.admin_password))
 
     def ended(self, name: str) -> Ended:
         """Of a server that does not answer."""
         try:
-            lines = self._run("pg_controldata", str(self.dir / name)).splitlines()
+            return standings.ended(self._run("pg_controldata", str(self.dir / name)))
         except errors.StoreFailed:
             return Ended(0, None)
-        said = {key: value.strip() for key, value in (line.split(":", 1) for line in lines if ":" in line)}
-        # the second is newer from a promotion until the first checkpoint, and 0 afterwards
-        timeline = max(int(said["Latest checkpoint's TimeLineID"]), int(said["Min recovery ending loc's timeline"]))
-        in_order = said["Database cluster state"] == "shut down"  # not `in recovery`: then its log goes on beyond the checkpoint
-        return Ended(timeline, _bytes(said["Latest checkpoint location"]) if in_order else None)
 
     def promote(self, name: str) -> None:
         """Make a standby take writes; raises `errors.StoreFailed`."""
@@ -389,16 +363,21 @@ class Postgres:
             if self.is_ready(name):
                 running.stop()
             running.signal(signal.SIGKILL)  # it hangs: its backends end when they see that
-        until = time.monotonic() + GONE_TIMEOUT_S
-        while left := processes.in_folder(self.dir / name):
-            if time.monotonic() > until:
-                raise errors.StoreFailed(store=name, says=f"processes of it do not end: {', '.join(str(process.pid) for process in left)}")
-            for process in left:
-                with suppress(psutil.Error):
-                    process.kill()
-            time.sleep(POLL_S)
+        if left := processes.end(lambda: processes.in_folder(self.dir / name), GONE_TIMEOUT_S):
+            raise errors.StoreFailed(store=name, says=f"processes of it do not end: {', '.join(str(process.pid) for process in left)}")
+
+    def _end_orphans(self, name: str) -> None:
+        """What a supervisor that was killed left at work on that server: it would go on writing there, beside us."""
+        copies, rewinds = {f"--pgdata={self.dir / name}.new"}, {f"--target-pgdata={self.dir / name}"}
+
+        def at_work() -> list[psutil.Process]:
+            return processes.with_word("pg_basebackup", copies) + processes.with_word("pg_rewind", rewinds)
+
+        if left := processes.end(at_work, GONE_TIMEOUT_S):
+            raise errors.StoreFailed(store=name, says=f"what works on it does not end: {', '.join(str(process.pid) for process in left)}")
 
     def _making(self, name: str) -> Path:
+        self._end_orphans(name)
         making = self.dir / f"{name}.new"
         shutil.rmtree(making, ignore_errors=True)
         system_user.make_folder(making, self.user)
@@ -408,8 +387,3 @@ class Postgres:
         environment = {"PGPASSWORD": password, "PGCONNECT_TIMEOUT": CONNECT_TIMEOUT_S, "LC_ALL": "C"}
         done = system_user.run(self.user, str(self.bin / program), *words, text=text, environment=environment, timeout_s=timeout_s)
         return done.stdout
-
-
-def _bytes(position: str) -> int:
-    high, _, low = position.partition("/")
-    return (int(high, 16) << 32) + int(low, 16)

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -177,6 +177,27 @@ def anybody_in(folder: Path) -> bool:
 def in_folder(folder: Path) -> list[psutil.Process]:
     """The live processes that work in that folder."""
     return [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(folder) and is_live(process)]
+
+
+def with_word(program: str, words: set[str]) -> list[psutil.Process]:
+    """The live processes of that program that were started with one of the words."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        argv = process.info["cmdline"] or [""]
+        if Path(argv[0]).name == program and words.intersection(argv) and is_live(process):
+            found.append(process)
+    return found
+
+
+def end(find: Callable[[], list[psutil.Process]], timeout_s: float) -> list[psutil.Process]:
+    """Kill what is found until nothing is; returns what stays."""
+    until = time.monotonic() + timeout_s
+    while (left := find()) and time.monotonic() < until:
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.05)
+    return left
 
 
 def write_file(path: Path, text: str, mode: int = 0o600, user: SystemUser | None = None) -> None:

@@ -1,14 +1,18 @@
 """A copy of the database is begun where there is room for it, and one that fails leaves nothing behind."""
 
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from piggybank import errors
 from piggybank import settings as settings_file
-from piggybank.appliance import change, topology
+from piggybank.appliance import change, store_files, system_user, topology
 from piggybank.appliance.embedded import Embedded
+from tests.appliance.bank import wait_until
 from tests.conftest import require
 from tests.storage.disks import fill, make_room, small_disk
 
@@ -60,3 +64,36 @@ def test_a_copy_that_fails_leaves_no_slot(stores: Embedded) -> None:
     with pytest.raises(errors.StoreFailed, match="pg_basebackup"):
         stores.grow(topology.of(2))
     assert left(stores) == ("", [])
+
+
+def test_a_copy_of_a_supervisor_that_was_killed_is_ended_first(stores: Embedded) -> None:
+    """It works on by itself, into the same folder and with the same slot."""
+    orphan = subprocess.Popen(
+        [
+            stores.postgres.bin / "pg_basebackup",
+            f"--pgdata={stores.dir / 'postgres-2.new'}",
+            "--host=127.0.0.1",
+            f"--port={stores.secrets.port_of('postgres')}",
+            f"--username={store_files.REPLICATION_ROLE}",
+            "--checkpoint=fast",
+            "--max-rate=32k",  # minutes
+            "--create-slot",
+            "--slot=postgres_2",
+        ],
+        cwd="/",
+        env={**os.environ, "PGPASSWORD": stores.secrets.replication_password},
+        **_in_a_folder_of(stores),
+    )
+    try:
+        wait_until(lambda: left(stores) == ("postgres_2", ["postgres-2.new"]) and any((stores.dir / "postgres-2.new").rglob("PG_VERSION")))
+        stores.grow(topology.of(2))
+        assert orphan.wait(0) != 0
+        assert stores.postgres.streaming() == {"postgres-2", "postgres-3"}
+    finally:
+        orphan.kill()
+        orphan.wait()
+
+
+def _in_a_folder_of(stores: Embedded) -> dict[str, Any]:
+    system_user.make_folder(stores.dir / "postgres-2.new", stores.user)
+    return system_user.as_user(stores.user)
