@@ -263,6 +263,9 @@ async def test_an_old_primary_that_cannot_come_back_is_in_nobodys_way(bank: Bank
     assert found["caching"] == "ok"
     async with loaded(bank):
         pass
+    await asyncio.to_thread(bank.do, "down")
+    await asyncio.to_thread(bank.do, "up", "--detach")  # without it, again
+    assert bank.is_ready()
     obstacle.unlink()
     assert "phase 2 (" in await asyncio.to_thread(bank.do, "phase", "apply", "2")
     assert topology.primary_of(stores) == new
