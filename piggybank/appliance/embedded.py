@@ -96,8 +96,11 @@ class Embedded:
         self.prepare()
         self.grow(self.topology, tell, patient=True)
 
-    def prepare(self) -> None:
-        """Folders, user, secrets, binaries, cluster and configuration; starts nothing. Raises `errors.CannotProceed` where it moved."""
+    def prepare(self, *, orphaned: bool = False) -> None:
+        """Folders, user, secrets, binaries, cluster and configuration; starts nothing. Raises `errors.CannotProceed` where it moved.
+
+        `orphaned`: no primary is made where there is none, since one of its copies is to take its place.
+        """
         self.user = prepare_folder(self.data_dir)
         if self._has_database and (to := store_files.moved_to(self.dir)):
             raise errors.CannotProceed(
@@ -114,7 +117,8 @@ class Embedded:
         self._leave_taken_ports()
         if self._has_database:
             self.postgres.check_majors()
-            self.postgres.make_primary()
+            if not orphaned:
+                self.postgres.make_primary()
         for name in self.names:
             self.write_configuration(name)
 

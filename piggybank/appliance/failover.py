@@ -40,7 +40,7 @@ def fail_over(
     old = stores.postgres.primary
     stores.busy.add(old)  # nobody starts it again while it is looked at
     try:
-        new, crashed = _choose(stores, to, accept_loss=accept_loss)
+        new, crashed = choose(stores, to, accept_loss=accept_loss)
         tell(f"{new} becomes the primary, in the place of {old}")
         stores.postgres.fence(old, stores.running.pop(old, None))
         tell(f"{old} takes nothing any more")
@@ -76,7 +76,7 @@ def _move(stores: Embedded, old: str, new: str, tell: Tell, roll: Callable[[], N
         raise errors.CannotProceed(what=f"{so}; but {what}", do=f"piggybank phase apply {stores.topology.phase}, not a failover") from cause
 
 
-def _choose(stores: Embedded, to: str, *, accept_loss: bool) -> tuple[str, bool]:
+def choose(stores: Embedded, to: str, *, accept_loss: bool) -> tuple[str, bool]:
     """Who takes over, and whether the old primary crashed: then its standbys alone know what was answered."""
     postgres, standbys = stores.postgres, topology.standbys_of(stores.dir, stores.topology.replicas)
     answering, silent = {}, {}

@@ -80,8 +80,12 @@ class Postgres:
         return (self.dir / name).exists()
 
     def check_majors(self) -> None:
-        """Raises `errors.CannotProceed` where another major made what is here: a server is never started on that."""
+        """Raises `errors.CannotProceed` where another major made what is here, or nobody: a server is never started on that."""
         for name in topology.NODES:
+            if self.is_made(name) and not (self.dir / name / "PG_VERSION").exists():
+                raise errors.CannotProceed(
+                    what=f"there is no database in {self.dir / name}", do=f"mount its disk; or, if that is gone for good, remove {name}"
+                )
             if self.is_made(name) and (major := major_of(self.dir / name)) != binaries.POSTGRES_MAJOR:
                 raise errors.CannotProceed(
                     what=f"PostgreSQL {major} made the database in {self.dir / name}, this version brings {binaries.POSTGRES_MAJOR}",
@@ -89,13 +93,21 @@ class Postgres:
                 )
 
     def make_primary(self) -> None:
-        """initdb beside its place, then renamed: a crash in between leaves no half cluster."""
+        """initdb beside its place, then renamed: a crash in between leaves no half cluster.
+
+        Raises `errors.CannotProceed` while another server has a folder: the book is in there, and an empty one is no primary for it.
+        """
         place = self.dir / self.primary
         if place.exists():
             return
         if (upgraded := self.dir / f"{self.primary}{UPGRADED}").exists():  # `piggybank upgrade postgres` was killed between two renames
             upgraded.rename(place)
             return
+        if left := [name for name in topology.NODES if self.is_made(name)]:
+            raise errors.CannotProceed(
+                what=f"the primary's folder {place} is missing, and its copies are there: {', '.join(left)}",
+                do="mount its disk; if that is gone for good: piggybank failover (a copy takes its place), or piggybank restore --in-place",
+            )
         making = self._making(self.primary)
         self.initialize(making)
         making.rename(place)
@@ -123,8 +135,10 @@ class Postgres:
     def make_standby(self, name: str) -> None:
         """Copy the running primary, with a slot that keeps the WAL for it from now on.
 
-        Raises `errors.CannotProceed` where the disk has no room beside what is there: a full one would stop the primary.
+        Raises `errors.CannotProceed` where the disk has no room beside what is there (a full one stops the primary), and where what the
+        copy would replace is of another database.
         """
+        self._check_is_copy(name)
         making = self._making(name)
         try:
             storage.check_room(self.dir, storage.needed_mib(storage.size_mib(self.dir / self.primary), 1), f"{name}, copied, needs")
@@ -151,6 +165,17 @@ class Postgres:
             raise
         shutil.rmtree(self.dir / name, ignore_errors=True)
         making.rename(self.dir / name)
+
+    def _check_is_copy(self, name: str) -> None:
+        """Of the primary, so that nothing is lost with it."""
+        if not self.is_made(name):
+            return
+        said = "Database system identifier"
+        if self._control_data(name)[said] != self._control_data(self.primary)[said]:
+            raise errors.CannotProceed(
+                what=f"{self.dir / name} is no copy of the primary {self.primary}, but another database: it stays as it is",
+                do="piggybank down, look which of the two holds the book, and move the other folder away",
+            )
 
     def make_follow(self, name: str, values: Topology) -> str:
         """Make a server that was a primary a standby of the present one; returns how. What it alone had written is given up."""
@@ -305,6 +330,10 @@ class Postgres:
             return standings.ended(self._run("pg_controldata", str(self.dir / name)))
         except errors.StoreFailed:
             return Ended(0, None)
+
+    def _control_data(self, name: str) -> dict[str, str]:
+        lines = self._run("pg_controldata", str(self.dir / name)).splitlines()
+        return {what: value.strip() for what, _, value in (line.partition(":") for line in lines)}
 
     def promote(self, name: str) -> None:
         """Make a standby take writes; raises `errors.StoreFailed`."""

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from piggybank import errors
 from piggybank import settings as settings_file
-from piggybank.appliance import change, data_folder, folder, observed, orders
+from piggybank.appliance import change, data_folder, folder, observed, orders, succession
 from piggybank.capacity import phases
 from piggybank.capacity.plan import lines
 from piggybank.capacity.standing import Target
@@ -131,6 +131,8 @@ def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
     Writes wait meanwhile, or answer 503 with Retry-After. No answered write is lost: an old primary that answers, or ended in order, must
     have sent all it has; of one that crashed every standby must answer, and with durability = local only --accept-loss helps.
 
+    Where the primary's folder is gone, so that `up` refuses, it names the standby that takes its place at the next start.
+
     \b
     Examples:
       piggybank failover
@@ -138,7 +140,11 @@ def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
     """
     settings = _settings(ctx)
     if folder.read_card(settings.data_dir) is None:
-        raise errors.CannotProceed(what=f"nothing supervises {settings.data_dir}", do="start it first: piggybank up --detach")
+        if not succession.is_orphaned(settings):
+            raise errors.CannotProceed(what=f"nothing supervises {settings.data_dir}", do="start it first: piggybank up --detach")
+        name = succession.name_heir(settings, to, click.echo, accept_loss=accept_loss)
+        click.echo(f"{name} is the primary from the next start on: piggybank up --detach")
+        return
     data_folder.prepare_folder(settings.data_dir)  # by who may: the supervisor reads what is written there
     started = time.monotonic()
     for line in orders.carry_out(settings.data_dir, "failover", to, accept_loss=accept_loss):

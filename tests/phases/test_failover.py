@@ -11,10 +11,11 @@ import psutil
 import pytest
 
 from piggybank import errors
-from piggybank.appliance import store_files, topology
+from piggybank.appliance import store_files, succession, topology
 from piggybank.appliance.embedded import Embedded
 from piggybank.appliance.failover import fail_over
 from piggybank.db import installation
+from piggybank.settings import Settings
 from tests.appliance.bank import Bank, wait_until
 from tests.conftest import require
 from tests.phases.load import loaded
@@ -152,6 +153,53 @@ def test_what_one_standby_confirmed_is_found_after_both_were_restarted(stores: E
         stores.wait_ready(name)
     assert fail_over(stores) == "postgres-3"
     assert rows(stores) == [1, 2]
+
+
+def test_a_primary_whose_disk_is_away_is_not_made_anew_and_a_copy_takes_its_place(stores: Embedded) -> None:
+    """The copies hold the book: they stay, and the one that goes furthest is the primary of the next start."""
+    stores.running["postgres-3"].stop()
+    stores.psql("SET synchronous_commit = on; INSERT INTO kept VALUES (2);")
+    stores.stop()
+    (stores.dir / "postgres").rename(stores.dir / "away")
+    with pytest.raises(errors.CannotProceed, match="postgres is missing, and its copies are there: postgres-2, postgres-3"):
+        Embedded(stores.data_dir, topology.of(2)).start()
+    assert not (stores.dir / "postgres").exists()
+
+    settings = Settings(data_dir=stores.data_dir, phase=2)
+    assert succession.is_orphaned(settings)
+    with pytest.raises(errors.CannotProceed, match="bytes behind postgres-2"):
+        succession.name_heir(settings, "postgres-3", lambda _: None, accept_loss=False)
+    assert succession.name_heir(settings, "", lambda _: None, accept_loss=False) == "postgres-2"
+    again = Embedded(stores.data_dir, topology.of(2))
+    again.start()
+    try:
+        assert rows(again) == [1, 2]
+        assert again.postgres.streaming() == {"postgres", "postgres-3"}
+    finally:
+        again.stop()
+
+
+def test_an_empty_database_does_not_take_the_place_of_the_copies(stores: Embedded) -> None:
+    """However it came there: the standbys stay as they are."""
+    stores.stop()
+    for name in topology.NODES:
+        (stores.dir / name).rename(stores.dir / f"{name}.away")
+    empty = Embedded(stores.data_dir, topology.of(0))
+    empty.start()
+    empty.stop()
+    for name in topology.NODES[1:]:
+        (stores.dir / f"{name}.away").rename(stores.dir / name)
+    again = Embedded(stores.data_dir, topology.of(2))
+    try:
+        with pytest.raises(errors.CannotProceed, match="postgres-2 is no copy of the primary postgres, but another database"):
+            again.start()
+    finally:
+        again.stop()
+    assert all((stores.dir / name / "standby.signal").exists() for name in topology.NODES[1:])
+    (stores.dir / "postgres").rename(stores.dir / "empty")
+    (stores.dir / "postgres").mkdir()  # where a disk is mounted, and is not
+    with pytest.raises(errors.CannotProceed, match="mount its disk"):
+        Embedded(stores.data_dir, topology.of(2)).start()
 
 
 def receivers(stores: Embedded, name: str) -> list[psutil.Process]:
