@@ -10,7 +10,7 @@ from functools import partial
 from installer import containers, look, program, units
 from installer.act import act, step
 from installer.look import Finding
-from installer.options import ENV_FILE, SETTINGS_FILE, Options, parse
+from installer.options import ENV_FILE, SETTINGS_ENV, SETTINGS_FILE, Options, parse
 from installer.program import Failed
 
 GOODBYE = """
@@ -136,7 +136,7 @@ def _goodbye(options: Options, made: dict[str, str | None]) -> str:
 
 def _where_keys_go(options: Options) -> str:
     if options.docker:
-        return f"PIGGYBANK_REVIO_KEY=.. and PIGGYBANK_REVIO_BRAND_ID=.. into {options.data_dir / 'settings.env'}"
+        return f"PIGGYBANK_REVIO_KEY=.. and PIGGYBANK_REVIO_BRAND_ID=.. into {options.data_dir / SETTINGS_ENV}"
     return "revio_key and revio_brand_id into piggybank.toml"
 
 

@@ -9,6 +9,7 @@ import ipaddress
 import os
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from docker.errors import BuildError, DockerException, ImageNotFound
 from installer import act, rolling
 from installer.act import step
 from installer.containers import PORTS, not_free, project
-from installer.options import ENV_FILE, ENV_NAMES, LOOPBACK, SETTING_FLAGS, Options, read_env
+from installer.options import ENV_FILE, ENV_NAMES, LOOPBACK, SETTING_FLAGS, SETTINGS_ENV, Options, read_env
 from installer.program import CHECKOUT, Failed
 
 SECRETS = (
@@ -43,6 +44,12 @@ PRIMARY = "postgres-1"
 BACKUP = "backup"
 OURS_TO_REPLACE = (rolling.WEB, "worker", "door")  # after the stores that they need
 COPIED = ("compose.yaml", "deploy/compose", "deploy/prometheus", "deploy/grafana")
+HEADING = "# Written by installer/install.sh --docker."
+# all that is ours in the folder, and what a purge deletes there: the command itself last
+ENTRIES = (
+    *(*COPIED, "tls/door.pem", SETTINGS_ENV, f"{ENV_FILE}.new", ENV_FILE, ".install.lock"),
+    *("bin/compose.new", "bin/compose", "bin/piggybank.new", "bin/piggybank"),
+)
 UP_TIMEOUT_S = 1_800  # images are pulled, and a standby copies the database
 PULL_TIMEOUT_S = 600  # of what only watches, where a registry neither answers nor refuses
 READY_TIMEOUT_S = 300
@@ -57,26 +64,54 @@ exec docker compose --env-file .env --env-file "deploy/compose/phase-$(sed -n 's
 COMMAND = """\
 #!/bin/sh
 # The command of the installation in {data_dir}; written by installer/install.sh --docker.
-compose={data_dir}/bin/compose
+place={data_dir}
+compose=$place/bin/compose
 case "${{1:-}}" in
   up) exec "$compose" up --detach ;;
   down) exec "$compose" stop ;;
   uninstall)
-    if [ "${{2:-}}" != --purge ]; then
-      "$compose" --profile '*' down --remove-orphans
-      echo "The data stays in the volumes {project}_.., the secrets in {data_dir}/.env; start again with: $0 up"
+    shift
+    purge= name=
+    while [ $# -gt 0 ]; do
+      case $1 in
+        --purge) purge=yes ;;
+        --yes-really) name=${{2:-}}; [ $# -gt 1 ] && shift ;;
+        *) echo "usage: $0 uninstall [--purge [--yes-really NAME]]" >&2; exit 2 ;;
+      esac
+      shift
+    done
+    if [ -z "$purge" ]; then
+      [ -z "$name" ] || {{ echo "--yes-really goes with --purge" >&2; exit 2; }}
+      "$compose" --profile '*' down --remove-orphans || exit
+      echo "The data stays in the volumes {project}_.., the secrets in $place/.env; start again with: $0 up"
       echo "To delete it: $0 uninstall --purge"
       exit
     fi
-    if [ "${{3:-}}" != --yes-delete-everything ]; then
-      echo "This deletes the volumes {project}_.. and {data_dir}: every account, every movement, every key,"
-      echo "and the backups in the volume {project}_backups, if that is where they go. It cannot be undone."
+    cd -P "$place" || exit 1
+    kept() {{ sed -n "s/^$1=//p" .env; }}
+    # what goes are the volumes of the project that .env names, and what stands in the folders that are ours
+    [ "$(kept COMPOSE_PROJECT_NAME)" = {project} ] || {{ echo "$place/.env is not that of {project}; nothing was changed" >&2; exit 1; }}
+    backups=$(kept BACKUP_FOLDER)
+    case $(realpath -m -- "${{backups:-backups}}")/ in
+      "$PWD"/deploy/*) echo "the backups are in $backups: move them elsewhere first; nothing was changed" >&2; exit 1 ;;
+    esac
+    echo "This deletes the volumes {project}_.. and what is piggybank's in $place: every account, every movement, every key,"
+    echo "and the backups in the volume {project}_backups, if that is where they go. It cannot be undone."
+    if [ -z "$name" ]; then
       printf 'Type the name of the installation (%s) to go on: ' {project}
-      read -r typed || typed=
-      [ "$typed" = {project} ] || {{ echo "the name was not typed; nothing was changed" >&2; exit 1; }}
+      read -r name || name=
     fi
-    "$compose" --profile '*' down --volumes --remove-orphans && cd / && rm -rf {data_dir} && echo "deleted {data_dir} and its volumes"
-    exit ;;
+    [ "$name" = {project} ] || {{ echo "that is not its name, {project}; nothing was changed" >&2; exit 1; }}
+    "$compose" --profile '*' down --volumes --remove-orphans || exit
+    rm -rf {entries}
+    for folder in deploy tls bin; do rmdir "$folder" 2>/dev/null; done
+    if rmdir "$PWD" 2>/dev/null; then
+      echo "deleted $place and its volumes"
+    else
+      echo "deleted the volumes {project}_.. and what is piggybank's in $place; left, because it is not:"
+      find "$PWD" -mindepth 1 -maxdepth 1
+    fi
+    exit 0 ;;
 esac
 terminal=; [ -t 0 ] && [ -t 1 ] || terminal=-T
 # shellcheck disable=SC2086
@@ -231,7 +266,7 @@ def _write_env(client: docker.DockerClient, options: Options, image: str, number
     }
     merged = {name: value for name, value in made.items() if not merged.get(name)} | merged
     merged |= _following(options, merged)
-    text = "# Written by installer/install.sh --docker. Keep a copy elsewhere: without these secrets nobody opens the database.\n"
+    text = f"{HEADING} Keep a copy elsewhere: without these secrets nobody opens the database.\n"
     making = path.with_name(f"{ENV_FILE}.new")
     making.touch(mode=0o600)
     making.write_text(text + "".join(f"{name}={value}\n" for name, value in merged.items()), encoding="utf-8")
@@ -300,7 +335,7 @@ def _chosen_url(env: Mapping[str, str]) -> str:
 
 
 def _write_commands(options: Options) -> None:
-    words = {"data_dir": f"'{options.data_dir}'", "project": _project(options)}
+    words = {"data_dir": f"'{options.data_dir}'", "project": shlex.quote(_project(options)), "entries": " ".join(ENTRIES)}
     options.cli.parent.mkdir(exist_ok=True)
     for name, text in (("compose", COMPOSE), ("piggybank", COMMAND)):
         path = options.cli.with_name(name)

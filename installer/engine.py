@@ -7,16 +7,17 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import docker
 from docker.errors import DockerException
 
 from installer import look
-from installer.compose import PHASE_KEY, PRIMARY, SECRETS, phase_of, phase_values
+from installer.compose import ENTRIES, HEADING, PHASE_KEY, PRIMARY, SECRETS, phase_of, phase_values
 from installer.containers import PORTS, not_free, project
 from installer.look import Finding
-from installer.options import ENV_FILE, Options, read_env
+from installer.options import ENV_FILE, SETTINGS_FILE, Options, read_env
 
 ENGINE_FLOOR = (20, 10)
 COMPOSE_FLOOR = (2, 24)  # `required: false`
@@ -29,6 +30,8 @@ DISK_FLOOR_MIB = 4 * 1_024  # the image, those of the stores, and a database tha
 DISK_ADVISED_MIB = 20 * 1_024
 MIB = 1024 * 1024
 COMMAND_TIMEOUT_S = 30
+LOCK = ".install.lock"
+NATIVE = ("stores", "current", "versions", SETTINGS_FILE, "stores.toml", ".piggybank")  # what containers never put into the folder
 WATCHING = ("PROMETHEUS_PORT", "GRAFANA_PORT")  # nobody listens there with WATCH=none
 
 
@@ -136,19 +139,41 @@ def _disk(info: dict[str, Any], options: Options) -> Finding:
 
 def _existing(client: docker.DockerClient, options: Options) -> Finding:
     """A database's volume without its secrets must not get new ones: nobody could open it again."""
+    found = whose(options)
+    if found.level == "stop":
+        return found
     kept = read_env(options.data_dir / ENV_FILE)
     missing = [name for name in SECRETS if not kept.get(name)]
     volume = f"{kept.get('COMPOSE_PROJECT_NAME') or project(options)}_{PRIMARY}"
-    has_data = any(found.name == volume for found in client.volumes.list(filters={"name": volume}))
-    if has_data and missing:
+    if missing and any(one.name == volume for one in client.volumes.list(filters={"name": volume})):
         lacks = f"{options.data_dir / ENV_FILE} lacks {', '.join(missing)}" if kept else f"there is no {options.data_dir / ENV_FILE}"
         do = f"put the file back from where you keep it; or, to give up every account: docker volume rm {volume}"
         return Finding("existing", "stop", f"the volume {volume} holds a database, and {lacks}: new secrets would lock it out", do)
-    if kept:
-        return Finding("existing", "ok", "installed here before; it is brought up to this version, data and secrets stay")
-    if options.data_dir.is_dir() and any(options.data_dir.iterdir()) and not (options.data_dir / ".install.lock").exists():
-        return Finding("existing", "stop", f"{options.data_dir} holds other things", "choose an empty folder or a new one")
+    return found
+
+
+def whose(options: Options) -> Finding:
+    """Whether the folder is ours to change: its owner and mode are, and a purge deletes there."""
+    place, env = options.data_dir, options.data_dir / ENV_FILE
+    names = {entry.name for entry in place.iterdir()} if place.is_dir() else set()
+    if native := sorted(names & set(NATIVE)):
+        what = f"{place} is an installation without containers ({', '.join(native)})"
+        return Finding("existing", "stop", what, "choose another folder: --data-dir, or unset PIGGYBANK_DATA_DIR if that names it")
+    if ENV_FILE in names:
+        if is_written_by_us(env):
+            return Finding("existing", "ok", "installed here before; it is brought up to this version, data and secrets stay")
+        do = "choose an empty folder or a new one: --data-dir; if it is ours, put the file back from where you keep it"
+        return Finding("existing", "stop", f"{env} is not one that this installer wrote", do)
+    begun = LOCK in names and names <= {name.partition("/")[0] for name in ENTRIES}  # and ended before there were secrets
+    if names and not begun:
+        return Finding("existing", "stop", f"{place} holds other things", "choose an empty folder or a new one: --data-dir")
     return Finding("existing", "ok", "none in this folder")
+
+
+def is_written_by_us(env: Path) -> bool:
+    """By its heading; without it, as where somebody wrote it by hand, by all that a project of ours needs."""
+    kept = read_env(env)
+    return bool(kept) and (env.read_text(encoding="utf-8").startswith(HEADING) or all(kept.get(name) for name in SECRETS))
 
 
 def _ports(client: docker.DockerClient, options: Options) -> Iterator[Finding]:

@@ -220,6 +220,9 @@ def _installation(options: Options) -> Finding:
     if not options.data_dir.is_dir() or not os.access(options.data_dir, os.R_OK | os.X_OK):
         return Finding("existing", "ok", "none in this folder")
     names = {entry.name for entry in options.data_dir.iterdir()}
+    if {"compose.yaml", ".install.lock"} <= names:
+        what = f"{options.data_dir} is an installation with containers"
+        return Finding("existing", "stop", what, "add --docker, or choose another folder: --data-dir")
     marked = any((options.data_dir / mark).is_file() for mark in MARKS)
     if options.cli.exists() and marked:
         return Finding("existing", "ok", "installed here before; it is brought up to this version, data and settings stay")

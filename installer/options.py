@@ -19,6 +19,7 @@ DEFAULT_PORT = 8080
 SETTING_FLAGS = ("listen", "port", "public_url", "tls_cert", "tls_key", "trusted_proxies", "insecure", "provider_mode")
 PROVIDER_MODES = ("simulator", "live")
 ENV_FILE = ".env"  # with --docker: secrets and places
+SETTINGS_ENV = "settings.env"  # there: settings of people's own
 # the same settings there, by what they are called for compose.yaml
 ENV_NAMES = {
     "listen": "LISTEN",

@@ -36,9 +36,8 @@ def data_dir(substituted: list[str], tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / f"bank-{a_free_port()}"
     yield place
     if (place / "bin" / "piggybank").exists():
-        subprocess.run(
-            [place / "bin" / "piggybank", "uninstall", "--purge", "--yes-delete-everything"], check=False, timeout=COMMAND_TIMEOUT_S
-        )
+        purge = [str(place / "bin" / "piggybank"), "uninstall", "--purge", "--yes-really", project_of(place / ".env")]
+        subprocess.run(purge, check=False, timeout=COMMAND_TIMEOUT_S)
 
 
 def test_from_nothing_to_a_deposit_to_another_phase_and_away(data_dir: Path) -> None:
@@ -104,9 +103,12 @@ def test_from_nothing_to_a_deposit_to_another_phase_and_away(data_dir: Path) -> 
     assert not data_dir.exists()
 
 
+def project_of(env: Path) -> str:
+    return read_env(env)["COMPOSE_PROJECT_NAME"]
+
+
 def web_containers(env: Path) -> set[str]:
-    project = read_env(env)["COMPOSE_PROJECT_NAME"]
-    words = ["docker", "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={project}"]
+    words = ["docker", "ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={project_of(env)}"]
     words += ["--filter", "label=com.docker.compose.service=web"]
     return set(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
 

@@ -1,12 +1,14 @@
 """`install.sh --docker` before there is an engine: flags, and what it says. With one: `make test-images`."""
 
 import gc
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from installer import compose, engine
+from installer import compose, engine, look
 from installer.options import ENV_FILE, Options, parse, read_env
 
 
@@ -77,4 +79,95 @@ def test_the_folders_commands_are_whole(tmp_path: Path) -> None:
     for name in ("compose", "piggybank"):
         text = chosen.cli.with_name(name).read_text(encoding="utf-8")
         assert str(tmp_path) in text
-        assert "{" not in text.replace("${", "").replace("|| {", "")
+        assert re.findall(r"\{\{|\}\}|(?<!\$)\{\w+\}", text) == []
+        subprocess.run(["sh", "-n", chosen.cli.with_name(name)], check=True)
+
+
+def installed(place: Path) -> Path:
+    """What an installation leaves in its folder; the engine is away, so `bin/compose` does nothing."""
+    client: Any = NoNetworks()
+    chosen = options(place)
+    with compose._alone(chosen):
+        compose._copy_files(chosen)
+        compose._write_env(client, chosen, "piggybank:1", 0)
+        compose._write_commands(chosen)
+    chosen.cli.with_name("compose").unlink()
+    chosen.cli.with_name("compose").symlink_to("/bin/true")
+    (place / "settings.env").write_text("PIGGYBANK_REVIO_KEY=secret\n", encoding="utf-8")
+    return place
+
+
+def ask(place: Path, *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([place / "bin" / "piggybank", *words], input=typed, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["stores/secrets.toml", "piggybank.toml", "current", "versions/0.1.0/finished"])
+def test_an_installation_without_containers_is_not_taken_over(tmp_path: Path, name: str) -> None:
+    for each in (name, ".install.lock"):
+        (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / each).touch()
+    found = engine.whose(options(tmp_path))
+    assert found.level == "stop"
+    assert "without containers" in found.found
+    assert "--data-dir" in found.do
+
+
+def test_an_env_file_of_something_else_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / ENV_FILE).write_text("COMPOSE_PROJECT_NAME=shop\nPOSTGRES_PASSWORD=x\n", encoding="utf-8")
+    assert engine.whose(options(tmp_path)).level == "stop"
+    (tmp_path / ".install.lock").touch()
+    assert engine.whose(options(tmp_path)).level == "stop"
+
+
+def test_our_own_folder_goes_on_also_where_the_first_try_was_cut_short(tmp_path: Path) -> None:
+    assert engine.whose(options(tmp_path / "new")).level == "ok"
+    place = installed(tmp_path / "bank")
+    assert "installed here before" in engine.whose(options(place)).found
+    env = (place / ENV_FILE).read_text(encoding="utf-8")
+    (place / ENV_FILE).write_text("".join(env.splitlines(keepends=True)[1:]), encoding="utf-8")
+    assert engine.whose(options(place)).level == "ok", "without the heading it has the secrets"
+    (place / ENV_FILE).unlink()
+    assert engine.whose(options(place)).level == "ok", "copied files, no secrets yet"
+    (place / "photos").mkdir()
+    assert engine.whose(options(place)).level == "stop"
+
+
+def test_a_purge_wants_the_name_and_takes_what_is_ours(tmp_path: Path) -> None:
+    place = installed(tmp_path / "bank")
+    (place / "my-backups").mkdir()
+    (place / "my-backups" / "one.dump").touch()
+    (place / "notes.txt").touch()
+    before = sorted(place.rglob("*"))
+    for words in (("--yes-delete-everything",), ("--purge", "--yes-delete-everything"), ("--yes-really", "piggybank-bank")):
+        assert ask(place, "uninstall", *words).returncode == 2
+    assert ask(place, "uninstall", "--purge", typed="yes\n").returncode == 1
+    assert ask(place, "uninstall", "--purge", "--yes-really", "another").returncode == 1
+    assert sorted(place.rglob("*")) == before
+    done = ask(place, "uninstall", "--purge", "--yes-really", "piggybank-bank")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in place.rglob("*")) == ["my-backups", "notes.txt", "one.dump"]
+    assert "my-backups" in done.stdout
+    assert "notes.txt" in done.stdout
+
+
+def test_a_purge_leaves_nothing_where_nothing_else_is(tmp_path: Path) -> None:
+    place = installed(tmp_path / "bank")
+    done = ask(place, "uninstall", "--purge", typed="piggybank-bank\n")
+    assert (done.returncode, place.exists()) == (0, False), done.stderr
+
+
+def test_a_purge_stops_where_env_names_other_volumes_or_backups_lie_among_our_files(tmp_path: Path) -> None:
+    place = installed(tmp_path / "bank")
+    env = (place / ENV_FILE).read_text(encoding="utf-8")
+    (place / ENV_FILE).write_text(env.replace("PROJECT_NAME=piggybank-bank", "PROJECT_NAME=shop"), encoding="utf-8")
+    purge = ("uninstall", "--purge", "--yes-really", "piggybank-bank")
+    assert "nothing was changed" in ask(place, *purge).stderr
+    (place / ENV_FILE).write_text(f"{env}BACKUP_FOLDER=./deploy/backups\n", encoding="utf-8")
+    assert "move them elsewhere first" in ask(place, *purge).stderr
+    assert (place / ENV_FILE).exists()
+
+
+def test_without_docker_a_folder_of_containers_is_not_taken_over(tmp_path: Path) -> None:
+    place = installed(tmp_path / "bank")
+    found = look._installation(parse(["--data-dir", str(place)], {}, "python3"))
+    assert (found.level, "--docker" in found.do) == ("stop", True)
