@@ -44,9 +44,9 @@ _ARCHIVED = "SELECT rows, amount, sha256 FROM archived_months WHERE partition = 
 
 
 async def archive(
-    owner_url: str, data_dir: Path, month: date, *, keep_table: bool = False, now: datetime | None = None, tell: Tell = lambda _: None
+    owner_url: str, folder: Path, month: date, *, keep_table: bool = False, now: datetime | None = None, tell: Tell = lambda _: None
 ) -> Partition:
-    """Archive a month; `keep_table`: it stays in the database as a table of its own. What has become of it.
+    """Archive a month into a file in `folder`; `keep_table`: it stays in the database as a table of its own. What has become of it.
 
     Safe while the installation runs, and to repeat. Raises CannotProceed.
     """
@@ -56,9 +56,9 @@ async def archive(
             return partition
         if partition.file is None:
             await _check(connection, partition, now or datetime.now(UTC))
-            manifest = await _into_file(connection, data_dir / FOLDER, partition, tell)
+            manifest = await _into_file(connection, folder, partition, tell)
             await carry.forward(connection, partition, manifest)
-            tell(f"{manifest.rows} rows are in {data_dir / FOLDER / manifest.file}; taking {partition.name} out")
+            tell(f"{manifest.rows} rows are in {folder / manifest.file}; taking {partition.name} out")
         await partitions.detach(connection, watcher, partition, tell)
         await _count_again(connection, partition)
         if not keep_table:

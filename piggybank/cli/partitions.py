@@ -15,6 +15,7 @@ from rich.table import Table
 from piggybank import archive as archives
 from piggybank import checks, errors, ids
 from piggybank import settings as settings_file
+from piggybank.archive import places
 from piggybank.db import locks, months
 from piggybank.db import partitions as tables
 from piggybank.db.engines import CONNECTION_LOST
@@ -27,6 +28,12 @@ MIB = 1024**2
 _T = TypeVar("_T")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 _month = click.argument("month", metavar="MONTH", type=click.DateTime(["%Y-%m"]))
+_folder = click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where the file goes instead of archive/ in the data folder: the only place that backups take it from.",
+)
+_GOES = ("helm", "railway")  # where the data folder of a container goes with it
 
 
 @click.group()
@@ -115,9 +122,10 @@ def list_(context: click.Context, *, as_json: bool) -> None:
 
 @partitions.command()
 @_month
+@_folder
 @_as_json
 @click.pass_context
-def detach(context: click.Context, month: datetime, *, as_json: bool) -> None:
+def detach(context: click.Context, month: datetime, *, folder: Path | None, as_json: bool) -> None:
     """Archive the oldest month, and keep its rows in the database as a table of its own.
 
     As `archive`, which drops that table when it is run afterwards.
@@ -126,14 +134,15 @@ def detach(context: click.Context, month: datetime, *, as_json: bool) -> None:
     Example:
       piggybank partitions detach 2026-01
     """
-    _archive(context, month, keep_table=True, as_json=as_json)
+    _archive(context, month, folder, keep_table=True, as_json=as_json)
 
 
 @partitions.command()
 @_month
+@_folder
 @_as_json
 @click.pass_context
-def archive(context: click.Context, month: datetime, *, as_json: bool) -> None:
+def archive(context: click.Context, month: datetime, *, folder: Path | None, as_json: bool) -> None:
     """Put the oldest month into a file, and take its rows out of the database.
 
     The whole ledger is verified first. The rows go into archive/transactions-MONTH.parquet in the data folder, with a manifest (rows, sums,
@@ -142,21 +151,26 @@ def archive(context: click.Context, month: datetime, *, as_json: bool) -> None:
     Copy the file to a second place: it is the only one that has these rows.
 
     Refused: a month that is not over for three days, one in which a payment was created that is still open, one that an older month
-    precedes.
+    precedes; and in a container of Helm or Railway a folder that goes with it.
 
     \b
-    Example:
+    Examples:
       piggybank partitions archive 2026-01
+      piggybank partitions archive 2026-01 --folder /mnt/archive
     """
-    _archive(context, month, keep_table=False, as_json=as_json)
+    _archive(context, month, folder, keep_table=False, as_json=as_json)
 
 
-def _archive(context: click.Context, month: datetime, *, keep_table: bool, as_json: bool) -> None:
+def _archive(context: click.Context, month: datetime, named: Path | None, *, keep_table: bool, as_json: bool) -> None:
+    data_dir = _settings(context).data_dir
+    folder = named or data_dir / archives.FOLDER
+    _check_lasts(data_dir, named)
+
     async def work(here: Settings, tell: Tell) -> Partition:
         await _verified(here.owner_database_url, tell)
-        return await archives.archive(here.owner_database_url, here.data_dir, month.date(), keep_table=keep_table, tell=tell)
+        return await archives.archive(here.owner_database_url, folder, month.date(), keep_table=keep_table, tell=tell)
 
-    partition, folder = _run(context, as_json, work), _settings(context).data_dir / archives.FOLDER
+    partition = _run(context, as_json, work)
     if as_json:
         click.echo(msgspec.json.encode(_shown(partition)).decode())
         return
@@ -164,6 +178,17 @@ def _archive(context: click.Context, month: datetime, *, keep_table: bool, as_js
     click.echo(f"{_name(month)} is archived: {partition.rows} rows in {folder / (partition.file or '')}{kept}")
     if partition.state == "archived":
         click.echo("Copy this file and its manifest to a second place: they are the only ones that have these rows.")
+
+
+def _check_lasts(data_dir: Path, named: Path | None) -> None:
+    """Raises CannotProceed where the only copy would go with its container."""
+    if (platform := settings_file.orchestrator(data_dir)) not in _GOES or (named is not None and places.lasts(named)):
+        return
+    what = "its data folder" if named is None else str(named)
+    raise errors.CannotProceed(
+        what=f"{what} goes with this container of {platform}, and the file would be the only one that has these rows",
+        do="run it on a machine with a disk, with the same PIGGYBANK_OWNER_DATABASE_URL; or give a volume that stays: --folder",
+    )
 
 
 async def _verified(owner_url: str, tell: Tell) -> None:

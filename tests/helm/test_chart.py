@@ -719,6 +719,7 @@ def test_the_migration_is_a_job_of_its_own_name_and_no_hook() -> None:
         ([], "One copy of the database, and no archive"),
         ([], "Nobody reaches it from outside"),
         ([], "create secret generic bank-piggybank-application --type=kubernetes.io/basic-auth"),
+        (["phase=3"], "never in a pod"),
         (["web.replicas=1"], "One web pod"),
         (["web.replicas=1"], "web has 1 at most; phase 0 is made for 2"),
         (["phase=3", "postgres.storageGiB=50"], "postgres.storageGiB is 50; phase 3 is made for 1000"),

@@ -139,7 +139,8 @@ class Books:
         return self.posted[account][-1][1] if self.posted[account] else 0
 
     async def archive(self, number: int, **options: Any) -> partitions.Partition:
-        return await archive.archive(self.settings.owner_database_url, self.settings.data_dir, month(number), now=JULY, **options)
+        folder = self.settings.data_dir / archive.FOLDER
+        return await archive.archive(self.settings.owner_database_url, folder, month(number), now=JULY, **options)
 
 
 async def empty_books(settings: Settings, past: Past) -> Books:

@@ -127,7 +127,7 @@ async def test_what_is_refused(fresh_settings: Settings, books: Books) -> None:
     with pytest.raises(errors.CannotProceed, match="2026-01 is older and not archived"):
         await books.archive(2)
     with pytest.raises(errors.CannotProceed, match="no partition of 2025-12"):
-        await archive.archive(fresh_settings.owner_database_url, fresh_settings.data_dir, month(12, 2025))
+        await archive.archive(fresh_settings.owner_database_url, fresh_settings.data_dir / archive.FOLDER, month(12, 2025))
     payment_id = await books.past.payment(books.accounts[0], "pending", at(1, 31, 23))
     with pytest.raises(errors.CannotProceed, match=f"{payment_id}, created in 2026-01, is still open"):
         await books.archive(1)
@@ -140,15 +140,15 @@ async def test_what_is_refused(fresh_settings: Settings, books: Books) -> None:
     with pytest.raises(errors.CannotProceed, match="2026-07 is not over for 3 days"):
         await books.archive(7)
     with pytest.raises(errors.CannotProceed, match="2026-07 is not over for 3 days"):
-        await archive.archive(fresh_settings.owner_database_url, fresh_settings.data_dir, month(7), now=at(8, 3, 23))
+        await archive.archive(fresh_settings.owner_database_url, fresh_settings.data_dir / archive.FOLDER, month(7), now=at(8, 3, 23))
     await books.report(at(8, 4, 1))
-    await archive.archive(fresh_settings.owner_database_url, fresh_settings.data_dir, month(7), now=at(8, 4))
+    await archive.archive(fresh_settings.owner_database_url, fresh_settings.data_dir / archive.FOLDER, month(7), now=at(8, 4))
     assert await findings(fresh_settings) == []
 
 
 async def test_months_are_off(fresh_settings: Settings) -> None:
     with pytest.raises(errors.CannotProceed, match="months are off"):
-        await archive.archive(fresh_settings.owner_database_url, fresh_settings.data_dir, month(1))
+        await archive.archive(fresh_settings.owner_database_url, fresh_settings.data_dir / archive.FOLDER, month(1))
 
 
 @pytest.mark.deep

@@ -3,12 +3,15 @@
 import asyncio
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import asyncpg
+import pytest
 import structlog
 
 from piggybank import ids
 from piggybank.appliance import doctor
+from piggybank.archive import places
 from piggybank.cache import Cache
 from piggybank.db import months, partitions
 from piggybank.db.engines import Database
@@ -17,7 +20,8 @@ from piggybank.jobs.work import Work
 from piggybank.ledger import Ledger
 from piggybank.settings import Settings
 from piggybank.wallet.provider import Provider
-from tests.conftest import run_command
+from tests import forks
+from tests.conftest import COMMAND_TIMEOUT_S, environment, run_command
 from tests.partitions.conftest import Books, at, findings, states
 
 
@@ -54,6 +58,67 @@ async def test_detach_then_archive(fresh_settings: Settings, random_books: Books
     assert (first["state"], first["file"], first["to"]) == ("archived", "transactions-2026-01.parquet", "2026-02-01")
     await random_books.sql.execute("UPDATE accounts SET transactions_count = transactions_count + 1")
     assert "the ledger does not verify, so nothing is archived" in await run(fresh_settings, "archive", "2026-02", exit_code=1)
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable"), [("helm", "KUBERNETES_SERVICE_HOST"), ("railway", "RAILWAY_PROJECT_ID")], ids=lambda text: text
+)
+@pytest.mark.parametrize("word", ["archive", "detach"])
+async def test_no_month_goes_into_a_disk_that_goes_with_its_container(
+    platform: str, variable: str, word: str, fresh_settings: Settings, sql: asyncpg.Connection
+) -> None:
+    await months.enable(fresh_settings.owner_database_url, now=at(1, 15))
+    before = await states(sql)
+    there = environment(fresh_settings) | {variable: "10.0.0.1"}
+    for folder in ((), ("--folder", "/dev/shm")):  # in memory
+        words = ("partitions", word, "2026-01", *folder)
+        done = await asyncio.to_thread(forks.run, words, there, "", COMMAND_TIMEOUT_S)
+        said = done.stdout + done.stderr
+        assert done.returncode == 1, said
+        assert f"goes with this container of {platform}" in said
+        assert "run it on a machine with a disk" in said
+    assert await states(sql) == before
+    assert not (fresh_settings.data_dir / "archive").exists()
+
+
+async def test_a_month_goes_into_the_folder_that_is_named(fresh_settings: Settings, random_books: Books, tmp_path: Path) -> None:
+    folder = tmp_path / "a disk that stays"
+    folder.mkdir()
+    said = await run(fresh_settings, "archive", "2026-01", "--folder", str(folder))
+    assert f"{folder}/transactions-2026-01.parquet" in said
+    assert {path.name for path in folder.iterdir()} == {"transactions-2026-01.parquet", "transactions-2026-01.json"}
+    assert (await states(random_books.sql))["transactions_all"] == "archived"
+    assert not (fresh_settings.data_dir / "archive").exists()
+
+
+# as the kernel lists them in a pod: its own root, memory, two emptyDirs, a claim on another device and one on the node's disk
+POD_MOUNTS = """\
+1 0 0:50 / / ro,relatime - overlay overlay rw,lowerdir=/a,upperdir=/b
+2 1 0:51 / /dev/shm rw - tmpfs shm rw
+3 1 8:1 /var/lib/kubelet/pods/6f/volumes/kubernetes.io~empty-dir/data /var/lib/piggybank rw,relatime shared:9 - ext4 /dev/sda1 rw
+4 1 8:1 /var/lib/kubelet/pods/6f/volumes/kubernetes.io~empty-dir/tmp /tmp rw,relatime - ext4 /dev/sda1 rw
+5 1 8:32 / /mnt/months rw,relatime - ext4 /dev/sdc rw
+6 1 8:1 /opt/local-path-provisioner/pvc-1 /mnt/with\\040space rw,relatime - ext4 /dev/sda1 rw
+7 5 0:52 / /mnt/months/hidden rw - tmpfs none rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "lasts"),
+    [
+        ("/var/lib/piggybank/archive", False),
+        ("/var/lib/other", False),
+        ("/tmp", False),
+        ("/dev/shm", False),
+        ("/mnt/months", True),
+        ("/mnt/months/of/2026", True),
+        ("/mnt/months/hidden", False),
+        ("/mnt/monthsandmore", False),
+        ("/mnt/with space/archive", True),
+    ],
+)
+def test_what_stays_when_a_pod_goes(folder: str, lasts: bool) -> None:
+    assert places.lasts(Path(folder), POD_MOUNTS) == lasts
 
 
 async def test_the_job_makes_months_or_says_that_they_are_missing(fresh_settings: Settings, sql: asyncpg.Connection) -> None:
