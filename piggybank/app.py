@@ -232,7 +232,7 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
         stack.push_async_callback(parts.ledger.stop)
         parts.readiness.start()
         stack.push_async_callback(parts.readiness.stop)
-        sharing = Sharing(parts.db)
+        sharing = Sharing(parts.db, web=True)
         sharing.start()
         stack.push_async_callback(sharing.stop)
         if parts.settings.worker_processes == 0 and parts.settings.web_processes == 1:

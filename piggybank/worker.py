@@ -53,7 +53,7 @@ async def _run(settings: Settings) -> None:
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
-    sharing = Sharing(db)
+    sharing = Sharing(db, web=False)
     tracing.start(settings)
     close_metrics = _answer_metrics(settings)
     await ledger.start()
@@ -92,13 +92,13 @@ def _answer_metrics(settings: Settings) -> Callable[[], None]:
 async def running_worker(work: Work, queue: Queue) -> AsyncIterator[None]:
     """The worker at work beside the block; it lets running jobs finish when the block ends."""
     _quieten_saq()
-    worker = _JobWorker(work, queue)
+    worker, watch = _JobWorker(work, queue), jobs.alerts.Watch()
     rounds = [
         _Rounds(work, jobs.outbox.sweep),
         _Rounds(work, jobs.outbox.send_mails),
         _Rounds(work, jobs.revio.introduce),
         _Rounds(work, jobs.revio.apply_events, timeout_s=jobs.APPLY_TIMEOUT_S),
-        _Rounds(work, jobs.alerts.Watch()),
+        _Rounds(work, watch, failed=watch.missed),
         _Rounds(work, jobs.revio.send_payments, timeout_s=None),  # its calls have timeouts of their own, and are not to be cut off
     ]
     if work.settings.read_replicas:
@@ -135,21 +135,32 @@ async def _for_ever(start: Callable[[], Awaitable[None]]) -> None:
 class _Rounds:
     """Do a part of the work every second, whatever happens to the stores and to the provider."""
 
-    def __init__(self, work: Work, part: Callable[[Work], Awaitable[int]], timeout_s: float | None = jobs.SWEEP_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        work: Work,
+        part: Callable[[Work], Awaitable[int]],
+        timeout_s: float | None = jobs.SWEEP_TIMEOUT_S,
+        failed: Callable[[Work], Awaitable[int]] | None = None,
+    ) -> None:
         self._work = work
         self._part = part
         self._timeout_s = timeout_s
+        self._failed = failed  # what is done when the part could not be
         self.name = f"rounds of {getattr(part, '__name__', 'watch')}"
         self._failing = ""
         self.stopping = asyncio.Event()
 
     async def run(self) -> None:
         while not self.stopping.is_set():
-            await self._once()
+            if not await self._once() and self._failed is not None:
+                try:
+                    await self._failed(self._work)
+                except Exception:
+                    _log.exception("job_failed", job=self.name)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), jobs.SWEEP_EVERY_S)
 
-    async def _once(self) -> None:
+    async def _once(self) -> bool:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await _know_epoch(self._work)
@@ -165,6 +176,8 @@ class _Rounds:
             _log.exception("job_failed", job=self.name)
         else:
             self._tell("")
+            return True
+        return False
 
     def _tell(self, failing: str) -> None:
         """Once when it begins and once when it ends, not every second."""

@@ -1,7 +1,8 @@
 """The alerts: `alerts.toml`, as rules of Prometheus and as what the worker looks for in the minutes that it wrote down. Pure.
 
 Both say the same of the same minutes; a test gives both the same series. So a counter's window is of whole minutes, a quantile is
-interpolated as PromQL does it, and an alert fires when it was true at each minute of `for`, the present one included.
+interpolated as PromQL does it, and an alert fires when it was true at each minute of `for`, the present one included. Only its end
+differs: Prometheus ends what it knows nothing of any more, the worker does not, or who serves nobody would be told to be well.
 """
 
 import tomllib
@@ -22,6 +23,7 @@ from piggybank.capacity.usage import Noted
 MINUTE = timedelta(minutes=1)
 GROUP_INTERVAL_S = 60
 QUANTILE = 0.95
+UNKNOWN_HOLDS = timedelta(days=1)  # so long an alert goes on though nobody asks for what it measures any more
 
 Severity = Literal["warning", "critical"]
 Unit = Literal["s", "ratio", "count"]
@@ -50,7 +52,7 @@ class Alert(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: str
     severity: Severity
-    function: Literal["p95", "ratio", "increase", "now", "missing"]
+    function: Literal["p95", "ratio", "increase", "now", "missing", "silent"]
     metric: str
     of: str = ""
     least: int = 1
@@ -61,6 +63,7 @@ class Alert(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     unit: Unit
     says: str
     source: str
+    stops_ping: bool = False
 
     @property
     def threshold(self) -> float:
@@ -94,6 +97,11 @@ def named(name: str, severity: str) -> Alert | None:
     return next((alert for alert in table() if (alert.name, alert.severity) == (name, severity)), None)
 
 
+def unwatched() -> Alert:
+    """The one that says that nobody can look."""
+    return next(alert for alert in table() if alert.function == "missing")
+
+
 def longest() -> timedelta:
     """So far back a look needs minutes."""
     return MINUTE * max(alert.window_minutes + alert.for_minutes for alert in table())
@@ -105,17 +113,46 @@ def firing(alert: Alert, minutes: Mapping[datetime, Noted], at: datetime, pace: 
     return since[0] if all(found is not None and alert.violates(found) for found in since) else None
 
 
-def value(alert: Alert, minutes: Mapping[datetime, Noted], at: datetime, pace: float = 1.0) -> float | None:
-    """What the alert measures at that minute; None: nobody knows."""
+def is_over(alert: Alert, minutes: Mapping[datetime, Noted], at: datetime, since: datetime, pace: float = 1.0) -> bool:
+    """Whether one that fires has ended at `at`: somebody could look, and it is well. Few samples are enough for that."""
+    noted = minutes.get(at)
+    if alert.function not in ("missing", "silent") and (noted is None or _is_blind(alert, noted)):
+        return False
+    found = value(alert, minutes, at, pace, least=1)
+    if found is None and alert.function in ("p95", "ratio"):
+        return at - since > UNKNOWN_HOLDS
+    return found is None or not alert.violates(found)
+
+
+def _is_blind(alert: Alert, noted: Noted) -> bool:
+    """Whether those who would see it tell nothing."""
+    seen_by_web = alert.function != "now" or alert.metric == "replica_lag_seconds"
+    return seen_by_web and _is_silent(noted) is True
+
+
+def _is_silent(noted: Noted) -> bool | None:
+    """Whether no web process told anything; None: of a version that does not say."""
+    if noted.share is None:
+        return True
+    return None if noted.share.web is None else not noted.share.web
+
+
+def value(alert: Alert, minutes: Mapping[datetime, Noted], at: datetime, pace: float = 1.0, *, least: int | None = None) -> float | None:
+    """What the alert measures at that minute; None: nobody knows. `least` instead of the alert's own."""
     if alert.function == "missing":
         return None if at in minutes else 1.0
+    if alert.function == "silent":
+        silent = _is_silent(minutes[at]) if at in minutes else None
+        return 1.0 if silent else None
     if alert.function == "now":
         return _now(alert, minutes.get(at))
     window = max(1, int(alert.window_minutes / pace))
     noted = (minutes.get(at - number * MINUTE) for number in range(window))
     told = [each.share for each in noted if each is not None and each.share is not None]
-    if not told:
-        return None
+    return _counted(alert, told, alert.least / pace if least is None else least) if told else None
+
+
+def _counted(alert: Alert, told: list[Share], least: float) -> float | None:
     if alert.function == "p95":
         _, counts, bounds = HISTOGRAMS[alert.metric]
         return shares.quantile(QUANTILE, [sum(column) for column in zip(*map(counts, told), strict=True)], bounds)
@@ -123,7 +160,7 @@ def value(alert: Alert, minutes: Mapping[datetime, Noted], at: datetime, pace: f
     if alert.function == "increase":
         return float(count)
     whole = sum(map(COUNTERS[alert.of][1], told))
-    return count / whole if whole >= alert.least / pace else None
+    return count / whole if whole >= least else None
 
 
 def _now(alert: Alert, noted: Noted | None) -> float | None:
@@ -144,7 +181,7 @@ def _worst(noted: Noted, name: str, *, lowest: bool) -> float | None:
 def expression(alert: Alert, pace: float = 1.0) -> str:
     """What it measures, in PromQL, without its threshold."""
     window = f"[{_duration(max(1, int(alert.window_minutes / pace)) * 60)}]"
-    if alert.function == "missing":
+    if alert.function in ("missing", "silent"):
         return f"absent({alert.metric})"
     if alert.function == "now":
         worst = "max" if alert.above is not None else "min"

@@ -40,7 +40,8 @@ _log = telemetry.logger("shares")
 class Share(Struct, frozen=True, kw_only=True):
     """Counts since the last one. Lists: how many in each bucket of `metrics.SECONDS` and `metrics.LAGS_S`, and above the last.
 
-    Probes are not among the requests. `lag_s`: of each replica, as this process sees it now.
+    Probes are not among the requests. `lag_s`: of each replica, as this process sees it now. `web`: whether a web process is among those
+    who told; None: one of a version that does not say.
     """
 
     requests: int = 0
@@ -52,6 +53,7 @@ class Share(Struct, frozen=True, kw_only=True):
     bad_signatures: int = 0
     webhook_lags: list[int] = []
     lag_s: dict[str, float] = {}
+    web: bool | None = None
 
     def __add__(self, other: "Share") -> "Share":
         return Share(
@@ -64,6 +66,7 @@ class Share(Struct, frozen=True, kw_only=True):
             bad_signatures=self.bad_signatures + other.bad_signatures,
             webhook_lags=_added(self.webhook_lags, other.webhook_lags),
             lag_s={name: max(self.lag_s.get(name, 0.0), other.lag_s.get(name, 0.0)) for name in self.lag_s.keys() | other.lag_s.keys()},
+            web=self.web or other.web or (None if None in (self.web, other.web) else False),
         )
 
     def since(self, before: "Share") -> "Share":
@@ -78,14 +81,16 @@ class Share(Struct, frozen=True, kw_only=True):
             bad_signatures=self.bad_signatures - before.bad_signatures,
             webhook_lags=_added(self.webhook_lags, [-count for count in before.webhook_lags]),
             lag_s=self.lag_s,
+            web=self.web,
         )
 
 
 class Sharing:
     """Of one process: it tells each minute what it counted, and once more at its end."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, *, web: bool) -> None:
         self._db = db
+        self._web = web
         self._process = uuid4()
         self._told = counted(db)
         self._telling: asyncio.Task[None] | None = None
@@ -105,7 +110,7 @@ class Sharing:
     async def tell(self) -> bool:
         """Write down what was counted since the last time; False where the database does not take it."""
         now, at = counted(self._db), datetime.now(UTC)
-        share = msgspec.json.encode(now.since(self._told)).decode()
+        share = msgspec.json.encode(msgspec.structs.replace(now.since(self._told), web=self._web)).decode()
         try:
             async with self._db.write(lasting=False) as write:
                 await write.execute(_AGE_OUT, {"before": at - timedelta(minutes=KEPT_MINUTES)})

@@ -23,7 +23,7 @@ LISTED_MOST = 200
 CLAIMED_FOR = timedelta(minutes=2)  # so long another worker leaves it to who claimed it
 TOLD_WITHIN = timedelta(days=1)  # older news is none
 
-_FIRING = text("SELECT name, severity FROM alerts WHERE resolved_at IS NULL")
+_FIRING = text("SELECT name, severity, since FROM alerts WHERE resolved_at IS NULL")
 _FIRE = text("""
 INSERT INTO alerts (id, name, severity, since, value, threshold, message)
 VALUES (:id, :name, :severity, :since, :value, :threshold, :message)
@@ -97,8 +97,9 @@ async def watch(write: Write, at: datetime, pace: float) -> tuple[int, int]:
         }
         fired += bool((await write.execute(_FIRE, row)).scalar_one())
     resolved = 0
-    for name, severity in (await write.execute(_FIRING)).all():
-        if (name, severity) not in found:
+    for name, severity, since in (await write.execute(_FIRING)).all():
+        known = alerts.named(name, severity)
+        if known is None or ((name, severity) not in found and alerts.is_over(known, minutes, at, since, pace)):
             ended = {"name": name, "severity": severity, "at": datetime.now(UTC)}
             resolved += len((await write.execute(_RESOLVE, ended)).all())
     return fired, resolved

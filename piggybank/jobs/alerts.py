@@ -1,8 +1,9 @@
 """Look each minute whether something is wrong, and tell those who should know: by the log, a mail, a webhook.
 
 A loop of its own beside the queue, since a queue that is away is one of the things to be told. So it also writes the minute down where the
-queue's job did not. A dead man's switch is asked when all that went well: elsewhere somebody then notices that it does not any more. What
-fires is in the log at once; a channel that fails is tried again each minute, for a day. Each says what to do, and where the page is.
+queue's job did not. A dead man's switch is asked when all that went well and somebody serves: elsewhere somebody then notices that it does
+not any more. What fires is in the log at once; a channel that fails is tried again each minute, for a day. Each says what to do, and where
+the page is. While the database is away nothing can be looked at, nor agreed upon with other workers: each tells that from memory.
 """
 
 from collections.abc import Awaitable, Callable
@@ -10,10 +11,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import httpx
+import msgspec
 import structlog
 
-from piggybank import errors
-from piggybank.capacity import runbooks, usage, watching
+from piggybank import errors, ids
+from piggybank.capacity import alerts, runbooks, usage, watching
+from piggybank.capacity.usage import Noted
 from piggybank.capacity.watching import Fired
 from piggybank.identity import mail
 from piggybank.jobs import capacity
@@ -35,6 +38,9 @@ class Watch:
 
     def __init__(self) -> None:
         self._seen: datetime | None = None
+        self._known = usage.last_minute(datetime.now(UTC))  # when somebody could look, or this began
+        self._missed: datetime | None = None
+        self._from_memory: Fired | None = None
 
     async def __call__(self, work: Work) -> int:
         """How many alerts began or ended."""
@@ -43,8 +49,27 @@ class Watch:
         if now.second < LOOK_AT_S or minute == self._seen:
             return 0
         changed = await look(work, minute)
-        self._seen = minute
+        self._seen = self._known = minute
+        if self._from_memory is not None:
+            ended = self._from_memory.resolved_at or now
+            self._from_memory = await _tell_from_memory(work, msgspec.structs.replace(self._from_memory, resolved_at=ended))
         return changed
+
+    async def missed(self, work: Work) -> int:
+        """Asked where the above failed: once a minute, whether that is to be told. Answers how many alerts began."""
+        now = datetime.now(UTC)
+        minute = usage.last_minute(now)
+        if now.second < LOOK_AT_S or minute == self._missed:
+            return 0
+        self._missed, began = minute, 0
+        if self._from_memory is None:
+            alert = alerts.unwatched()
+            value = alerts.firing(alert, {self._known: Noted()}, minute, work.settings.alert_pace)
+            if value is None:
+                return 0
+            self._from_memory, began = _remembered(alert, value, now), 1
+        self._from_memory = await _tell_from_memory(work, msgspec.structs.replace(self._from_memory, resolved_at=None))
+        return began
 
 
 async def look(work: Work, minute: datetime) -> int:
@@ -56,13 +81,16 @@ async def look(work: Work, minute: datetime) -> int:
     async with work.db.write(lasting=False) as write:
         fired, resolved = await watching.watch(write, minute, work.settings.alert_pace)
     await tell(work)
-    await _still_alive(work)
+    async with work.db.read() as read:
+        firing = [alerts.named(each.name, each.severity) for each in await watching.listed(read, "firing")]
+    if not any(alert is not None and alert.stops_ping for alert in firing):
+        await _still_alive(work)
     return fired + resolved
 
 
 async def tell(work: Work) -> int:
     """Tell what each channel has not told yet; answers how much was told."""
-    channels = {name: channel for name, (wanted, channel) in _CHANNELS.items() if wanted(work)}
+    channels = _wanted(work)
     async with work.db.write(lasting=False) as write:
         waiting = await watching.claim(write, datetime.now(UTC), list(channels))
     done = 0
@@ -72,6 +100,36 @@ async def tell(work: Work) -> int:
             await watching.told(write, alert, by)
         done += len(by)
     return done
+
+
+def _wanted(work: Work) -> dict[str, Channel]:
+    return {name: channel for name, (wanted, channel) in _CHANNELS.items() if wanted(work)}
+
+
+def _remembered(alert: alerts.Alert, value: float, now: datetime) -> Fired:
+    return Fired(
+        id=ids.new_id(0, int(now.timestamp()) * 1_000_000_000),
+        name=alert.name,
+        severity=alert.severity,
+        since=now,
+        value=value,
+        threshold=alert.threshold,
+        message=alert.message(value),
+        resolved_at=None,
+        told=[],
+        claimed_until=None,
+    )
+
+
+async def _tell_from_memory(work: Work, alert: Fired) -> Fired | None:
+    """Without its table; None when it has ended and every channel knows."""
+    told = list(alert.told)
+    channels = _wanted(work)
+    for name, channel in channels.items():
+        told += await _told(work, name, channel, alert)
+    if all(f"{name}:resolved" in told for name in channels):
+        return None
+    return msgspec.structs.replace(alert, told=told)
 
 
 async def _told(work: Work, name: str, channel: Channel, alert: Fired) -> list[str]:

@@ -74,6 +74,8 @@ def minutes_of(alert: Alert) -> list[Noted | None]:
         bad = number in bad_minutes(alert)
         if alert.function == "missing":
             made.append(None if bad else Noted(figures={"app_phase": 0.0}))
+        elif alert.function == "silent":
+            made.append(Noted(share=Share(web=not bad)))
         elif alert.function == "now":
             made.append(Noted(figures=gauges(alert, bad)))
         else:
@@ -87,6 +89,9 @@ def minutes_of(alert: Alert) -> list[Noted | None]:
 def series_of(alert: Alert, minutes: list[Noted | None]) -> list[dict[str, str]]:
     if alert.function in ("now", "missing"):
         return gauge_series(minutes)
+    if alert.function == "silent":
+        answers = ["1" if noted and noted.share and noted.share.web else "stale" for noted in minutes]
+        return [{"series": f'{alert.metric}{{phase="0"}}', "values": " ".join(answers)}]
     shares = [noted.share for noted in minutes if noted is not None and noted.share is not None]
     people = 'http_request_method="GET",http_route="/v1/accounts"'
     if alert.function == "p95":
@@ -199,7 +204,7 @@ def test_a_quicker_pace_makes_shorter_windows_and_waits() -> None:
 
 
 def test_every_row_is_whole_and_what_the_design_asks_for_is_there() -> None:
-    known = {gauge.name for gauge in figures.GAUGES} | alerts.HISTOGRAMS.keys() | alerts.COUNTERS.keys()
+    known = {gauge.name for gauge in figures.GAUGES} | alerts.HISTOGRAMS.keys() | alerts.COUNTERS.keys() | {"app_phase_info"}
     for alert in alerts.table():
         assert (alert.above is None) != (alert.below is None), alert.name
         assert {alert.metric, alert.of} - {""} <= known, alert.name

@@ -35,8 +35,8 @@ FORGED = 6
 SLOW_ROUNDS, SLOW_AT_ONCE = 8, 10
 HELD_S = 0.4
 AGAIN_S = 40.0  # within each minute
-# In an installation that is well something is written down.
-NOT_THERE = {"absent(app_phase)"}
+# In an installation that is well something is written down, and somebody answers.
+NOT_THERE = {"absent(app_phase)", "absent(app_phase_info)"}
 
 
 class Load:

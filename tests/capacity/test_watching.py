@@ -33,7 +33,7 @@ INSERT = "INSERT INTO usage_minutes (at, phase, transactions, busiest_minute, fi
 
 
 async def note(sql: asyncpg.Connection, at: datetime, **found: Any) -> None:
-    noted = usage.Noted(share=found.pop("share", None), figures={"app_phase": 0.0, **found})
+    noted = usage.Noted(share=found.pop("share", Share(web=True)), figures={"app_phase": 0.0, **found})
     await sql.execute(INSERT, at, msgspec.json.encode(noted).decode())
 
 
@@ -81,7 +81,7 @@ async def test_a_process_tells_what_it_counted_once_and_what_was_not_written_wit
     own_settings: Any, sql: asyncpg.Connection
 ) -> None:
     db = Database(own_settings.database_url)
-    sharing = shares.Sharing(db)
+    sharing = shares.Sharing(db, web=True)
     metrics.request("GET", "/v1/accounts", 200, 0.003)
     metrics.request("GET", "/v1/accounts", 503, 0.3)
     metrics.request("GET", "/health/ready", 503, 0.3)
@@ -102,7 +102,7 @@ async def test_where_nobody_records_what_was_told_does_not_pile_up(own_settings:
     await sql.execute("DELETE FROM minute_shares")
     for minutes in (3 * 24 * 60, shares.KEPT_MINUTES + 1, shares.KEPT_MINUTES - 1):
         await sql.execute("INSERT INTO minute_shares VALUES (gen_random_uuid(), $1, '{}')", now - timedelta(minutes=minutes))
-    assert await shares.Sharing(db).tell()
+    assert await shares.Sharing(db, web=True).tell()
     kept = [row["at"] for row in await sql.fetch("SELECT at FROM minute_shares ORDER BY at")]
     assert len(kept) == 2  # what may still be of a minute, and what was told just now
     assert kept[0] == now - timedelta(minutes=shares.KEPT_MINUTES - 1)
@@ -248,8 +248,44 @@ async def test_every_channel_hears_of_it_once_and_a_deaf_one_is_told_again(
         server.close()
 
 
-def test_nothing_recorded_is_told_of_by_what_is_missing() -> None:
-    (missing,) = (alert for alert in alerts.table() if alert.function == "missing")
-    minutes = {MINUTE - number * usage.MINUTE: usage.Noted(figures={"app_phase": 0.0}) for number in range(6, 10)}
-    assert alerts.firing(missing, minutes, MINUTE) == 1.0
-    assert alerts.firing(missing, minutes | {MINUTE - 2 * usage.MINUTE: usage.Noted()}, MINUTE) is None
+ERRORS = Share(requests=100, errors=90, web=True)
+
+
+@pytest.mark.parametrize(
+    ("after", "ends"),
+    [
+        pytest.param(Share(web=False), False, id="no web process tells"),
+        pytest.param(None, False, id="nobody tells"),
+        pytest.param(Share(web=True), False, id="nobody asks"),
+        pytest.param(Share(requests=2, errors=2, web=True), False, id="two ask in vain"),
+        pytest.param(Share(requests=2, web=True), True, id="two are answered"),
+    ],
+)
+async def test_errors_end_when_somebody_was_answered_and_not_because_nobody_knows(
+    work: Work, sql: asyncpg.Connection, after: Share | None, ends: bool
+) -> None:
+    for number in range(12):
+        await note(sql, MINUTE - number * usage.MINUTE, share=ERRORS)
+    assert await watch(work, MINUTE) == (2, 0)
+    for number in range(1, 7):
+        await note(sql, MINUTE + number * usage.MINUTE, share=after)
+        await watch(work, MINUTE + number * usage.MINUTE)
+    firing = {each.name for each in await listed(work, "firing")}
+    assert ("ApiErrors" not in firing) == ends
+    assert ("WebGone" in firing) == (after is None or not after.web)
+
+
+def test_one_web_process_that_tells_is_enough_and_an_earlier_version_is_not_accused() -> None:
+    web, worker, earlier = Share(web=True), Share(web=False), msgspec.json.decode(b'{"requests":1}', type=Share)
+    assert [(worker + other).web for other in (worker, earlier, web)] == [False, None, True]
+    assert [(other + worker).web for other in (earlier, web)] == [None, True]
+    (gone,) = (alert for alert in alerts.table() if alert.function == "silent")
+    for share, value in ((worker, 1.0), (earlier, None), (web, None), (None, 1.0)):
+        assert alerts.value(gone, {MINUTE: usage.Noted(share=share)}, MINUTE) == value
+
+
+def test_what_nobody_asks_for_any_more_ends_after_a_day() -> None:
+    (slow, *_) = (alert for alert in alerts.table() if alert.function == "p95")
+    minutes = {MINUTE: usage.Noted(share=Share(web=True))}
+    assert not alerts.is_over(slow, minutes, MINUTE, MINUTE - timedelta(hours=23))
+    assert alerts.is_over(slow, minutes, MINUTE, MINUTE - timedelta(hours=25))
