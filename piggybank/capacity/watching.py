@@ -43,7 +43,7 @@ UPDATE alerts
 SET claimed_until = :until
 WHERE id IN (
     SELECT id FROM alerts
-    WHERE since > :since AND (claimed_until IS NULL OR claimed_until < :now)
+    WHERE coalesce(resolved_at, since) > :since AND (claimed_until IS NULL OR claimed_until < :now)
       AND NOT (told @> CAST(:firing AS text[]) AND (resolved_at IS NULL OR told @> CAST(:resolved AS text[])))
     ORDER BY since
     LIMIT 50

@@ -248,6 +248,25 @@ async def test_every_channel_hears_of_it_once_and_a_deaf_one_is_told_again(
         server.close()
 
 
+async def test_what_fired_for_days_is_told_to_be_over(
+    work: Work,
+    sql: asyncpg.Connection,
+    log: io.StringIO,  # noqa: F811 - the fixture
+) -> None:
+    telemetry.configure("info", "json", stream=log)
+    await note(sql, MINUTE, ledger_commits_local=1.0)
+    assert await job.look(work, MINUTE) == 1
+    await sql.execute("UPDATE alerts SET since = since - interval '3 days'")
+    await note(sql, MINUTE + usage.MINUTE, ledger_commits_local=0.0)
+    assert await job.look(work, MINUTE + usage.MINUTE) == 1
+    assert [line["event"] for line in map(msgspec.json.decode, log.getvalue().splitlines()) if "alert" in line] == [
+        "alert_firing",
+        "alert_resolved",
+    ]
+    await sql.execute("UPDATE alerts SET told = '{}', resolved_at = resolved_at - interval '2 days'")
+    assert await job.tell(work) == 0  # older news is none
+
+
 ERRORS = Share(requests=100, errors=90, web=True)
 
 
