@@ -7,7 +7,7 @@ claims what it tells for a while, since nobody is written to inside a transactio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from msgspec import Struct
@@ -38,19 +38,23 @@ _LIST = {
 }
 
 # What nobody has told yet through one of the channels; of one that has ended, both.
-_CLAIM = text("""
+_UNTOLD = """
+coalesce(resolved_at, since) > :since
+  AND NOT (told @> CAST(:firing AS text[]) AND (resolved_at IS NULL OR told @> CAST(:resolved AS text[])))
+"""
+_CLAIM = text(f"""
 UPDATE alerts
 SET claimed_until = :until
 WHERE id IN (
     SELECT id FROM alerts
-    WHERE coalesce(resolved_at, since) > :since AND (claimed_until IS NULL OR claimed_until < :now)
-      AND NOT (told @> CAST(:firing AS text[]) AND (resolved_at IS NULL OR told @> CAST(:resolved AS text[])))
+    WHERE {_UNTOLD} AND (claimed_until IS NULL OR claimed_until < :now)
     ORDER BY since
     LIMIT 50
     FOR UPDATE SKIP LOCKED
 )
 RETURNING *
 """)
+_WAITS = text(f"SELECT EXISTS (SELECT FROM alerts WHERE {_UNTOLD})")
 _TOLD = text("UPDATE alerts SET told = CAST(:told AS text[]), claimed_until = NULL WHERE id = :id")
 
 State = Literal["firing", "all"]
@@ -112,14 +116,21 @@ async def listed(read: Read, state: State, limit: int = LISTED_MOST) -> list[Fir
 
 async def claim(write: Write, now: datetime, channels: Sequence[str]) -> list[Fired]:
     """What one of the channels has not heard of; nobody else tells it meanwhile."""
-    wanted = {
+    given = {**_wanted(now, channels), "now": now, "until": now + CLAIMED_FOR}
+    return [_fired(row) for row in (await write.execute(_CLAIM, given)).mappings()]
+
+
+async def waits(read: Read, now: datetime, channels: Sequence[str]) -> bool:
+    """Whether one of the channels has not heard of something, whoever is to tell it."""
+    return bool(await read.scalar(_WAITS, _wanted(now, channels)))
+
+
+def _wanted(now: datetime, channels: Sequence[str]) -> dict[str, Any]:
+    return {
         "firing": [f"{channel}:firing" for channel in channels],
         "resolved": [f"{channel}:resolved" for channel in channels],
-        "now": now,
         "since": now - TOLD_WITHIN,
-        "until": now + CLAIMED_FOR,
     }
-    return [_fired(row) for row in (await write.execute(_CLAIM, wanted)).mappings()]
 
 
 async def told(write: Write, alert: Fired, by: Sequence[str]) -> None:

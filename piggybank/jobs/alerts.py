@@ -1,9 +1,10 @@
 """Look each minute whether something is wrong, and tell those who should know: by the log, a mail, a webhook.
 
 A loop of its own beside the queue, since a queue that is away is one of the things to be told. So it also writes the minute down where the
-queue's job did not. A dead man's switch is asked when all that went well and somebody serves: elsewhere somebody then notices that it does
-not any more. What fires is in the log at once; a channel that fails is tried again each minute, for a day. Each says what to do, and where
-the page is. While the database is away nothing can be looked at, nor agreed upon with other workers: each tells that from memory.
+queue's job did not. A dead man's switch is asked when all that went well, every channel has heard and somebody serves: elsewhere somebody
+then notices that it does not any more. What fires is in the log at once; a channel that fails is tried again each minute, for a day. Each
+says what to do, and where the page is. While the database is away nothing can be looked at, nor agreed upon with other workers: each tells
+that from memory.
 """
 
 from collections.abc import Awaitable, Callable
@@ -83,7 +84,8 @@ async def look(work: Work, minute: datetime) -> int:
     await tell(work)
     async with work.db.read() as read:
         firing = [alerts.named(each.name, each.severity) for each in await watching.listed(read, "firing")]
-    if not any(alert is not None and alert.stops_ping for alert in firing):
+        untold = await watching.waits(read, datetime.now(UTC), list(_wanted(work)))
+    if not untold and not any(alert is not None and alert.stops_ping for alert in firing):
         await _still_alive(work)
     return fired + resolved
 

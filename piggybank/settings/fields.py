@@ -131,7 +131,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     alert_email: Annotated[str, Meta(description="Address that alerts are mailed to; needs `smtp_url` and `mail_from`.")] = ""
     alert_webhook_url: Annotated[str, Meta(description="URL that alerts are posted to as JSON.")] = ""
     alert_ping_url: Annotated[
-        str, Meta(description="URL asked each minute while alerts are watched: a dead man's switch elsewhere tells when that ends.")
+        str,
+        Meta(description="URL asked each minute while alerts are watched and told and somebody serves: a dead man's switch tells its end."),
     ] = ""
     alert_pace: Annotated[float, Meta(gt=0, description="The alerts' waits and windows are divided by this (for trying them).")] = 1.0
     otlp_url: Annotated[
