@@ -46,6 +46,9 @@ COUNTERS: dict[str, tuple[str, Callable[[Share], int]]] = {
     "bad_signatures": ("psp_webhook_signature_failures_total", lambda share: share.bad_signatures),
 }
 
+# Who away is blind for what: nothing of it ends meanwhile
+SEEN_BY = {"saq_oldest_job_age_seconds": "queue_up", "cache_memory_ratio": "cache_up"}
+
 
 class Alert(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One row of the table; exactly one of `above` and `below`."""
@@ -126,8 +129,9 @@ def is_over(alert: Alert, minutes: Mapping[datetime, Noted], at: datetime, since
 
 def _is_blind(alert: Alert, noted: Noted) -> bool:
     """Whether those who would see it tell nothing."""
-    seen_by_web = alert.function != "now" or alert.metric == "replica_lag_seconds"
-    return seen_by_web and _is_silent(noted) is True
+    if alert.function != "now" or alert.metric == "replica_lag_seconds":
+        return _is_silent(noted) is True
+    return noted.figures.get(SEEN_BY.get(alert.metric, "")) == 0
 
 
 def _is_silent(noted: Noted) -> bool | None:

@@ -167,6 +167,7 @@ DASHBOARDS = (
                 alert="CacheMisses",
             ),
             graph("Memory of the cache", "percentunit", ("max(cache_memory_ratio)", "used"), alert="CacheMemory"),
+            graph("Answers: 1, away: 0", "none", ("min(cache_up)", "cache"), ("min(queue_up)", "queue"), alert="CacheAway"),
             graph("Jobs in the queue", "none", ("max by (state) (saq_queue_depth)", "{{state}}")),
             graph("Oldest job", "s", ("max(saq_oldest_job_age_seconds)", "age"), alert="JobsStuck"),
             graph("Jobs by how they ended", "ops", (f"sum by (task, status) (rate(saq_jobs_total[{RATE}]))", "{{task}} {{status}}")),

@@ -62,8 +62,10 @@ GAUGES = (
     Gauge("partitions_missing", "Months, this one and the next, whose rows no partition would take."),
     Gauge("partitions_ahead", "Months after this one that have their partition; missing where months are off."),
     Gauge("backup_age_seconds", "Seconds since the last good backup, or since the installation was made."),
+    Gauge("queue_up", "1: the queue of the jobs answers; 0: it does not."),
     Gauge("saq_queue_depth", "Jobs in the queue.", "state"),
     Gauge("saq_oldest_job_age_seconds", "Seconds that the oldest job has waited though it is due."),
+    Gauge("cache_up", "1: the cache answers; 0: it does not."),
     Gauge("cache_memory_ratio", "Of the memory that the cache may use, what it uses; all masters together."),
     Gauge("cache_memory_bytes", "Memory that the cache uses."),
     Gauge("disk_free_ratio", "Of the disk with the data folder, what is free."),
@@ -168,6 +170,7 @@ def of_stores(database: DatabaseFigures, cache: CacheFigures | None) -> tuple[Fi
         "db_connections": database.connections,
         "db_max_connections": database.max_connections,
         "db_size_bytes": database.database_bytes,
+        "cache_up": float(cache is not None),
     }
     unknown: dict[str, str] = {}
     if database.replicas is None:
@@ -194,10 +197,10 @@ async def of_queue(url: str) -> tuple[Figures, dict[str, str]]:
             "active": await queue.count("active"),
             "incomplete": await queue.count("incomplete"),
         }
-        return {"saq_queue_depth": dict(depth), "saq_oldest_job_age_seconds": await queue.oldest_age_s()}, {}
+        return {"queue_up": 1.0, "saq_queue_depth": dict(depth), "saq_oldest_job_age_seconds": await queue.oldest_age_s()}, {}
     except (RedisError, OSError, TimeoutError):
         why = "the queue does not answer"
-        return {}, {"saq_queue_depth": why, "saq_oldest_job_age_seconds": why}
+        return {"queue_up": 0.0}, {"saq_queue_depth": why, "saq_oldest_job_age_seconds": why}
     finally:
         await queue.close()
 

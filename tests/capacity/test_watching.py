@@ -267,6 +267,23 @@ async def test_what_fired_for_days_is_told_to_be_over(
     assert await job.tell(work) == 0  # older news is none
 
 
+async def test_stores_that_are_away_are_told_of_and_what_only_they_know_does_not_end(work: Work, sql: asyncpg.Connection) -> None:
+    for number in range(6):
+        await note(sql, MINUTE - number * usage.MINUTE, queue_up=1.0, saq_oldest_job_age_seconds=400.0, cache_up=1.0)
+    assert await watch(work, MINUTE) == (1, 0)
+    nowhere = f"redis://127.0.0.1:{store_files.free_ports(1)[0]}/0"
+    settings = msgspec.structs.replace(work.settings, cache_url=nowhere, queue_url=nowhere, alert_pace=60.0)
+    without = msgspec.structs.replace(work, settings=settings)
+    minute = usage.last_minute(datetime.now(UTC))
+    await sql.execute("INSERT INTO minute_shares VALUES (gen_random_uuid(), now() - interval '5 s', '{\"web\": true}')")
+    assert await job.look(without, minute) == 2
+    assert {each.name for each in await listed(work, "firing")} == {"JobsStuck", "CacheAway", "QueueAway"}
+    await sql.execute("DELETE FROM usage_minutes WHERE at = $1", minute)
+    await sql.execute("INSERT INTO minute_shares VALUES (gen_random_uuid(), now() - interval '5 s', '{\"web\": true}')")
+    assert await job.look(work, minute) == 3  # they are back, and nothing waits
+    assert await listed(work, "firing") == []
+
+
 ERRORS = Share(requests=100, errors=90, web=True)
 
 
