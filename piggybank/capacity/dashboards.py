@@ -148,7 +148,8 @@ DASHBOARDS = (
             graph("Size", "bytes", ("max(db_size_bytes)", "database")),
             graph("Disk that is free", "percentunit", ("min(disk_free_ratio)", "free"), alert="DiskShort"),
             graph("Months missing", "none", ("max(partitions_missing)", "missing"), alert="MonthMissing"),
-            graph("Age of the last good backup", "s", ("max(backup_age_seconds)", "age"), alert="BackupStale"),
+            graph("Age of the last good backup", "s", ("max(backup_age_seconds)", "age")),
+            graph("A backup is overdue by", "s", ("max(backup_overdue_seconds)", "overdue"), alert="BackupStale"),
         ),
     ),
     Dashboard(

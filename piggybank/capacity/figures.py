@@ -51,8 +51,9 @@ GAUGES = (
     Gauge("ledger_commits_local", "1: commits wait for no replica though there are some (`durability`)."),
     Gauge("ledger_writes_refused", "1: commits are to wait for a replica, and none confirms."),
     Gauge("ledger_trial_balance_difference_minor", "What the books are off by, in minor units; anything but 0 is wrong.", "currency"),
-    Gauge("ledger_outbox_waiting", "Events that are committed and not carried out, counted up to 10,000."),
+    Gauge("ledger_outbox_waiting", "Events that are committed and not carried out, without mails, counted up to 10,000."),
     Gauge("ledger_outbox_oldest_age_seconds", "Age of the oldest of them."),
+    Gauge("mail_waiting", "Mails that are not sent yet, counted up to 10,000."),
     Gauge("ledger_inbox_waiting", "Events of the provider that are not applied, counted up to 10,000."),
     Gauge("ledger_inbox_oldest_age_seconds", "Age of the oldest of them."),
     Gauge("psp_unmatched_events", "Events of the provider that name nothing of ours, counted up to 10,000."),
@@ -62,6 +63,7 @@ GAUGES = (
     Gauge("partitions_missing", "Months, this one and the next, whose rows no partition would take."),
     Gauge("partitions_ahead", "Months after this one that have their partition; missing where months are off."),
     Gauge("backup_age_seconds", "Seconds since the last good backup, or since the installation was made."),
+    Gauge("backup_overdue_seconds", "By how much that is longer than `backup_every_h`."),
     Gauge("queue_up", "1: the queue of the jobs answers; 0: it does not."),
     Gauge("saq_queue_depth", "Jobs in the queue.", "state"),
     Gauge("saq_oldest_job_age_seconds", "Seconds that the oldest job has waited though it is due."),
@@ -83,18 +85,20 @@ class Machine(Struct, frozen=True, kw_only=True):
     unknown: dict[str, str] = {}
 
 
+# A mail that bounces is tried until its link ends, and is nobody's alarm: it is counted apart.
 _LEDGER = text("""
 SELECT (SELECT pid FROM pg_stat_activity WHERE pid = pg_backend_pid()) AS backend,
        now() AS now,
        (SELECT id FROM installation) AS installation,
-       outbox.waiting AS outbox_waiting, outbox.oldest AS outbox_oldest,
+       outbox.waiting AS outbox_waiting, outbox.oldest AS outbox_oldest, outbox.mails,
        inbox.waiting AS inbox_waiting, inbox.oldest AS inbox_oldest,
        (SELECT count(*) FROM (SELECT FROM provider_events WHERE status = 'unmatched' LIMIT 10000) AS unmatched) AS unmatched,
        (SELECT max(finished_at) FROM backups) AS backed_up,
        (SELECT max(until) FROM reconciliations WHERE status = 'finished') AS reconciled_until,
        (SELECT id FROM payments WHERE method = 'revio' ORDER BY id LIMIT 1) AS first_payment
-FROM (SELECT count(*) AS waiting, (array_agg(id ORDER BY id))[1] AS oldest
-      FROM (SELECT id FROM outbox ORDER BY id LIMIT 10000) AS head) AS outbox,
+FROM (SELECT count(*) FILTER (WHERE NOT mail) AS waiting, (array_agg(id ORDER BY id) FILTER (WHERE NOT mail))[1] AS oldest,
+             count(*) FILTER (WHERE mail) AS mails
+      FROM (SELECT id, starts_with(topic, 'mail.') AS mail FROM outbox ORDER BY id LIMIT 10000) AS head) AS outbox,
      (SELECT count(*) AS waiting, (array_agg(id ORDER BY id))[1] AS oldest
       FROM (SELECT id FROM provider_events WHERE due_at IS NOT NULL AND status = 'new' ORDER BY id LIMIT 10000) AS head) AS inbox
 """)
@@ -129,6 +133,7 @@ async def look(read: Read, settings: Settings) -> tuple[Figures, dict[str, str]]
         "app_phase": settings.phase,
         "ledger_outbox_waiting": row.outbox_waiting,
         "ledger_outbox_oldest_age_seconds": _age(now, row.outbox_oldest and ids.time_of(row.outbox_oldest)),
+        "mail_waiting": row.mails,
         "ledger_inbox_waiting": row.inbox_waiting,
         "ledger_inbox_oldest_age_seconds": _age(now, row.inbox_oldest and ids.time_of(row.inbox_oldest)),
         "psp_unmatched_events": row.unmatched,
@@ -151,9 +156,14 @@ async def look(read: Read, settings: Settings) -> tuple[Figures, dict[str, str]]
     else:
         found["ledger_writes_refused"] = 0.0
     if row.backed_up or settings.backup_target or "postgres" in embedded_stores(settings.data_dir):
-        found["backup_age_seconds"] = _age(now, row.backed_up or ids.time_of(row.installation))
+        found["backup_age_seconds"] = age = _age(now, row.backed_up or ids.time_of(row.installation))
+        if settings.backup_every_h:
+            found["backup_overdue_seconds"] = max(0.0, age - settings.backup_every_h * 3_600)
+        else:
+            unknown["backup_overdue_seconds"] = "backup_every_h is 0: nobody said when one is due"
     else:
-        unknown["backup_age_seconds"] = "the database is elsewhere and no backup_target is set: who runs it backs it up"
+        why = "the database is elsewhere and no backup_target is set: who runs it backs it up"
+        unknown["backup_age_seconds"] = unknown["backup_overdue_seconds"] = why
     machine = of_machine(settings, row.backend)
     unknown |= machine.unknown
     if machine.db_cpu_seconds is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email import message_from_string
@@ -14,7 +15,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from litestar.testing import AsyncTestClient
 
-from piggybank import metrics, telemetry
+from piggybank import ids, metrics, telemetry
 from piggybank.app import create_app
 from piggybank.appliance import store_files
 from piggybank.capacity import alerts, figures, runbooks, shares, usage, watching
@@ -282,6 +283,36 @@ async def test_stores_that_are_away_are_told_of_and_what_only_they_know_does_not
     await sql.execute("INSERT INTO minute_shares VALUES (gen_random_uuid(), now() - interval '5 s', '{\"web\": true}')")
     assert await job.look(work, minute) == 3  # they are back, and nothing waits
     assert await listed(work, "firing") == []
+
+
+@pytest.mark.parametrize(("every_h", "overdue_h"), [(24, 6.0), (720, 0.0), (1, 29.0), (0, None)])
+async def test_a_backup_is_overdue_by_its_own_rhythm(work: Work, sql: asyncpg.Connection, every_h: int, overdue_h: float | None) -> None:
+    await sql.execute("DELETE FROM backups")
+    made = "VALUES ('one', 'base', '/there', $1, $1, 1)"
+    await sql.execute(
+        f"INSERT INTO backups (id, kind, target, started_at, finished_at, size_bytes) {made}", datetime.now(UTC) - timedelta(hours=30)
+    )
+    async with work.db.read() as read:
+        found, unknown = await figures.look(read, msgspec.structs.replace(work.settings, backup_every_h=every_h))
+    await sql.execute("DELETE FROM backups")
+    overdue = found.get("backup_overdue_seconds")
+    assert overdue == (None if overdue_h is None else pytest.approx(overdue_h * 3_600, abs=60))
+    assert ("backup_overdue_seconds" in unknown) == (overdue_h is None)
+    (stale,) = (alert for alert in alerts.table() if alert.name == "BackupStale")
+    minutes = {MINUTE - number * usage.MINUTE: usage.Noted(figures=found) for number in range(6)}
+    assert (alerts.firing(stale, minutes, MINUTE) is not None) == (overdue_h is not None and overdue_h > 2)
+
+
+async def test_a_mail_that_bounces_is_no_outbox_that_is_stuck(work: Work, sql: asyncpg.Connection) -> None:
+    await sql.execute("DELETE FROM outbox")
+    for topic, age_s in (("mail.reset", 900), ("ledger.posted", 7)):
+        made = ids.new_id(7, time.time_ns() - age_s * 1_000_000_000)
+        await sql.execute("INSERT INTO outbox (id, bucket, topic, payload) VALUES ($1, 7, $2, '{}')", made, topic)
+    async with work.db.read() as read:
+        found, _ = await figures.look(read, work.settings)
+    await sql.execute("DELETE FROM outbox")
+    assert (found["ledger_outbox_waiting"], found["mail_waiting"]) == (1, 1)
+    assert found["ledger_outbox_oldest_age_seconds"] == pytest.approx(7, abs=5)
 
 
 ERRORS = Share(requests=100, errors=90, web=True)
