@@ -6,12 +6,15 @@ from typing import Any
 from litestar import Request, Response, post
 from msgspec import Struct
 
-from piggybank import errors
+from piggybank import errors, telemetry
+from piggybank.api import limits
 from piggybank.settings import Settings
 from piggybank.wallet import inbox
 from piggybank.wallet.provider import Provider
 
 SIGNATURE = "x-signature"
+
+_log = telemetry.logger("revio")
 
 
 class Received(Struct, frozen=True, kw_only=True):
@@ -27,10 +30,12 @@ class Received(Struct, frozen=True, kw_only=True):
     summary="An event of the provider, signed",
     tags=["provider"],
 )
-async def events(request: Request[Any, Any, Any], provider: Provider) -> Response[Received]:
+async def events(request: Request[Any, Any, Any], settings: Settings, provider: Provider) -> Response[Received]:
     """Verified over the raw bytes, kept once, applied later. 401: not signed by a key that this installation knows."""
     body = await request.body()
     if not await provider.is_signed(body, request.headers.get(SIGNATURE)):
+        client = limits.client_of(request.scope, limits.networks(settings.trusted_proxies))
+        _log.info("event_refused", request_id=request.scope["state"]["request_id"], client=client)
         raise errors.BadSignature
     return Response(Received(new=await inbox.receive(provider.db, await provider.mode(), body)))
 

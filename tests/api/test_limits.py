@@ -1,17 +1,19 @@
 """How often somebody may ask, and who somebody is."""
 
+import io
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
+import httpx
 import msgspec
 import pytest
 from litestar.testing import AsyncTestClient
 
-from piggybank import errors
+from piggybank import errors, telemetry
 from piggybank.api import limits
 from piggybank.app import create_app
 from piggybank.settings import Settings
@@ -79,6 +81,18 @@ async def test_sign_in_is_counted_while_the_cache_is_away(settings: Settings) ->
     async with served(settings, rate_sign_in_per_minute=2, cache_url="redis://127.0.0.1:1/0") as client:
         body = {"email": "nobody@example.com", "password": "not this one, surely"}
         assert [(await client.post("/v1/sessions", json=body)).status_code for _ in range(3)] == [401, 401, 429]
+
+
+async def test_from_where_a_refused_event_came_is_in_the_log(settings: Settings, log: io.StringIO) -> None:
+    app = create_app(msgspec.structs.replace(settings, trusted_proxies=["10.0.0.0/8"]))
+    telemetry.configure("info", "json", stream=log)
+    transport = httpx.ASGITransport(app=cast(Any, app), client=("10.0.0.1", 1234))
+    async with app.lifespan(), httpx.AsyncClient(transport=transport, base_url="http://bank") as asking:
+        forged = {"X-Signature": "bm90IHNpZ25lZA==", "X-Forwarded-For": "203.0.113.9"}
+        assert (await asking.post("/v1/revio/events", content=b"{}", headers=forged)).status_code == 401
+    lines = {line["event"]: line for line in map(msgspec.json.decode, log.getvalue().splitlines())}
+    assert lines["event_refused"]["client"] == "203.0.113.9"
+    assert lines["event_refused"]["request_id"] == lines["request"]["request_id"]
 
 
 def scope(client: str | None, *forwarded: str) -> Any:
