@@ -159,12 +159,13 @@ def value(alert: Alert, minutes: Mapping[datetime, Noted], at: datetime, pace: f
 def _counted(alert: Alert, told: list[Share], least: float) -> float | None:
     if alert.function == "p95":
         _, counts, bounds = HISTOGRAMS[alert.metric]
-        return shares.quantile(QUANTILE, [sum(column) for column in zip(*map(counts, told), strict=True)], bounds)
+        whole = [sum(column) for column in zip(*map(counts, told), strict=True)]
+        return shares.quantile(QUANTILE, whole, bounds) if sum(whole) >= least else None
     count = sum(map(COUNTERS[alert.metric][1], told))
     if alert.function == "increase":
         return float(count)
-    whole = sum(map(COUNTERS[alert.of][1], told))
-    return count / whole if whole >= least else None
+    of = sum(map(COUNTERS[alert.of][1], told))
+    return count / of if of >= least else None
 
 
 def _now(alert: Alert, noted: Noted | None) -> float | None:
@@ -191,7 +192,9 @@ def expression(alert: Alert, pace: float = 1.0) -> str:
         worst = "max" if alert.above is not None else "min"
         return f"{worst}({alert.metric})" + (f" / max({alert.of})" if alert.of else "")
     if alert.function == "p95":
-        return f"histogram_quantile({QUANTILE}, sum by (le) (rate({HISTOGRAMS[alert.metric][0]}{window})))"
+        buckets = HISTOGRAMS[alert.metric][0]
+        enough = f"sum(increase({buckets.replace('_bucket', '_count')}{window})) >= {alert.least / pace:g}"
+        return f"(histogram_quantile({QUANTILE}, sum by (le) (rate({buckets}{window}))) and ({enough}))"
     increase = f"sum(increase({COUNTERS[alert.metric][0]}{window}))"
     if alert.function == "increase":
         return increase

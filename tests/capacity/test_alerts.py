@@ -97,10 +97,11 @@ def series_of(alert: Alert, minutes: list[Noted | None]) -> list[dict[str, str]]
     if alert.function == "p95":
         name, pick, bounds = alerts.HISTOGRAMS[alert.metric]
         labels = people + "," if alert.metric == "seconds" else ""
+        bare = name.partition("{")[0]
         return [
-            cumulated(f'{name.partition("{")[0]}{{{labels}le="{bound}"}}', shares, lambda share, at=at: sum(pick(share)[: at + 1]))  # type: ignore[misc]
+            cumulated(f'{bare}{{{labels}le="{bound}"}}', shares, lambda share, at=at: sum(pick(share)[: at + 1]))  # type: ignore[misc]
             for at, bound in enumerate([*map(str, bounds), "+Inf"])
-        ]
+        ] + [cumulated(f"{bare.replace('_bucket', '_count')}{{{labels}}}", shares, lambda share: sum(pick(share)))]
     requests = "http_server_request_duration_seconds_count"
     return [
         cumulated(f'{requests}{{{people},http_response_status_code="503"}}', shares, lambda share: share.errors),
@@ -185,6 +186,24 @@ def test_prometheus_says_the_same_of_the_same_series(tmp_path: Path) -> None:
     tests[0]["promql_expr_test"] = [each | {"exp_samples": []} for each in tests[0]["promql_expr_test"]]
     file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests[:1]}))
     assert promtool("test", "rules", str(file)).returncode != 0
+
+
+@pytest.mark.parametrize("alert", [each for each in alerts.table() if each.function == "p95"], ids=lambda each: each.name)
+def test_a_few_slow_ones_are_no_alert_here_nor_in_prometheus(alert: Alert, tmp_path: Path) -> None:
+    few = msgspec.structs.replace(counts(alert, bad=True), seconds=[], webhook_lags=[])
+    bounds = alerts.HISTOGRAMS[alert.metric][2]
+    lonely = [0] * len(bounds) + [1]
+    one = msgspec.structs.replace(few, **{alert.metric: lonely})
+    none = msgspec.structs.replace(few, **{alert.metric: [0] * (len(bounds) + 1)})
+    every = alert.window_minutes // (alert.least - 1) + 1  # minutes between two: one too few in any window
+    minutes: list[Noted | None] = [Noted(share=one if number >= WARM and number % every == 0 else none) for number in range(WARM + 60)]
+    assert fired(alert, minutes) == [False] * len(minutes)
+    require("promtool")
+    file = tmp_path / "tests.yml"
+    tests = [unit_test(alert, minutes, fired(alert, minutes))]
+    file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}))
+    done = promtool("test", "rules", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_rules_are_made_from_the_table() -> None:
