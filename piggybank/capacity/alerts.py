@@ -159,7 +159,8 @@ def value(alert: Alert, minutes: Mapping[datetime, Noted], at: datetime, pace: f
 def _counted(alert: Alert, told: list[Share], least: float) -> float | None:
     if alert.function == "p95":
         _, counts, bounds = HISTOGRAMS[alert.metric]
-        whole = [sum(column) for column in zip(*map(counts, told), strict=True)]
+        alike = [buckets for buckets in map(counts, told) if len(buckets) == len(bounds) + 1]  # a version with other bounds may have told
+        whole = [sum(column) for column in zip(*alike, strict=True)]
         return shares.quantile(QUANTILE, whole, bounds) if sum(whole) >= least else None
     count = sum(map(COUNTERS[alert.metric][1], told))
     if alert.function == "increase":

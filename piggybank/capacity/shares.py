@@ -155,7 +155,7 @@ async def told(read: Read, until: datetime) -> tuple[Share | None, list[tuple[UU
     rows = (await read.execute(_LIST, {"until": until})).all()
     whole: Share | None = None
     for row in rows:
-        share = msgspec.json.decode(row.share, type=Share)
+        share = _of_our_shape(msgspec.json.decode(row.share, type=Share))
         whole = share if whole is None else whole + share
     return whole, [(row.process, row.at) for row in rows]
 
@@ -198,6 +198,16 @@ def _buckets(samples: Iterable[Sample], bounds: Sequence[float]) -> list[int]:
             at_most[float(sample.labels["le"])] += int(sample.value)
     counts = list(at_most.values())
     return [count - before for count, before in zip(counts, [0, *counts], strict=False)]
+
+
+def _of_our_shape(share: Share) -> Share:
+    """Without the buckets of a version that has others: while one is replaced by the other both tell."""
+    seconds, lags = len(metrics.SECONDS) + 1, len(metrics.LAGS_S) + 1
+    return msgspec.structs.replace(
+        share,
+        seconds=share.seconds if len(share.seconds) == seconds else [],
+        webhook_lags=share.webhook_lags if len(share.webhook_lags) == lags else [],
+    )
 
 
 def _added(one: Sequence[int], other: Sequence[int]) -> list[int]:

@@ -78,6 +78,21 @@ async def test_a_minute_has_what_all_processes_told_and_nobody_is_counted_twice(
     assert used > 0
 
 
+async def test_a_version_with_other_buckets_does_not_blind_the_others(work: Work, sql: asyncpg.Connection) -> None:
+    seconds = [0] * (LAST + 1)
+    seconds[-3] = 30  # 2.5 to 5 s
+    other = Share(requests=70, seconds=[70, 0, 0], webhook_lags=[7], web=True)
+    for share in (other, Share(requests=30, seconds=seconds, web=True), other):
+        await sql.execute("INSERT INTO minute_shares VALUES (gen_random_uuid(), $1, $2::jsonb)", NOW, msgspec.json.encode(share).decode())
+    assert await capacity.record(work) == 1
+    (row,) = await sql.fetch("SELECT requests, p95_ms FROM usage_minutes")
+    assert row["requests"] == 170
+    assert row["p95_ms"] > 2_500
+    (slow, *_) = (alert for alert in alerts.table() if alert.function == "p95")
+    minutes = {MINUTE: usage.Noted(share=other), MINUTE - usage.MINUTE: usage.Noted(share=Share(seconds=seconds))}
+    assert (alerts.value(slow, minutes, MINUTE) or 0) > 2.5
+
+
 async def test_a_process_tells_what_it_counted_once_and_what_was_not_written_with_the_next(
     own_settings: Any, sql: asyncpg.Connection
 ) -> None:
