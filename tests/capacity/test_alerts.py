@@ -276,10 +276,18 @@ def test_dashboards_are_made_from_the_table_and_ask_for_what_there_is() -> None:
         cells = [(x, y) for place in places for x in range(place.x, place.x + place.w) for y in range(place.y, place.y + place.h)]
         assert len(cells) == len(set(cells)), "two panels in one place"
         for panel in board.panels:
+            assert panel.description, panel.title
             for target in panel.targets:
                 assert series_in(target.expr) <= names, target.expr
                 assert series_in(target.expr), target.expr
     assert uids == {path.stem for path in (ROOT / dashboards.FOLDER).glob("*.json")}
+
+
+def test_a_panel_is_empty_while_nobody_answers_and_says_what_it_shows() -> None:
+    for board in dashboards.DASHBOARDS:
+        for panel in board.panels:
+            assert panel.says or panel.alert, panel.title
+            assert not any(expression.endswith("or vector(0)") for expression, _ in panel.lines), panel.title
 
 
 def metrics_table() -> str:

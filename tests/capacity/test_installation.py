@@ -170,6 +170,7 @@ def test_every_alert_and_every_panel_finds_its_series(bank: Bank, load: Load, tm
         paid = load.post(f"/v1/accounts/{load.accounts[0]}/deposits", {"amount": 5_000, "method": "revio"})["payment"]
         httpx.post(f"{paid['checkout_url']}pay", timeout=30, follow_redirects=False)
     load.post(f"/v1/accounts/{load.accounts[0]}/deposits", {"amount": 5_000, "method": "revio"})  # stays open
+    be_refused(bank, load)
     with prometheus(tmp_path, bank.url.removeprefix("http://")) as url:
         missing: set[str] = set()
 
@@ -230,6 +231,28 @@ def test_faults_raise_exactly_their_alerts_once_and_they_end(bank: Bank, load: L
             == same.count("alert_resolved")
             == sum((other["name"], other["severity"]) == (each["name"], each["severity"]) for other in ended)
         )
+
+
+def be_refused(bank: Bank, load: Load) -> None:
+    """A movement that is refused (4xx), one that is sent twice, and a write that waits for a table for too long (5xx)."""
+
+    def send(path: str, body: dict[str, Any], key: str = "") -> int:
+        headers = {**load.headers, "Idempotency-Key": key or uuid4().hex}
+        return httpx.post(bank.url + path, json=body, headers=headers, timeout=30).status_code
+
+    async def while_held() -> int:
+        connection = await asyncpg.connect(bank.stores.addresses()["owner_database_url"])
+        try:
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+                return await asyncio.to_thread(send, "/v1/users", {"external_id": uuid4().hex})
+        finally:
+            await connection.close()
+
+    account, key = load.accounts[0], uuid4().hex
+    assert send(f"/v1/accounts/{account}/withdrawals", {"amount": 10**12, "method": "direct"}) == 409
+    assert {send(f"/v1/accounts/{account}/deposits", {"amount": 1, "method": "direct"}, key) for _ in range(2)} == {201}
+    assert asyncio.run(while_held()) == 503
 
 
 def forge(bank: Bank) -> None:
