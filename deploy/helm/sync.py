@@ -1,5 +1,5 @@
-"""Make what the chart has from elsewhere: the phases from `phases.toml`, the names of the settings, copies of rules and dashboards (Helm
-reads nothing outside a chart).
+"""Make what the chart has from elsewhere: the phases from `phases.toml`, the names of the settings, the rules, copies of the dashboards
+(Helm reads nothing outside a chart).
 
 Run it after changing one of them: `make chart`. A test compares.
 """
@@ -11,13 +11,13 @@ from typing import Any
 
 import msgspec
 
-from piggybank.capacity import phases
+from piggybank.capacity import alerts, phases
 from piggybank.capacity.phases import Phase
 from piggybank.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "piggybank"
-RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+MATCHERS = "__MATCHERS__"  # in the chart's rules, for `metrics.ruleMatchers`: one Prometheus may look after several releases
 DASHBOARDS = ROOT / "deploy" / "grafana" / "dashboards"
 MADE_FROM = "Made from piggybank/capacity/phases.toml by `make chart`. Your own values win over these."
 SCHEMA = CHART / "values.schema.json"
@@ -68,8 +68,7 @@ def scaled(least: int, most: int) -> dict[str, Any]:
 def files() -> dict[str, str]:
     """Every file below `files/` that is made, by its path there."""
     made = {"phases.json": _phases()}
-    if RULES.exists():
-        made["rules.yml"] = RULES.read_text(encoding="utf-8")
+    made["rules.yml"] = alerts.rules(matchers=MATCHERS)
     for path in sorted(DASHBOARDS.glob("*.json")):
         made[f"dashboards/{path.name}"] = path.read_text(encoding="utf-8")
     return made

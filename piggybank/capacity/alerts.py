@@ -184,26 +184,32 @@ def _worst(noted: Noted, name: str, *, lowest: bool) -> float | None:
     return figure
 
 
-def expression(alert: Alert, pace: float = 1.0) -> str:
-    """What it measures, in PromQL, without its threshold."""
+def expression(alert: Alert, pace: float = 1.0, matchers: str = "") -> str:
+    """What it measures, in PromQL, without its threshold; of the series that `matchers` choose, as `namespace='bank'`."""
     window = f"[{_duration(max(1, int(alert.window_minutes / pace)) * 60)}]"
     if alert.function in ("missing", "silent"):
-        return f"absent({alert.metric})"
+        return f"absent({_chosen(alert.metric, matchers)})"
     if alert.function == "now":
         worst = "max" if alert.above is not None else "min"
-        return f"{worst}({alert.metric})" + (f" / max({alert.of})" if alert.of else "")
+        return f"{worst}({_chosen(alert.metric, matchers)})" + (f" / max({_chosen(alert.of, matchers)})" if alert.of else "")
     if alert.function == "p95":
-        buckets = HISTOGRAMS[alert.metric][0]
+        buckets = _chosen(HISTOGRAMS[alert.metric][0], matchers)
         enough = f"sum(increase({buckets.replace('_bucket', '_count')}{window})) >= {alert.least / pace:g}"
         return f"(histogram_quantile({QUANTILE}, sum by (le) (rate({buckets}{window}))) and ({enough}))"
-    increase = f"sum(increase({COUNTERS[alert.metric][0]}{window}))"
+    increase = f"sum(increase({_chosen(COUNTERS[alert.metric][0], matchers)}{window}))"
     if alert.function == "increase":
         return increase
-    whole = f"sum(increase({COUNTERS[alert.of][0]}{window}))"
+    whole = f"sum(increase({_chosen(COUNTERS[alert.of][0], matchers)}{window}))"
     return f"({increase} or vector(0)) / ({whole} >= {alert.least / pace:g})"
 
 
-def rules(pace: float = 1.0) -> str:
+def _chosen(series: str, matchers: str) -> str:
+    if not matchers:
+        return series
+    return f"{series[:-1]},{matchers}}}" if series.endswith("}") else f"{series}{{{matchers}}}"
+
+
+def rules(pace: float = 1.0, matchers: str = "") -> str:
     """`deploy/prometheus/rules.yml`."""
     lines = [
         "# Made from piggybank/capacity/alerts.toml: python -m piggybank.capacity.alerts > deploy/prometheus/rules.yml",
@@ -216,7 +222,7 @@ def rules(pace: float = 1.0) -> str:
         sign = ">" if alert.above is not None else "<"
         lines += [
             f"      - alert: {alert.name}",
-            f"        expr: {msgspec.json.encode(f'{expression(alert, pace)} {sign} {alert.threshold:g}').decode()}",
+            f"        expr: {msgspec.json.encode(f'{expression(alert, pace, matchers)} {sign} {alert.threshold:g}').decode()}",
             f"        for: {_duration(int(alert.for_minutes * 60 / pace))}",
             "        labels:",
             f"          severity: {alert.severity}",

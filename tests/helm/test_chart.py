@@ -17,7 +17,7 @@ from referencing import Registry, Resource
 import piggybank
 from deploy.helm import sync
 from piggybank.appliance import cache_cluster
-from piggybank.capacity import connections, phases
+from piggybank.capacity import alerts, connections, phases
 from piggybank.capacity.connections import Processes
 from tests.conftest import require
 from tests.helm import api_server, checks
@@ -25,6 +25,7 @@ from tests.helm.rendering import (
     EVERYTHING,
     EXTERNAL,
     KEDA,
+    NAMESPACE,
     PHASES,
     Document,
     Refused,
@@ -760,9 +761,27 @@ def test_promtool_takes_the_rules_as_they_are_rendered(tmp_path: Path) -> None:
         (tmp_path / name).write_text(yaml.safe_dump(groups))
         done = subprocess.run(["promtool", "check", "rules", str(tmp_path / name)], capture_output=True, text=True, check=False)
         assert (done.returncode == 0) == well, done.stdout + done.stderr
-    count = sum(len(group["rules"]) for group in rule["spec"]["groups"])
-    assert rule["spec"] == yaml.safe_load(sync.RULES.read_text(encoding="utf-8"))
-    assert count > 0
+    assert rule["spec"] == yaml.safe_load(alerts.rules(matchers=f"namespace='{NAMESPACE}'"))
+
+
+def test_two_releases_under_one_prometheus_do_not_hide_each_other(tmp_path: Path) -> None:
+    require("promtool")
+    rule = one(documents({"metrics": {"prometheusRule": True}}), "PrometheusRule", "bank-piggybank")
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rule["spec"]))
+    names = ("app_phase_info", "app_phase")  # what the neighbour still answers
+    there = [{"series": f'{name}{{namespace="neighbour"}}', "values": "1x20"} for name in names]
+    gone = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    fired = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in ("NothingRecorded", "WebGone")]
+    asked = [{"expr": gone, "eval_time": "15m", "exp_samples": fired}]
+    tests = {"rule_files": ["rules.yml"], "tests": [{"interval": "1m", "input_series": there, "promql_expr_test": asked}]}
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
+    done = subprocess.run(["promtool", "test", "rules", str(tmp_path / "tests.yml")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    everybody = one(documents({"metrics": {"prometheusRule": True, "ruleMatchers": ""}}), "PrometheusRule", "bank-piggybank")
+    assert "namespace=" not in json.dumps(everybody)
+    (tmp_path / "everybody.yml").write_text(yaml.safe_dump(everybody["spec"]))
+    done = subprocess.run(["promtool", "check", "rules", str(tmp_path / "everybody.yml")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _broken(groups: Values) -> Values:
