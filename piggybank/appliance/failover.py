@@ -122,8 +122,7 @@ def choose(stores: Embedded, to: str, *, accept_loss: bool) -> tuple[str, bool]:
         return chosen.name, False
     if ended.at is not None:
         return chosen.name, False
-    # of these nobody can say yet what they have
-    unsure = [each.name for each in answering.values() if each.timeline != timeline and not each.replayed]
+    unsure = [each.name for each in answering.values() if not _is_sure(each, timeline)]
     _check_crashed(stores, chosen, furthest, sorted([*silent, *unsure]))
     return chosen.name, True
 
@@ -162,23 +161,34 @@ def _check_crashed(stores: Embedded, chosen: Standing, furthest: Standing, silen
 
 
 def _has_all(stores: Embedded, old: str, new: str, *, crashed: bool) -> bool:
-    """The old primary has ended: has the new one all that it had, or, where it crashed, all that any standby confirmed?
+    """The old primary has ended: has the new one all that it had, or, where it did not end in order, all that any standby confirmed?
 
-    One that crashed may have been started again under our hands: what it then wrote by itself, with nobody connected, is not missed.
+    One that had crashed may have been started again under our hands: what it then wrote by itself, with nobody connected, is not missed.
     """
     ended, until = stores.postgres.ended(old), time.monotonic() + ARRIVAL_S
     while True:
-        had = _position(stores.postgres.look(new))
-        if ended.at is not None and had >= (ended.timeline, ended.at):
+        had = stores.postgres.look(new)
+        if ended.at is not None and _position(had) >= (ended.timeline, ended.at):
             return True
-        if crashed and stores.topology.synchronous:
-            with suppress(errors.StoreFailed):
-                standbys = topology.standbys_of(stores.dir, stores.topology.replicas)
-                if had >= max(_position(stores.postgres.look(name)) for name in standbys):
-                    return True
+        if (crashed or ended.at is None) and stores.topology.synchronous and _is_furthest(stores, had):
+            return True
         if time.monotonic() > until:
             return False
         time.sleep(POLL_S)
+
+
+def _is_furthest(stores: Embedded, had: Standing) -> bool:
+    """Every standby answers, and none has more."""
+    try:
+        others = [stores.postgres.look(name) for name in topology.standbys_of(stores.dir, stores.topology.replicas)]
+    except errors.StoreFailed:
+        return False
+    return all(_position(each) <= _position(had) and _is_sure(each, had.timeline) for each in others)
+
+
+def _is_sure(standing: Standing, timeline: int) -> bool:
+    """Not so of one that may have more of that timeline than it can say yet."""
+    return standing.timeline == timeline or standing.replayed
 
 
 def _position(standing: Standing) -> tuple[int, int]:

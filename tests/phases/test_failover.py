@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -254,6 +255,19 @@ def test_a_loss_that_is_accepted(stores: Embedded) -> None:
         fail_over(stores)
     assert fail_over(stores, accept_loss=True) == "postgres-3"
     assert rows(stores) == [1]
+
+
+@pytest.mark.deep
+def test_a_primary_that_does_not_end_in_order_is_given_up(stores: Embedded) -> None:
+    """It answers, and its disk, say, does not let it end: every standby answers, and what was confirmed is on the one that takes over."""
+    stores.psql("SET synchronous_commit = on; INSERT INTO kept VALUES (2);")
+    old = stores.running["postgres"]
+    old.program = msgspec.structs.replace(old.program, stop_timeout_s=2.0)
+    for child in psutil.Process(old.pid).children():
+        if "checkpointer" in " ".join(child.cmdline()):
+            child.suspend()  # no checkpoint, no end
+    assert fail_over(stores) in ("postgres-2", "postgres-3")
+    assert rows(stores) == [1, 2]
 
 
 @pytest.mark.deep
