@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from pathlib import Path
 import docker
 from docker.errors import BuildError, DockerException, ImageNotFound
 
-from installer import act, rolling
+from installer import act, putting_back, rolling
 from installer.act import step
 from installer.containers import PORTS, not_free, project
 from installer.options import ENV_FILE, ENV_NAMES, LOOPBACK, SETTING_FLAGS, SETTINGS_ENV, Options, read_env
@@ -44,10 +44,11 @@ PRIMARY = "postgres-1"
 BACKUP = "backup"
 OURS_TO_REPLACE = (rolling.WEB, "worker", "door")  # after the stores that they need
 COPIED = ("compose.yaml", "deploy/compose", "deploy/prometheus", "deploy/grafana")
+TLS_FILE = "tls/door.pem"
 HEADING = "# Written by installer/install.sh --docker."
 # all that is ours in the folder, and what a purge deletes there: the command itself last
 ENTRIES = (
-    *(*COPIED, "tls/door.pem", SETTINGS_ENV, f"{ENV_FILE}.new", ENV_FILE, ".install.lock"),
+    *(*COPIED, TLS_FILE, SETTINGS_ENV, f"{ENV_FILE}.new", ENV_FILE, ".install.lock"),
     *("bin/compose.new", "bin/compose", "bin/piggybank.new", "bin/piggybank"),
 )
 UP_TIMEOUT_S = 1_800  # images are pulled, and a standby copies the database
@@ -129,15 +130,7 @@ def act_out(options: Options) -> dict[str, str | None]:
             step(2, f"Building the image {image} (about a minute)")
             _build(client, image)
         step(3, "Folder and secrets")
-        before, number = read_env(options.data_dir / ENV_FILE).get(PHASE_KEY, "0"), phase_of(options)
-        _copy_files(options)
-        _write_env(client, options, image, number)
-        _write_commands(options)
-        step(4, f"Starting phase {number}")
-        _up(client, options, goes_down=number < int(before))
-        _remove_unwanted(client, options)
-        step(5, "Waiting until it answers")
-        _wait_ready(client, options)
+        _start(client, options, image, phase_of(options))
         step(6, "Asking what the provider is")
         mode = _choose_provider(client, options)
         step(7, "Making the operator's one-time link, and the recovery key of the backups")
@@ -152,6 +145,20 @@ def act_out(options: Options) -> dict[str, str | None]:
         "recovery_key": key,
         "provider_mode": mode,
     }
+
+
+def _start(client: docker.DockerClient, options: Options, image: str, number: int) -> None:
+    """What fails here must not be what `bin/piggybank up` starts later."""
+    before = read_env(options.data_dir / ENV_FILE).get(PHASE_KEY, "0")
+    with _putting_back(options):
+        _copy_files(options)
+        _write_env(client, options, image, number)
+        _write_commands(options)
+        step(4, f"Starting phase {number}")
+        _up(client, options, goes_down=number < int(before))
+        _remove_unwanted(client, options)
+        step(5, "Waiting until it answers")
+        _wait_ready(client, options)
 
 
 def phase_of(options: Options) -> int:
@@ -179,6 +186,25 @@ def _alone(options: Options) -> Iterator[None]:
         yield
 
 
+def _putting_back(options: Options) -> AbstractContextManager[None]:
+    """A first installation keeps what it wrote: the secrets are in it."""
+    env, cli = options.data_dir / ENV_FILE, options.cli
+    if not (kept := read_env(env)):
+        return nullcontext()
+    lacking = [name for name in SECRETS if not kept.get(name)]
+    if lacking:  # before it is remembered: what has begun with a new one goes on with it
+        with env.open("a", encoding="utf-8") as file:
+            file.write("".join(f"\n{name}={secrets.token_hex(SECRET_BYTES)}" for name in lacking) + "\n")
+    was = f"{kept.get('PIGGYBANK_IMAGE')}, phase {kept.get(PHASE_KEY, '0')}"
+    said = f"{env} and the files beside it were put back as they were ({was}); to have that in every container: {cli} up"
+    copied = [options.data_dir / path.relative_to(CHECKOUT) for name in COPIED for path in _files_of(CHECKOUT / name)]
+    return putting_back.unless_done([*copied, options.data_dir / TLS_FILE, env, cli.with_name("compose"), cli], said)
+
+
+def _files_of(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+
+
 @contextmanager
 def _client() -> Iterator[docker.DockerClient]:
     try:
@@ -195,8 +221,8 @@ def _image_name() -> str:
     mark = hashlib.sha256()
     for name in ("Dockerfile", ".dockerignore", *image_sources()):
         path = CHECKOUT / name
-        for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
+        for file in _files_of(path):
+            if "__pycache__" not in file.parts:
                 mark.update(str(file.relative_to(CHECKOUT)).encode() + b"\0" + file.read_bytes() + b"\0")
     return f"piggybank:{version[1]}-{mark.hexdigest()[:8]}"
 
@@ -238,7 +264,7 @@ def _copy_files(options: Options) -> None:
     for path in (options.data_dir / "deploy").rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # the containers' users read them; strangers do not get into the folder
     if options.settings.get("tls_cert"):
-        place = options.data_dir / "tls" / "door.pem"
+        place = options.data_dir / TLS_FILE
         place.parent.mkdir(exist_ok=True)
         place.write_text(
             "".join(Path(str(options.settings[name])).read_text(encoding="utf-8") for name in ("tls_cert", "tls_key")), encoding="utf-8"

@@ -45,7 +45,7 @@ COMMAND_TIMEOUT_S = 200
 ASK_TIMEOUT_S = 5
 POLL_S = 0.1
 ELSEWHERE = {
-    "compose": "docker compose pull && docker compose up --detach (the image's tag is the version)",
+    "compose": "installer/install.sh --docker of that version's checkout",
     "helm": "helm upgrade piggybank deploy/helm/piggybank --reset-then-reuse-values --set image.tag=VERSION",
     "railway": "deploy the image of that version: railway up",
     "native": "installer/install.sh of that version's checkout",

@@ -3,13 +3,15 @@
 import gc
 import re
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from installer import compose, engine, look
 from installer.options import ENV_FILE, Options, parse, read_env
+from installer.program import CHECKOUT, Failed
 
 
 def options(data_dir: Path, *flags: str) -> Options:
@@ -171,3 +173,62 @@ def test_without_docker_a_folder_of_containers_is_not_taken_over(tmp_path: Path)
     place = installed(tmp_path / "bank")
     found = look._installation(parse(["--data-dir", str(place)], {}, "python3"))
     assert (found.level, "--docker" in found.do) == ("stop", True)
+
+
+class NoContainers(NoNetworks):
+    class containers:  # noqa: N801 - the SDK's name
+        @staticmethod
+        def list(**_: Any) -> list[Any]:
+            return []
+
+
+def bytes_of(place: Path) -> dict[Path, tuple[bytes, int, int]]:
+    return {path: (path.read_bytes(), path.stat().st_mode, path.stat().st_ino) for path in place.rglob("*") if path.is_file()}
+
+
+def test_an_upgrade_that_fails_leaves_the_files_of_what_ran_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No `docker` is found here, so starting fails as it does with an image that does not come up."""
+    place = installed(tmp_path / "bank")
+    chosen, client = options(place, "--phase", "2", "--port", "18200"), NoContainers()
+    env, script, newer = place / ENV_FILE, place / "deploy/compose/postgres.sh", place / "deploy/compose/valkey.sh"
+    env.write_text(env.read_text(encoding="utf-8").replace("GRAFANA_PASSWORD", "#"), encoding="utf-8")
+    script.write_text("# of the version before\n", encoding="utf-8")
+    newer.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    before = bytes_of(place)
+    with pytest.raises(Failed) as failed:
+        compose._start(cast("Any", client), chosen, "piggybank:2", 2)
+    assert "bin/compose config --services ended with" in str(failed.value)
+    assert "put back as they were (piggybank:1, phase 0)" in str(failed.value)
+    after = bytes_of(place)
+    made = read_env(env)["GRAFANA_PASSWORD"]
+    assert len(made) == 2 * compose.SECRET_BYTES, "a secret that was made stays: a store may have begun with it"
+    assert (before.pop(env)[0].decode() + f"\nGRAFANA_PASSWORD={made}\n").encode() == after.pop(env)[0]
+    cli = (place / "bin" / "compose", place / "bin" / "piggybank")
+    assert {path: kept for path, kept in before.items() if path not in cli} == {
+        path: kept for path, kept in after.items() if path not in cli
+    }
+
+
+def test_a_first_installation_that_fails_keeps_its_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Failed):
+        compose._start(cast("Any", NoContainers()), options(tmp_path), "piggybank:1", 0)
+    assert all(read_env(tmp_path / ENV_FILE)[name] for name in compose.SECRETS)
+
+
+def test_an_upgrade_that_is_ended_puts_its_files_back_too(tmp_path: Path) -> None:
+    kept, made = tmp_path / "kept", tmp_path / "made"
+    kept.write_text("before", encoding="utf-8")
+    script = f"""
+import os, signal
+from pathlib import Path
+from installer import putting_back
+with putting_back.unless_done([Path({str(kept)!r}), Path({str(made)!r})], "put back"):
+    for name in ({str(kept)!r}, {str(made)!r}):
+        Path(name).write_text("after")
+    os.kill(os.getpid(), signal.SIGHUP)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=CHECKOUT)
+    assert (done.returncode, done.stderr.strip()) == (129, "put back")
+    assert (kept.read_text(encoding="utf-8"), made.exists()) == ("before", False)

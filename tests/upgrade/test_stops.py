@@ -14,7 +14,7 @@ from alembic.script import Script, ScriptDirectory
 
 from installer import program
 from piggybank import errors
-from piggybank.appliance import stops, versions
+from piggybank.appliance import stops, upgrade, versions
 from piggybank.appliance.stops import Stop
 from piggybank.db import migrate
 
@@ -125,3 +125,8 @@ def test_elsewhere_it_says_how(tmp_path: Path) -> None:
         [sys.executable, "-m", "piggybank", "upgrade", "--plan", "--data-dir", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, "was not installed by installer/install.sh" in done.stderr) == (1, True), done.stderr
+
+
+def test_containers_are_upgraded_by_what_made_their_image() -> None:
+    """It is built here, so a pull finds nothing, and compose needs the files that `bin/compose` names."""
+    assert upgrade.ELSEWHERE["compose"].startswith("installer/install.sh --docker")
