@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from piggybank import errors, telemetry
 from piggybank import settings as settings_file
 from piggybank.appliance import change, data_folder, folder, overview, processes, reboot, supervisor, system_user, topology, web
 from piggybank.capacity import phases
+from piggybank.cli.moments import MOMENT
 from piggybank.db import schema
 from piggybank.settings import Settings
 
@@ -144,8 +146,11 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     type=click.IntRange(0, WITHIN_MOST_S),
     help=f"How long to wait; without --wait for the database to answer.  [default: {WAIT_WITHIN_S} with --wait, else 0]",
 )
+@click.option(
+    "--restored-since", "since", type=MOMENT, metavar="TIME", help="With --wait, until it is in recovery, too (restore begin --since TIME)."
+)
 @click.pass_context
-def migrate(ctx: click.Context, wait: bool, within: int | None) -> None:
+def migrate(ctx: click.Context, wait: bool, within: int | None, since: datetime | None) -> None:
     """Bring the database's schema to this version; safe to repeat, and from several machines at once.
 
     With --wait it does not migrate: it ends with 0 when somebody else has, and with 1 and the reason when nobody did in time.
@@ -156,13 +161,15 @@ def migrate(ctx: click.Context, wait: bool, within: int | None) -> None:
       piggybank migrate --within 600
       piggybank migrate --wait --within 900
     """
+    if since is not None and not wait:
+        raise click.UsageError("--restored-since goes with --wait")
     settings = settings_of(ctx)
     name = "database_url" if wait else "owner_database_url"
     if not getattr(settings, name):
         raise errors.CannotProceed(what=f"no {name} is known for {settings.data_dir}", do="start it: piggybank up; or set it")
     telemetry.configure(settings.log_level, "console")
     if wait:
-        asyncio.run(schema.wait(settings.database_url, WAIT_WITHIN_S if within is None else within, _tell))
+        asyncio.run(schema.wait(settings.database_url, WAIT_WITHIN_S if within is None else within, _tell, since))
         click.echo("the schema is there")
         return
     if within:

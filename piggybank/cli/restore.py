@@ -19,6 +19,7 @@ from piggybank.appliance.backups.opening import Restored
 from piggybank.appliance.store_files import APPLICATION_ROLE
 from piggybank.cli.appliance import settings_of
 from piggybank.cli.backup import progress, recovery_key
+from piggybank.cli.moments import MOMENT
 from piggybank.db import migrate, recovery
 from piggybank.db.engines import Database
 from piggybank.settings import Settings
@@ -61,7 +62,7 @@ def restore() -> None:
 @click.option("--in-place", is_flag=True, help="Over this installation, which is stopped; its database is kept beside the new one.")
 @click.option("--name", default="", help="With --in-place: the folder's name, or the database's that is elsewhere, instead of being asked.")
 @click.option("--from", "address", default="", metavar="TARGET", help="Elsewhere than `backup_target`.")
-@click.option("--at", "moment", default="", metavar="TIME", help="The moment to restore, like 2026-11-24T09:30:00Z. Else the newest.")
+@click.option("--at", type=MOMENT, metavar="TIME", help="The moment to restore, like 2026-11-24T09:30:00Z. Else the newest.")
 @click.option("--recovery-key", "key_file", metavar="FILE", help="Restores settings and key files, too; -: read it from standard input.")
 @click.option("--without-key", is_flag=True, help="Do not ask for the recovery key.")
 @click.option("--until-hole", is_flag=True, help="Where the archived log has a hole: restore what was before it, and lose what came after.")
@@ -76,7 +77,7 @@ def bring_back(
     in_place: bool,
     name: str,
     address: str,
-    moment: str,
+    at: datetime | None,
     key_file: str | None,
     without_key: bool,
     until_hole: bool,
@@ -87,7 +88,6 @@ def bring_back(
     if bool(place) == in_place:
         raise click.UsageError("give either --to FOLDER|URL or --in-place")
     settings = settings_of(ctx)
-    at = _moment(moment)
     is_elsewhere = in_place and topology.DATABASE not in settings_file.embedded_stores(settings.data_dir)
     is_url = place.startswith(("postgresql://", "postgres://"))
     if is_elsewhere:
@@ -139,28 +139,46 @@ def _say(restored: Restored) -> None:
 
 @restore.command("begin")
 @click.option(
-    "--point", "moment", required=True, metavar="TIME", help="Up to there the database knows everything, like 2026-11-24T09:30:00Z."
+    "--point",
+    type=MOMENT,
+    metavar="TIME",
+    help="Up to there the database knows everything, like 2026-11-24T09:30:00Z. Else the last heartbeat of the worker that is in it.",
 )
 @click.option("--by", "tool", default="another tool", show_default=True, help="What restored it: is kept with it.")
+@click.option(
+    "--since", type=MOMENT, metavar="TIME", help="When this restore was asked for: one that was begun after that is left as it is."
+)
 @click.pass_context
-def begin(ctx: click.Context, *, moment: str, tool: str) -> None:
+def begin(ctx: click.Context, *, point: datetime | None, tool: str, since: datetime | None) -> None:
     """Put a database into recovery that another tool restored: CloudNativePG, a snapshot at a cloud, pg_restore.
 
     Before web and workers are started: they would send payouts of which this database does not know that they were sent. Ends the
-    sessions of the application. `piggybank restore finish` ends it.
+    sessions of the application. `piggybank restore finish` ends it. With --since it is safe to repeat, also after that.
 
     \b
-    Example:
+    Examples:
       piggybank restore begin --point 2026-11-24T09:30:00Z --by cloudnative-pg
+      piggybank restore begin --since 2026-11-24T10:00:00Z
     """
-    settings, point = settings_of(ctx), _moment(moment)
-    assert point is not None, "it is required"
-    if point > datetime.now(UTC):
-        raise errors.CannotProceed(
-            what=f"{moment} is in the future", do="give the moment up to which the restored database knows everything"
-        )
-    asyncio.run(recovery.stand_down(settings.owner_database_url, migrate.role_of(settings.database_url), point, tool))
+    settings = settings_of(ctx)
+    for moment, do in (
+        (point, "give the moment up to which the restored database knows everything"),
+        (since, "give the moment at which its restore was asked for"),
+    ):
+        if moment is not None and moment > datetime.now(UTC):
+            raise errors.CannotProceed(what=f"{moment:%Y-%m-%dT%H:%M:%SZ} is in the future", do=do)
+    if not asyncio.run(_begin(settings, point, tool, since)):
+        click.echo("nothing to do: this restore was begun already")
+        return
     click.echo("It is in recovery: only reads are answered. Start what serves it, then: piggybank restore finish")
+
+
+async def _begin(settings: Settings, point: datetime | None, tool: str, since: datetime | None) -> bool:
+    owner, role = settings.owner_database_url, migrate.role_of(settings.database_url)
+    if since is not None and await recovery.goes_on(owner, role, since):
+        return False
+    await recovery.stand_down(owner, role, point or await recovery.newest_moment(owner), tool)
+    return True
 
 
 @restore.command("finish")
@@ -253,16 +271,6 @@ async def _waiting(settings: Settings, settled: UUID | None, by: str) -> tuple[l
 
 def _described(one: Lost) -> str:
     return f"{one.kind} of {one.amount} {one.currency}, {one.provider_id} at the provider"
-
-
-def _moment(text: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError as cause:
-        raise click.BadParameter(f"{text} is no time like 2026-11-24T09:30:00Z", param_hint="--at") from cause
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def _check_stopped(settings: Settings, name: str) -> None:

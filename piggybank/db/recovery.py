@@ -58,6 +58,34 @@ async def stand_down(owner_url: str, application_role: str, point: datetime, why
         await connection.close()
 
 
+async def newest_moment(owner_url: str) -> datetime:
+    """Up to there a database that was restored knows everything, at least: its worker's last heartbeat, else when it was made."""
+    connection = await writes.open_mover(owner_url)
+    try:
+        beat: datetime | None = await connection.fetchval("SELECT nullif(beat, '-infinity') FROM heartbeat")
+        return beat or ids.time_of(await connection.fetchval("SELECT id FROM installation"))
+    finally:
+        await connection.close()
+
+
+async def goes_on(owner_url: str, application_role: str, since: datetime) -> bool:
+    """Whether a restore was begun since then; its beginning is brought to its end where that was cut off."""
+    connection = await writes.open_mover(owner_url)
+    try:
+        if not await begun_since(connection, since):
+            return False
+        if await is_recovering(connection):
+            await writes.end_sessions(connection, application_role)
+        return True
+    finally:
+        await connection.close()
+
+
+async def begun_since(connection: asyncpg.Connection, since: datetime) -> bool:
+    """A database of a moment holds no later row: that moment, or when it was asked for, tells this restore from those before it."""
+    return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM restores WHERE restored_at >= $1)", since))
+
+
 class Lineage(Struct, frozen=True, kw_only=True):
     """Which copy of which installation a database is: the restores that it comes from, the last one last."""
 

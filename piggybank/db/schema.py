@@ -3,11 +3,12 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 
 import asyncpg
 
 from piggybank import errors
-from piggybank.db import migrate
+from piggybank.db import migrate, recovery
 
 ASK_TIMEOUT_S = 10.0
 LOOK_EVERY_S = 1.0
@@ -17,11 +18,15 @@ AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 Tell = Callable[[str], None]
 
 
-async def missing(url: str) -> str:
-    """Why this version cannot work with the database yet; empty: its schema is at this version's head, or past it. Either role may ask."""
+async def missing(url: str, restored_since: datetime | None = None) -> str:
+    """Why this version cannot work with the database yet; empty: its schema is at this version's head, or past it. Either role may ask.
+
+    `restored_since`: and it was put into recovery after that, since another tool restores it.
+    """
     try:
         async with asyncio.timeout(ASK_TIMEOUT_S):
             found = await migrate.current(url)
+            begun = found is None or restored_since is None or await _is_begun(url, restored_since)
     except asyncpg.InsufficientPrivilegeError:
         return "this role has no rights on the schema yet"
     except AWAY as cause:
@@ -29,12 +34,24 @@ async def missing(url: str) -> str:
     if found is None:
         return "the database has no schema yet"
     head = migrate.head()
-    return "" if found >= head else f"the schema is at {found}, and this version needs {head}"
+    if found < head:
+        return f"the schema is at {found}, and this version needs {head}"
+    return "" if begun else "it was restored, and is not in recovery yet"
 
 
-async def wait(url: str, within_s: float, tell: Tell) -> None:
+async def _is_begun(url: str, since: datetime) -> bool:
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetchval("SELECT to_regclass('public.restores')") is not None and await recovery.begun_since(
+            connection, since
+        )
+    finally:
+        await connection.close()
+
+
+async def wait(url: str, within_s: float, tell: Tell, restored_since: datetime | None = None) -> None:
     """Until nothing is missing; changes nothing. Raises `errors.CannotProceed`."""
-    why = await _until_empty(lambda: missing(url), within_s, tell)
+    why = await _until_empty(lambda: missing(url, restored_since), within_s, tell)
     if why:
         do = "see that the migration ran (`piggybank migrate`, the Job `migrate`) and what its log says"
         raise errors.CannotProceed(what=f"waited {within_s:.0f} s for the schema: {why}", do=do)

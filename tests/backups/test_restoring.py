@@ -8,22 +8,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
 import msgspec
 import pytest
 
-from piggybank import errors
+from piggybank import errors, ids
 from piggybank.appliance import embedded, folder, store_files
 from piggybank.appliance.backups import databases, drills, finishing, making, manifests, restoring, targets, wal
 from piggybank.appliance.backups.manifests import Manifest
-from piggybank.db import backups
+from piggybank.db import backups, recovery
 from piggybank.settings import Settings
 from tests.appliance.bank import wait_until
 from tests.backups.conftest import Branch
-from tests.conftest import ROOT, Stores, _on_database, command, environment, require, run_apart, start_server, start_simulator
+from tests.conftest import ROOT, Stores, _on_database, command, environment, require, run_apart, run_command, start_server, start_simulator
 from tests.ledger.conftest import new_account
 
 
@@ -208,6 +208,56 @@ def test_what_another_tool_restored_is_put_into_recovery(bank: Settings) -> None
     with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
         run_apart(lambda: _sql(bank.database_url, "DELETE FROM outbox"))
     assert run_apart(partial(_value, bank.database_url, "SELECT point FROM restores WHERE finished_at IS NULL")) == point
+
+
+def test_a_job_begins_a_restore_once(bank: Settings) -> None:
+    """As Kubernetes runs it, which may start it again at any time; of a restore before it there may be a row, too."""
+    owner = bank.owner_database_url
+    command(bank, "restore", "begin", "--point", (datetime.now(UTC) - timedelta(days=9)).isoformat())  # of the past that was restored
+    run_apart(lambda: recovery.end(owner, store_files.APPLICATION_ROLE, b"{}"))
+    run_apart(lambda: _sql(owner, "UPDATE restores SET restored_at = now() - interval '8 days'"))
+    asked = (datetime.now(UTC) - timedelta(minutes=1)).isoformat()
+    wait = ["migrate", "--wait", "--within", "0", "--restored-since", asked]
+    assert "it was restored, and is not in recovery yet" in _said(bank, *wait)
+
+    made = run_apart(partial(_value, owner, "SELECT id FROM installation"))
+    assert "It is in recovery" in command(bank, "restore", "begin", "--since", asked)
+    point = partial(_value, owner, "SELECT point FROM restores ORDER BY id DESC LIMIT 1")
+    assert run_apart(point) == ids.time_of(UUID(str(made))), "nobody's heart ever beat: it knows what was up to its making"
+    assert "the schema is there" in command(bank, *wait)
+    assert "begun already" in command(bank, "restore", "begin", "--since", asked)
+
+    run_apart(lambda: recovery.end(owner, store_files.APPLICATION_ROLE, b"{}"))
+    assert "begun already" in command(bank, "restore", "begin", "--since", asked)
+    run_apart(lambda: _sql(bank.database_url, "UPDATE heartbeat SET beat = now() - interval '5 minutes'"))  # writes go on
+    assert "the schema is there" in command(bank, *wait)
+    beat = run_apart(partial(_value, owner, "SELECT beat FROM heartbeat"))
+    command(bank, "restore", "begin", "--since", datetime.now(UTC).isoformat())  # another one
+    assert run_apart(point) == beat
+    assert "in the future" in _said(bank, "restore", "begin", "--since", (datetime.now(UTC) + timedelta(hours=1)).isoformat())
+    assert "--restored-since goes with --wait" in _usage(bank, "migrate", "--restored-since", asked)
+
+
+def test_a_restore_that_was_cut_off_at_its_beginning_ends_the_sessions(bank: Settings) -> None:
+    async def cut_off() -> None:
+        session = await asyncpg.connect(bank.database_url)
+        try:
+            await recovery.begin(bank.owner_database_url, "a snapshot", datetime.now(UTC))
+            await session.execute("UPDATE heartbeat SET beat = now()")  # it began before
+            since = (datetime.now(UTC) - timedelta(minutes=1)).isoformat()
+            await asyncio.to_thread(command, bank, "restore", "begin", "--since", since)
+            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+                await session.execute("UPDATE heartbeat SET beat = now()")
+        finally:
+            session.terminate()
+
+    run_apart(cut_off)
+
+
+def _usage(settings: Settings, *words: str) -> str:
+    done = run_command(settings, *words)
+    assert done.returncode == 2
+    return done.stderr
 
 
 def _with(manifest: Manifest, **facts: object) -> Manifest:

@@ -38,6 +38,12 @@ EVERYTHING: Values = {
     "web": {"nodeSelector": {"pool": "web"}, "tolerations": [{"key": "web", "operator": "Exists"}], "podAnnotations": {"a": "b"}},
 }
 KEDA: Values = {"worker": {"keda": {"enabled": True}}}
+RECOVERY: Values = {
+    "postgres": {
+        "backup": {"objectStore": "bank-backups", "serverName": "bank-piggybank-postgres-2"},
+        "recovery": {"objectStore": "bank-backups", "targetTime": "2026-11-24T09:30:00Z", "backupID": "20261124T020000"},
+    }
+}
 EXTERNAL: Values = {
     "existingSecret": "stores",
     "postgres": {"external": True, "maxConnections": 1_000, "pooler": {"enabled": False}},

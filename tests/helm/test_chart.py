@@ -27,6 +27,7 @@ from tests.helm.rendering import (
     KEDA,
     NAMESPACE,
     PHASES,
+    RECOVERY,
     Document,
     Refused,
     Values,
@@ -44,7 +45,7 @@ from tests.helm.rendering import (
 
 CRDS = Path(__file__).with_name("crds")
 KUBERNETES = ("1.29", "1.37")  # the oldest that the chart says it takes, and the newest with schemas here
-PROFILES: dict[str, Values] = {"plain": {}, "everything": EVERYTHING, "keda": KEDA, "external": EXTERNAL}
+PROFILES: dict[str, Values] = {"plain": {}, "everything": EVERYTHING, "keda": KEDA, "external": EXTERNAL, "recovery": RECOVERY}
 profiles = pytest.mark.parametrize("profile", PROFILES)
 in_every_phase = pytest.mark.parametrize("phase", PHASES)
 
@@ -94,7 +95,7 @@ PRESET = leaves(sync.preset(phases.of(0)))
 
 def test_what_is_null_is_the_phases_and_the_rest_is_not() -> None:
     defaults = leaves(yaml.safe_load((sync.CHART / "values.yaml").read_text(encoding="utf-8")))
-    assert {name for name, value in defaults.items() if value is None} == set(PRESET)
+    assert {name for name, value in defaults.items() if value is None} == {*PRESET, "postgres.recovery"}
 
 
 @in_every_phase
@@ -301,6 +302,23 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no addresses of the replicas": (["phase=2", "postgres.external=true"], "replica-urls"),
     "no address of the Valkeys": (["valkey.external=true"], "name the Secret with cache-url"),
     "backups of what is not ours": (["postgres.external=true", "existingSecret=a", "postgres.backup.objectStore=b"], "makes its backups"),
+    "restores of what is not ours": (
+        ["postgres.external=true", "existingSecret=a", "postgres.recovery.objectStore=b"],
+        "piggybank restore begin",
+    ),
+    "a restore that no moment tells from others": (["postgres.recovery.objectStore=b"], "set startedAt to the time now"),
+    "a restore to two moments": (
+        [
+            "postgres.recovery.objectStore=b",
+            "postgres.recovery.targetTime=2026-11-24T09:30:00Z",
+            "postgres.recovery.startedAt=2026-11-24T10:00:00Z",
+        ],
+        "take startedAt out",
+    ),
+    "an archive over what is restored": (
+        ["postgres.backup.objectStore=b", "postgres.recovery.objectStore=b", "postgres.recovery.startedAt=2026-11-24T10:00:00Z"],
+        "set postgres.backup.serverName to a name that was not used yet",
+    ),
     "two masters": (["valkey.cache.masters=2"], "a cluster has 3 masters or more"),
     "a lonely replica": (["valkey.cache.replicas=1"], "nobody would make one of them take over"),
     "no host": (["ingress.enabled=true"], "ingress.enabled without ingress.host"),
@@ -323,6 +341,9 @@ MISSPELT = {
     "a number": (["web.replicas=0"], "minimum: got 0, want 1"),
     "a quantity": (["web.resources.requests.memory=256 MB"], "does not match pattern"),
     "a port": (["postgres.externalPorts={0}"], "minimum: got 0, want 1"),
+    "a restore's value": (["postgres.recovery.targetXID=7"], "additional properties 'targetXID' not allowed"),
+    "a restore from nowhere": (["postgres.recovery.targetTime=2026-11-24T09:30:00Z"], "missing property 'objectStore'"),
+    "a restore's moment": (["postgres.recovery.objectStore=b", "postgres.recovery.targetTime=yesterday"], "does not match pattern"),
 }
 
 
@@ -337,7 +358,8 @@ def test_what_cannot_work_is_refused_with_a_sentence(name: str) -> None:
 def test_every_sentence_of_the_chart_is_tried() -> None:
     text = (sync.CHART / "templates" / "_check.tpl").read_text(encoding="utf-8")
     elsewhere, said_twice, without_rules = 1, 3, 1  # phase 4; web and worker, replicas, pooler or none; a chart that has lost its rules
-    assert text.count("{{- fail ") == len(REFUSED) - elsewhere - said_twice + without_rules
+    looked_up = 2  # what runs beside a restore: below
+    assert text.count("{{- fail ") == len(REFUSED) - elsewhere - said_twice + without_rules + looked_up
 
 
 OFTEN = ((1, False), (3, True))
@@ -435,6 +457,62 @@ def test_a_first_install_does_not_ask_for_what_the_operator_has_not_brought() ->
     """Helm itself says that it is missing, before it makes anything; `lookup` would say less."""
     without_operator = {key: plural for key, plural in api_server.PLURALS.items() if key[1] != "Cluster"}
     assert api_server.upgraded({"phase": 3}, first=True, plurals=without_operator)
+
+
+# Restores ------------------------------------------------------------------------------------------------------------
+
+
+def containers_of(found: list[Document], kind: str, name: str) -> list[Values]:
+    [document] = [each for each in of_kind(found, kind) if name in each["metadata"]["name"]]
+    return containers(document["spec"]["template"])
+
+
+@in_every_phase
+def test_nobody_writes_to_what_is_restored_before_it_is_in_recovery(phase: int) -> None:
+    found, since = documents({"phase": phase}, RECOVERY), "2026-11-24T09:30:00Z"
+    spec = one(found, "Cluster", "-postgres")["spec"]
+    target = {"targetTime": since, "backupID": "20261124T020000"}
+    recovery = {"source": "before", "database": "piggybank", "owner": "piggybank_owner", "recoveryTarget": target}
+    assert spec["bootstrap"] == {"recovery": recovery}, "and no empty one"
+    [before] = spec["externalClusters"]
+    assert before["name"] == "before"
+    lost = {"barmanObjectName": "bank-backups", "serverName": "bank-piggybank-postgres"}
+    assert before["plugin"] == {"name": "barman-cloud.cloudnative-pg.io", "parameters": lost}
+    archives = {"barmanObjectName": "bank-backups", "serverName": "bank-piggybank-postgres-2"}
+    assert [each["parameters"] for each in spec["plugins"]] == [archives]
+    [job] = of_kind(found, "Job")
+    migrate, begin = containers(job["spec"]["template"])
+    assert migrate["args"][0] == "migrate"
+    assert job["spec"]["template"]["spec"]["initContainers"] == [migrate], "it comes first: an old schema knows no restores"
+    assert begin["args"] == ["restore", "begin", "--by", "cloudnative-pg", "--since", since, "--point", since]
+    for kind, part in (("Deployment", "-web"), ("Deployment", "-worker"), ("StatefulSet", "-simulator")):
+        first = containers_of(found, kind, part)[0]
+        assert first["args"] == ["migrate", "--wait", "--within", "900", "--restored-since", since], part
+
+
+def test_the_newest_is_restored_up_to_what_it_knows_itself() -> None:
+    started: Values = {"postgres": {"recovery": {"targetTime": "", "backupID": "", "startedAt": "2026-11-24T10:00:00Z"}}}
+    found = documents(RECOVERY, started, {"postgres": {"recovery": {"serverName": "the-lost-one"}}})
+    spec = one(found, "Cluster", "-postgres")["spec"]
+    assert "recoveryTarget" not in spec["bootstrap"]["recovery"]
+    assert spec["externalClusters"][0]["plugin"]["parameters"]["serverName"] == "the-lost-one"
+    begin = containers_of(found, "Job", "-migrate-")[-1]
+    assert begin["args"] == ["restore", "begin", "--by", "cloudnative-pg", "--since", "2026-11-24T10:00:00Z"]
+
+
+def test_a_restore_waits_for_nothing_of_before() -> None:
+    web = there("apps/v1", "Deployment", "web", {"replicas": 2})
+    with pytest.raises(helm.HelmError, match="Delete the Deployment bank-piggybank-web first"):
+        api_server.upgraded(RECOVERY, web)
+    cluster = there("postgresql.cnpg.io/v1", "Cluster", "postgres", {"storage": {"size": "10Gi"}})
+    with pytest.raises(helm.HelmError, match="bank-piggybank-postgres is there: it would not be restored, only closed to writes"):
+        api_server.upgraded(RECOVERY, cluster)
+    cluster["metadata"]["annotations"] = one(documents(RECOVERY), "Cluster", "-postgres")["metadata"]["annotations"]
+    assert api_server.upgraded(RECOVERY, cluster, web), "the same again, while it is restored"
+    assert api_server.upgraded(RECOVERY)
+    other: Values = {"postgres": {"recovery": {"objectStore": "b", "startedAt": "2026-11-24T10:00:00Z"}}}
+    with pytest.raises(helm.HelmError, match="it would not be restored"):
+        api_server.upgraded(other, cluster)
 
 
 # Names ---------------------------------------------------------------------------------------------------------------
@@ -721,6 +799,7 @@ def test_the_migration_is_a_job_of_its_own_name_and_no_hook() -> None:
         ([], "Nobody reaches it from outside"),
         ([], "create secret generic bank-piggybank-application --type=kubernetes.io/basic-auth"),
         (["phase=3"], "never in a pod"),
+        (["postgres.recovery.objectStore=b", "postgres.recovery.startedAt=2026-11-24T10:00:00Z"], "piggybank restore finish"),
         (["web.replicas=1"], "One web pod"),
         (["web.replicas=1"], "web has 1 at most; phase 0 is made for 2"),
         (["phase=3", "postgres.storageGiB=50"], "postgres.storageGiB is 50; phase 3 is made for 1000"),

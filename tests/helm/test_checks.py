@@ -9,13 +9,14 @@ import pytest
 from deploy.helm import sync
 from tests.helm import checks, network
 from tests.helm.checks import CHECKS, Check
-from tests.helm.rendering import EVERYTHING, EXTERNAL, KEDA, PHASES, Document, Values, documents, from_file, of_kind, one
+from tests.helm.rendering import EVERYTHING, EXTERNAL, KEDA, PHASES, RECOVERY, Document, Values, documents, from_file, of_kind, one
 
 PROFILES: dict[str, Values] = {
     "plain": {},
     "everything": EVERYTHING,
     "keda": KEDA,
     "external": EXTERNAL,
+    "recovery": RECOVERY,
     "eks": from_file(sync.CHART / "values-eks.yaml"),
     "gke": from_file(sync.CHART / "values-gke.yaml"),
 }

@@ -1,5 +1,6 @@
 """Render to run: what stands in the manifests is started, asked and stopped, on real stores."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from piggybank.db import migrate
 from tests.conftest import run_apart
 from tests.helm.pods import JOB_TIMEOUT_S, NAME, PASSWORDS, Pods, release, template
-from tests.helm.rendering import documents, of_kind
+from tests.helm.rendering import Values, documents, of_kind
 from tests.standbys import until
 
 OWNER = "piggybank_owner"
@@ -82,6 +83,50 @@ def test_what_is_rendered_runs(phase: int, open_path: Path) -> None:
             run_apart(lambda: reads_go_to_replicas(pods))
         for part, spec in serving.items():
             assert pods.terminate(part, spec["containers"][0]) == 0, part
+
+
+@pytest.mark.deep
+def test_what_is_restored_waits_for_its_recovery(open_path: Path) -> None:
+    """The database is the one that another tool brought back: nobody may write to it before `restore begin`, which the Job runs."""
+    before = documents({})
+    with release(before, open_path) as pods:
+        pods.run("migrate", jobs(pods, "migrate")[0]["containers"][0])
+        token = key(pods)
+        asked = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        until_restored: Values = {"postgres": {"recovery": {"objectStore": "bank-backups", "targetTime": asked}}}
+        found = pods.found = documents(until_restored)
+        web, worker = template(found, "Deployment", "-web"), template(found, "Deployment", "-worker")
+        simulator = template(found, "StatefulSet", "-simulator")
+        parts = {"web": web, "worker": worker, "simulator": simulator}
+        first = {part: pods.start(part, spec["initContainers"][0]) for part, spec in parts.items()}
+        for part, spec in parts.items():
+            pods.said(part, spec["initContainers"][0], "it was restored, and is not in recovery yet")
+        [job] = jobs(pods, "migrate")
+        [migration], [begin] = job["initContainers"], job["containers"]
+        assert "nothing to do" in pods.run("migrate", migration)
+        assert all(process.poll() is None for process in first.values()), "they wait, though the schema is there"
+        assert "It is in recovery" in pods.run("migrate", begin)
+        assert [process.wait(JOB_TIMEOUT_S) for process in first.values()] == [0, 0, 0]
+        assert run_apart(lambda: value(pods, "SELECT point FROM restores")) == datetime.fromisoformat(asked)
+
+        for part, spec in parts.items():
+            pods.start(part, spec["containers"][0])
+        pods.wait_started("simulator", simulator["containers"][0])
+        pods.wait_ready("web", web["containers"][0])
+        assert run_apart(lambda: make_user(pods, token)) == (503, "in_recovery")
+        finish = {**worker["containers"][0], "args": ["restore", "finish"], "name": "finish"}
+        assert "writes and payouts go on" in pods.run("worker", finish)
+        assert run_apart(lambda: make_user(pods, token)) == (201, "")
+        assert "begun already" in pods.run("migrate", begin), "it may run again, as of a release that still has the value"
+        assert run_apart(lambda: make_user(pods, token)) == (201, "")
+        pods.found = before
+        pods.run("web", template(before, "Deployment", "-web")["initContainers"][0])
+
+
+async def make_user(pods: Pods, token: str) -> tuple[int, str]:
+    async with client(pods, token) as http:
+        answer = await http.post("/users", json={})
+        return answer.status_code, answer.json().get("code", "")
 
 
 def client(pods: Pods, token: str = "") -> httpx.AsyncClient:

@@ -36,7 +36,34 @@
 {{- if $v.postgres.backup.objectStore -}}
 {{- fail "postgres.backup.objectStore with postgres.external: whoever runs that PostgreSQL makes its backups; take it out" -}}
 {{- end -}}
+{{- if $v.postgres.recovery -}}
+{{- fail "postgres.recovery with postgres.external: whoever runs that PostgreSQL restores it; then, before this chart starts anything on it: piggybank restore begin" -}}
+{{- end -}}
 {{- else -}}
+{{- with $v.postgres.recovery -}}
+{{- $pg := include "pb.postgres" $ -}}
+{{- $since := include "pb.restoredSince" . -}}
+{{- if not $since -}}
+{{- fail "postgres.recovery without targetTime and startedAt: for the newest that the backup has set startedAt to the time now, which tells this restore from one before it" -}}
+{{- end -}}
+{{- if and .targetTime .startedAt -}}
+{{- fail "postgres.recovery has targetTime and startedAt: with a moment to restore nothing else is needed; take startedAt out" -}}
+{{- end -}}
+{{- if and (eq .objectStore $v.postgres.backup.objectStore) (eq (.serverName | default $pg) ($v.postgres.backup.serverName | default $pg)) -}}
+{{- fail (printf "postgres.recovery restores from %s in %s, where the new Cluster would archive, too, and CloudNativePG refuses that: set postgres.backup.serverName to a name that was not used yet, and leave it so" (.serverName | default $pg) .objectStore) -}}
+{{- end -}}
+{{- $there := include "pb.cluster" $ | fromJson -}}
+{{- if and $there (ne (dig "metadata" "annotations" "piggybank/restored-since" "" $there) $since) -}}
+{{- fail (printf "postgres.recovery makes a new Cluster, and %s is there: it would not be restored, only closed to writes. Restore under another release name, or delete it first if its backup is good" $pg) -}}
+{{- end -}}
+{{- if not $there -}}
+{{- range $part := list "web" "worker" -}}
+{{- if lookup "apps/v1" "Deployment" $.Release.Namespace (printf "%s-%s" (include "pb.name" $) $part) -}}
+{{- fail (printf "postgres.recovery while the old %s still runs: it would write into what is restored before that is in recovery. Delete the Deployment %s-%s first" $part (include "pb.name" $) $part) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and (ge $phase 2) (lt (int $v.postgres.instances) 2) -}}
 {{- fail (printf "phase %d without standbys: postgres.instances is %d; reads go to standbys and a commit waits for one, so it is 3, or 2 at least" $phase (int $v.postgres.instances)) -}}
 {{- end -}}

@@ -44,11 +44,11 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
-{{- /* pods wait here for the schema; the migration makes it */ -}}
+{{- /* pods wait here for the schema; the migration makes it. What was restored has one: there they wait until it is in recovery. */ -}}
 {{- define "pb.waitForSchema" -}}
 - name: wait-for-schema
   command: [piggybank]
-  args: [migrate, --wait, --within, "{{ int .v.migrationTimeoutSeconds }}"]
+  args: [migrate, --wait, --within, "{{ int .v.migrationTimeoutSeconds }}"{{ with .v.postgres.recovery }}, --restored-since, {{ include "pb.restoredSince" . | quote }}{{ end }}]
   {{- include "pb.container" . | nindent 2 }}
   env: {{- include "pb.env" . | nindent 4 }}
   resources:
@@ -110,3 +110,6 @@ spec:
     matchLabels: {{- include "pb.selector" (list $root $part) | nindent 6 }}
 {{- end }}
 {{- end -}}
+
+{{- /* pb.restoredSince (postgres.recovery): what tells this restore from those before it (piggybank/db/recovery.py: begun_since) */ -}}
+{{- define "pb.restoredSince" -}}{{ .targetTime | default (.startedAt | default "") }}{{- end -}}
