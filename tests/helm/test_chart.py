@@ -16,7 +16,7 @@ from referencing import Registry, Resource
 
 import piggybank
 from deploy.helm import sync
-from piggybank.appliance import cache_cluster
+from piggybank.appliance import cache_cluster, store_files
 from piggybank.capacity import alerts, connections, phases
 from piggybank.capacity.connections import Processes
 from tests.conftest import require
@@ -630,6 +630,13 @@ def test_budgets_can_be_turned_off() -> None:
 def test_the_image_of_postgresql_is_a_version_of_the_operators() -> None:
     image = one(documents({}), "Cluster", "-postgres")["spec"]["imageName"]
     assert re.fullmatch(r"ghcr\.io/cloudnative-pg/postgresql:18\.\d+-(minimal|standard|system)-(trixie|bookworm)", image), image
+
+
+def test_the_log_is_archived_as_often_as_by_piggybank_up() -> None:
+    """CloudNativePG's own default is 5 minutes."""
+    stores: Values = {"postgres": {"backup": {"objectStore": "bank-backups"}}}
+    assert at(documents(stores), "Cluster", "-postgres", *PARAMETERS, "archive_timeout") == f"{store_files.WAL_EVERY_S}s"
+    assert "archive_timeout" not in at(documents({}), "Cluster", "-postgres", *PARAMETERS), "nothing is archived"
 
 
 def test_a_valkey_restarts_when_its_own_configuration_changes() -> None:
