@@ -298,6 +298,13 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no standbys": (["phase=2", "postgres.instances=1"], "phase 2 without standbys"),
     "nobody to wait for": (["postgres.synchronous=true"], "no commit would ever end"),
     "a wait that nobody ends": (["phase=3", "postgres.synchronous=false"], "every write would answer 503"),
+    "no fsync": (["postgres.parameters.fsync=off"], "postgres.parameters.fsync is off: writes that were answered would be lost"),
+    "torn pages": (["postgres.parameters.full_page_writes=0"], "postgres.parameters.full_page_writes is 0"),
+    "a commit that is not written": (["phase=1", "postgres.parameters.synchronous_commit=off"], "so it is on or remote_apply"),
+    "a commit that no standby has": (["phase=2", "postgres.parameters.synchronous_commit=remote_write"], "so it is on or remote_apply"),
+    "the same in other letters": (["postgres.parameters.FSync=false"], "postgres.parameters.fsync is false"),
+    "connections that nobody counted": (["phase=1", "postgres.parameters.max_connections=30"], "set postgres.maxConnections"),
+    "too few connections": (["phase=1", "postgres.maxConnections=30"], "PostgreSQL takes 20: lower poolConnections"),
     "no address of the database": (["postgres.external=true"], "name the Secret with database-url"),
     "no addresses of the replicas": (["phase=2", "postgres.external=true"], "replica-urls"),
     "no address of the Valkeys": (["valkey.external=true"], "name the Secret with cache-url"),
@@ -347,6 +354,14 @@ MISSPELT = {
 }
 
 
+@pytest.mark.parametrize("value", ["on", "true", True, "remote_apply"])
+def test_what_loses_nothing_is_taken(value: str | bool) -> None:
+    parameters = {"synchronous_commit": value} | ({} if value == "remote_apply" else {"fsync": value, "full_page_writes": value})
+    found = one(documents({"postgres": {"parameters": parameters | {"work_mem": "8MB"}}}), "Cluster", "-postgres")
+    given = found["spec"]["postgresql"]["parameters"]
+    assert given.items() >= {"work_mem": "8MB", "synchronous_commit": str(value).lower()}.items()
+
+
 @pytest.mark.parametrize("name", [*REFUSED, *MISSPELT])
 def test_what_cannot_work_is_refused_with_a_sentence(name: str) -> None:
     expressions, sentence = (REFUSED | MISSPELT)[name]
@@ -357,7 +372,8 @@ def test_what_cannot_work_is_refused_with_a_sentence(name: str) -> None:
 
 def test_every_sentence_of_the_chart_is_tried() -> None:
     text = (sync.CHART / "templates" / "_check.tpl").read_text(encoding="utf-8")
-    elsewhere, said_twice, without_rules = 1, 3, 1  # phase 4; web and worker, replicas, pooler or none; a chart that has lost its rules
+    elsewhere, without_rules = 1, 1  # phase 4; a chart that has lost its rules
+    said_twice = 3 + 4 + 1  # web and worker, replicas, pooler or none; five parameters, connections twice
     looked_up = 2  # what runs beside a restore: below
     assert text.count("{{- fail ") == len(REFUSED) - elsewhere - said_twice + without_rules + looked_up
 
@@ -813,6 +829,8 @@ def test_the_migration_is_a_job_of_its_own_name_and_no_hook() -> None:
         (["phase=2", "durability=local"], "losing the primary may lose answered writes"),
         (["ingress.enabled=true", "ingress.host=a.example.com"], "tokens and passwords travel in clear"),
         (["networkPolicy.enabled=false"], "networkPolicy is off"),
+        ([], "name your ingress controller in networkPolicy.webFrom"),
+        (["networkPolicy.enabled=false", "networkPolicy.webFrom[0].podSelector.matchLabels.a=b"], "name your ingress controller"),
         (["postgres.external=true", "existingSecret=a"], "`piggybank doctor` says whether"),
     ],
 )

@@ -74,6 +74,19 @@
 {{- fail (printf "phase %d with postgres.synchronous false: every write would answer 503, since no standby confirms it; set durability to local if answered writes may be lost" $phase) -}}
 {{- end -}}
 {{- end -}}
+{{- if not $v.postgres.external -}}
+{{- range $name, $value := $v.postgres.parameters -}}
+{{- $name = lower $name -}}
+{{- $taken := get (dict "fsync" (list "on") "full_page_writes" (list "on") "synchronous_commit" (list "on" "remote_apply")) $name -}}
+{{- $said := regexReplaceAll "^(true|yes|1)$" (toString $value | lower) "on" -}}
+{{- if and $taken (not (has $said $taken)) -}}
+{{- fail (printf "postgres.parameters.%s is %v: writes that were answered would be lost, so it is %s; take it out" $name $value (join " or " $taken)) -}}
+{{- end -}}
+{{- if eq $name "max_connections" -}}
+{{- fail (printf "postgres.parameters.max_connections is %v: set postgres.maxConnections, which is compared with what all processes may open" $value) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and $v.valkey.external (not $v.existingSecret) -}}
 {{- fail "valkey.external is true and existingSecret is empty: name the Secret with cache-url and queue-url" -}}
 {{- end -}}
