@@ -9,7 +9,7 @@ from piggybank.cli.serving import DRAIN_S
 from piggybank.worker import DRAIN_S as WORKER_DRAIN_S
 from tests.helm.network import network
 from tests.helm.operators import all_pods, all_services, chosen_by, secrets, selects
-from tests.helm.rendering import Document, containers, of_kind, pod_templates
+from tests.helm.rendering import Document, Rendered, containers, of_kind, pod_templates
 
 SCALES = {"": 1, "m": 0.001, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _QUANTITY = re.compile(r"^(\d+(?:\.\d+)?)(m|k|M|G|Ki|Mi|Gi|Ti)?$")
@@ -26,7 +26,7 @@ def quantity(text: str | float) -> float | None:
 # Labels and names ----------------------------------------------------------------------------------------------------
 
 
-def selectors(found: list[Document]) -> Iterator[str]:
+def selectors(found: Rendered) -> Iterator[str]:
     """Whoever selects pods finds some, and a workload its own."""
     pods = all_pods(found)
     chosen = [(_name(each), {"matchLabels": each["spec"]["selector"]}) for each in of_kind(found, "Service")]
@@ -44,7 +44,7 @@ def selectors(found: list[Document]) -> Iterator[str]:
     yield from [f"{_name(each)} selects no pod" for each in of_kind(found, "PodMonitor") if not chosen_by(each["spec"]["selector"], pods)]
 
 
-def their_own(found: list[Document]) -> Iterator[str]:
+def their_own(found: Rendered) -> Iterator[str]:
     """A workload selects its own pods, and they are spread among themselves."""
     for document in of_kind(found, "Deployment", "StatefulSet"):
         spec = document["spec"]
@@ -56,7 +56,7 @@ def their_own(found: list[Document]) -> Iterator[str]:
                 yield f"{name} is spread among others than itself"
 
 
-def targets(found: list[Document]) -> Iterator[str]:
+def targets(found: Rendered) -> Iterator[str]:
     """What is named is there: scaled workloads, Services behind a route, accounts, volumes, clusters."""
     names = {(document["kind"], document["metadata"]["name"]) for document in found}
     services = {each["metadata"]["name"] for each in all_services(found)}
@@ -85,8 +85,8 @@ def targets(found: list[Document]) -> Iterator[str]:
             yield from [f"{name}: no volume {mount['name']}" for mount in mounts if mount["name"] not in given]
 
 
-def scaled_once(found: list[Document]) -> Iterator[str]:
-    """Whoever is scaled has no fixed number, and one scaler."""
+def scaled_once(found: Rendered) -> Iterator[str]:
+    """Whoever is scaled has one scaler, and no number but the one that runs: without that Helm would make 1 of it."""
     scalers = Counter[str]()
     for scaler in of_kind(found, "HorizontalPodAutoscaler", "ScaledObject"):
         scalers[scaler["spec"]["scaleTargetRef"]["name"]] += 1
@@ -94,14 +94,15 @@ def scaled_once(found: list[Document]) -> Iterator[str]:
         name = document["metadata"]["name"]
         if scalers[name] > 1:
             yield f"{name} has {scalers[name]} scalers"
-        if bool(scalers[name]) == ("replicas" in document["spec"]):
-            yield f"{name} has a number of replicas and a scaler, or neither"
+        given, running = document["spec"].get("replicas"), found.replicas.get(name)
+        if given != running if scalers[name] else given is None:
+            yield f"{name} has {given} replicas, {running} running and {scalers[name]} scalers"
 
 
 # Ports ---------------------------------------------------------------------------------------------------------------
 
 
-def ports(found: list[Document]) -> Iterator[str]:
+def ports(found: Rendered) -> Iterator[str]:
     """Every port that is named is there: of probes, Services, routes and monitors."""
     for name, pod in pod_templates(found):
         for container in containers(pod):
@@ -133,7 +134,7 @@ def ports(found: list[Document]) -> Iterator[str]:
             yield from [f"{_name(monitor)} asks port {port} of {pods.name}" for port in sorted(asked - pods.ports.keys())]
 
 
-def _routes(found: list[Document]) -> Iterator[tuple[str, str, str | int]]:
+def _routes(found: Rendered) -> Iterator[tuple[str, str, str | int]]:
     for document in of_kind(found, "Ingress"):
         for rule in document["spec"]["rules"]:
             for path in rule["http"]["paths"]:
@@ -148,7 +149,7 @@ def _routes(found: list[Document]) -> Iterator[tuple[str, str, str | int]]:
 # Environment ---------------------------------------------------------------------------------------------------------
 
 
-def secret_keys(found: list[Document]) -> Iterator[str]:
+def secret_keys(found: Rendered) -> Iterator[str]:
     """Every key that is taken from a Secret is in it."""
     known = secrets(found)
     asked = [
@@ -169,7 +170,7 @@ def secret_keys(found: list[Document]) -> Iterator[str]:
     ]
 
 
-def nothing_secret(found: list[Document]) -> Iterator[str]:
+def nothing_secret(found: Rendered) -> Iterator[str]:
     """No Secret is rendered, and nothing that is one stands in an environment."""
     yield from [f"{_name(document)} is rendered" for document in of_kind(found, "Secret")]
     secret = re.compile(r"PASSWORD$|_KEY$|SECRET$|SMTP_URL$")
@@ -184,7 +185,7 @@ def nothing_secret(found: list[Document]) -> Iterator[str]:
                     yield f"{name}: {variable['name']} has a password in it"
 
 
-def environment(found: list[Document]) -> Iterator[str]:
+def environment(found: Rendered) -> Iterator[str]:
     """Every variable of ours is a setting with a value that it takes, and a reference is to one that stands before it."""
     for name, pod in pod_templates(found):
         for container in containers(pod):
@@ -211,7 +212,7 @@ def environment(found: list[Document]) -> Iterator[str]:
 # Resources -----------------------------------------------------------------------------------------------------------
 
 
-def quantities(found: list[Document]) -> Iterator[str]:
+def quantities(found: Rendered) -> Iterator[str]:
     """Every quantity is one, and a request is no more than its limit."""
     for where, resources in _resources(found):
         asked, limits = resources.get("requests", {}), resources.get("limits", {})
@@ -222,7 +223,7 @@ def quantities(found: list[Document]) -> Iterator[str]:
                 yield f"{where} asks for more {name} than its limit"
 
 
-def scalable(found: list[Document]) -> Iterator[str]:
+def scalable(found: Rendered) -> Iterator[str]:
     """An autoscaler measures against requests, so each container of its target has one of each kind that it looks at."""
     pods = {document["metadata"]["name"]: document["spec"]["template"] for document in of_kind(found, "Deployment")}
     for scaler in of_kind(found, "HorizontalPodAutoscaler"):
@@ -236,7 +237,7 @@ def scalable(found: list[Document]) -> Iterator[str]:
                 yield f"{_name(scaler)}: {container['name']} has no request of {', '.join(sorted(missing))}"
 
 
-def _resources(found: list[Document]) -> Iterator[tuple[str, Document]]:
+def _resources(found: Rendered) -> Iterator[tuple[str, Document]]:
     for name, pod in pod_templates(found):
         for container in containers(pod):
             yield f"{name} {container['name']}", container.get("resources", {})
@@ -251,7 +252,7 @@ def _resources(found: list[Document]) -> Iterator[tuple[str, Document]]:
 # Security ------------------------------------------------------------------------------------------------------------
 
 
-def restricted(found: list[Document]) -> Iterator[str]:
+def restricted(found: Rendered) -> Iterator[str]:
     """The pods fit Pod Security's `restricted`, with a read-only root and no token of the API server."""
     for name, pod in pod_templates(found):
         context = pod["spec"].get("securityContext", {})
@@ -266,7 +267,7 @@ def restricted(found: list[Document]) -> Iterator[str]:
                 yield f"{name} {container['name']} is not closed"
 
 
-def patience(found: list[Document]) -> Iterator[str]:
+def patience(found: Rendered) -> Iterator[str]:
     """Whoever is stopped has the time to drain."""
     for name, pod in pod_templates(found):
         for container in containers(pod):
@@ -277,11 +278,11 @@ def patience(found: list[Document]) -> Iterator[str]:
                 yield f"{name} has {grace} s to stop and drains for {drain} after {pause[1]}"
 
 
-def _counts(found: list[Document]) -> Counter[tuple[str, str]]:
+def _counts(found: Rendered) -> Counter[tuple[str, str]]:
     return Counter((document["kind"], document["metadata"]["name"]) for document in found)
 
 
-def _claims(found: list[Document], name: str) -> set[str]:
+def _claims(found: Rendered, name: str) -> set[str]:
     return {
         claim["metadata"]["name"]
         for document in of_kind(found, "StatefulSet")
@@ -294,7 +295,7 @@ def _name(document: Document) -> str:
     return f"{document['kind']} {document['metadata']['name']}"
 
 
-Check = Callable[[list[Document]], Iterator[str]]
+Check = Callable[[Rendered], Iterator[str]]
 CHECKS: tuple[Check, ...] = (
     selectors,
     their_own,

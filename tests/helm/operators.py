@@ -4,28 +4,20 @@ Facts of CloudNativePG 1.30: Services, the Secret of the owner, and the labels o
 win over the template's that a Pooler has.
 """
 
+import re
 from typing import Any, NamedTuple
 
-from tests.helm.rendering import NAMESPACE, RELEASE, Document, containers, of_kind, pod_templates
+from deploy.helm.sync import CHART
+from piggybank.settings import REPLICATED_PHASE
+from tests.helm.rendering import NAMESPACE, Document, Rendered, Values, containers, of_kind, pod_templates
 
 POSTGRES_PORT = 5432
 STATUS_PORT = 8000  # of each instance's manager
 OWNER_KEYS = {"username", "user", "password", "dbname", "host", "port", "pgpass", "uri", "jdbc-uri", "fqdn-uri", "fqdn-jdbc-uri"}
 
-OUR_KEYS = {
-    "valkey-password",
-    "simulator-key",
-    "revio-key",
-    "revio-brand-id",
-    "smtp-url",
-    "metrics-token",
-    "database-url",
-    "owner-database-url",
-    "replica-urls",
-    "pooler-url",
-    "cache-url",
-    "queue-url",
-}
+_COMMAND = re.compile(r"kubectl .*(?:create secret generic|patch secret) .*")
+_NAME = re.compile(r"(?:create secret generic|patch secret) (\S+)")
+_KEY = re.compile(r'--from-literal=([\w-]+)=|\\"stringData\\": \{\\"([\w-]+)\\"')
 
 
 class Pods(NamedTuple):
@@ -100,11 +92,34 @@ def chart_pods(found: list[Document]) -> list[Pods]:
     ]
 
 
-def secrets(found: list[Document]) -> dict[str, set[str]]:
-    """Keys that a Secret has, by its name: those that NOTES and values.yaml tell people to make, and the operator's own."""
-    made = {f"{RELEASE}-piggybank-secrets": OUR_KEYS, "stores": OUR_KEYS, "piggybank": OUR_KEYS}
-    made |= {f"{RELEASE}-piggybank-application": {"username", "password"}}
+def secrets(found: Rendered) -> dict[str, set[str]]:
+    """Keys that a Secret has, by its name: those that NOTES and values.yaml tell people to put there, and the operator's own."""
+    made: dict[str, set[str]] = {}
+    for command in _COMMAND.findall(found.notes.replace("\\\n", " ")):
+        name, keys = _NAME.search(command), _KEY.findall(command)
+        assert name, command
+        assert keys, command
+        made.setdefault(name[1], set()).update(first or second for first, second in keys)
+    if own := found.values["existingSecret"]:
+        made.setdefault(own, set()).update(told(found.values))
     return made | {f"{cluster['metadata']['name']}-app": OWNER_KEYS for cluster in of_kind(found, "Cluster")}
+
+
+def told(values: Values) -> set[str]:
+    """The keys that values.yaml lists, each line with its condition: `unless valkey.external`, `with provider.mode simulator`."""
+    text = (CHART / "values.yaml").read_text(encoding="utf-8")
+    table = text[text.index("Its keys:") : text.index("existingSecret:")]
+    keys = {each.replace("_", "-") for each in values["secretSettings"]}
+    for line in re.findall(r"^#   (.*)$", table, re.MULTILINE)[:-1]:  # the last one is that of secretSettings
+        at = re.fullmatch(r"(.*?\S)\s+(unless|with) ([\w.]+) ?(\w*)", line)
+        assert at, line
+        value: Any = values
+        for step in at[3].split("."):
+            value = value[step]
+        if (value == at[4] if at[4] else bool(value)) == (at[2] == "with"):
+            always, _, later = at[1].partition("from phase 2")
+            keys |= {*re.findall(r"[a-z]+(?:-[a-z]+)+", always + (later if values["phase"] >= REPLICATED_PHASE else ""))}
+    return keys
 
 
 def all_pods(found: list[Document]) -> list[Pods]:

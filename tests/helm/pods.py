@@ -21,7 +21,7 @@ import msgspec
 
 from piggybank.appliance import binaries, store_files
 from tests.conftest import ROOT, run_apart
-from tests.helm.rendering import NAMESPACE, RELEASE, Document, of_kind, one
+from tests.helm.rendering import NAMESPACE, RELEASE, Document, containers, of_kind, one, pod_templates
 from tests.poolers import pooled
 from tests.standbys import Replicated, replicated
 
@@ -49,6 +49,7 @@ class Pods:
         self.services: dict[str, int] = {}  # "host:port" of a Service -> port here
         self.listening: dict[str, int] = {}  # "part:port" of a container -> port here
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.executed: list[Document] = []
         folder.joinpath("bin").mkdir(parents=True)
         program = folder / "bin" / "piggybank"
         program.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m piggybank "$@"\n')
@@ -102,7 +103,17 @@ class Pods:
                 stderr=log,
             )
         self.running[f"{part} {container['name']}"] = process
+        self.executed.append(container)
         return process
+
+    def not_executed(self) -> list[str]:
+        """Containers of the chart's own pods that nobody has started: as they are rendered, not as a test changed them."""
+        return [
+            f"{name}: {container['name']}"
+            for name, pod in pod_templates(self.found)
+            for container in containers(pod)
+            if not any(container is each for each in self.executed)
+        ]
 
     def run(self, part: str, container: Document) -> str:
         """Run it to its end, which must be a good one; what it said."""
@@ -245,6 +256,7 @@ def _start_valkeys(pods: Pods, document: Document) -> None:
             server.symlink_to(binaries.valkey(pods.folder, None))
         started: dict[str, Any] = {**container, "command": [here(word) for word in container["command"]]}
         pods.start(f"{part}-{number}", {**started, "name": f"valkey-{port}"})
+        pods.executed.append(container)
         pods.services[f"{name}-{number}.{name}:6379" if spec["replicas"] > 1 else f"{name}:6379"] = port
 
 

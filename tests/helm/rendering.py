@@ -52,6 +52,14 @@ EXTERNAL: Values = {
 }
 
 
+class Rendered(list[Document]):
+    """The objects; beside them what is said to people, the values, and the numbers of replicas that ran before."""
+
+    notes: str = ""
+    values: Values = {}
+    replicas: dict[str, int] = {}
+
+
 class Refused(Exception):
     """What Helm said instead of rendering."""
 
@@ -63,10 +71,7 @@ def _chart() -> helm.Chart:
 
 def rendered(*values: Values) -> dict[str, str]:
     """Each template's text, with these values merged, the later over the earlier."""
-    merged: Values = {}
-    for each in values:
-        merge(merged, each)
-    return _rendered(json.dumps(merged))
+    return _rendered(json.dumps(merged(*values)))
 
 
 @cache
@@ -77,24 +82,27 @@ def _rendered(values: str) -> dict[str, str]:
         raise Refused(str(cause)) from cause
 
 
-def documents(*values: Values) -> list[Document]:
+def documents(*values: Values) -> Rendered:
     """Every object that is rendered; of tests and hooks, too."""
-    return parsed(rendered(*values))
+    return parsed(rendered(*values), *values)
 
 
-def parsed(templates: dict[str, str]) -> list[Document]:
-    return [
+def parsed(templates: dict[str, str], *values: Values) -> Rendered:
+    found = Rendered(
         document
         for name, text in templates.items()
         if not name.endswith("NOTES.txt")
         for document in yaml.load_all(text, yaml.CSafeLoader)
         if document
-    ]
+    )
+    found.notes = next(text for name, text in templates.items() if name.endswith("NOTES.txt"))
+    found.values = merged(from_file(CHART / "values.yaml"), *values)
+    return found
 
 
 def notes(*values: Values) -> str:
     """What is said after an install."""
-    return next(text for name, text in rendered(*values).items() if name.endswith("NOTES.txt"))
+    return documents(*values).notes
 
 
 def from_set(*expressions: str) -> Values:
@@ -108,6 +116,13 @@ def from_set(*expressions: str) -> Values:
 def from_file(path: Path) -> Values:
     """What `--values` makes of it."""
     return helm.values_from_yaml(path.read_text(encoding="utf-8"))
+
+
+def merged(*values: Values) -> Values:
+    made: Values = {}
+    for each in values:
+        merge(made, each)
+    return made
 
 
 def merge(into: Values, over: Values) -> None:

@@ -7,9 +7,24 @@ from typing import Any
 import pytest
 
 from deploy.helm import sync
-from tests.helm import checks, network
+from tests.helm import api_server, checks, network
 from tests.helm.checks import CHECKS, Check
-from tests.helm.rendering import EVERYTHING, EXTERNAL, KEDA, PHASES, RECOVERY, Document, Values, documents, from_file, of_kind, one
+from tests.helm.rendering import (
+    EVERYTHING,
+    EXTERNAL,
+    KEDA,
+    PHASES,
+    RECOVERY,
+    Document,
+    Rendered,
+    Values,
+    documents,
+    from_file,
+    merged,
+    of_kind,
+    one,
+    parsed,
+)
 
 PROFILES: dict[str, Values] = {
     "plain": {},
@@ -29,6 +44,32 @@ def test_the_parts_fit_together(phase: int, profile: str) -> None:
     assert [(check.__name__, wrong) for check in CHECKS for wrong in check(found)] == []
 
 
+def upgrade(*values: Values) -> Rendered:
+    """As it is rendered where 17 web and 3 worker pods run."""
+    replicas = {"bank-piggybank-web": 17, "bank-piggybank-worker": 3}
+    running = [
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {"replicas": count}}
+        for name, count in replicas.items()
+    ]
+    found = parsed(api_server.upgraded(merged(*values), *running), *values)
+    found.replicas = replicas
+    return found
+
+
+@pytest.mark.parametrize("profile", ["plain", "everything", "keda", "external"])
+@pytest.mark.parametrize("phase", [2, 3])
+def test_the_parts_fit_together_on_an_upgrade(phase: int, profile: str) -> None:
+    found = upgrade({"phase": phase}, PROFILES[profile])
+    assert [(check.__name__, wrong) for check in CHECKS for wrong in check(found)] == []
+
+
+@pytest.mark.parametrize("seed", [lambda web: web.pop("replicas"), lambda web: web.update(replicas=10)], ids=["none", "the least"])
+def test_pods_that_an_upgrade_takes_away_are_seen(seed: Callable[[Document], Any]) -> None:
+    found = upgrade({"phase": 3})
+    seed(one(found, "Deployment", "-web")["spec"])
+    assert [wrong.split()[0] for wrong in checks.scaled_once(found)] == ["bank-piggybank-web"]
+
+
 def test_the_network_is_asked_about_every_address() -> None:
     made, _ = network.edges(documents({"phase": 3}))
     asked = {(edge.source.name.removeprefix("Deployment bank-piggybank-"), edge.target.name, edge.port) for edge in made}
@@ -45,28 +86,28 @@ def test_the_network_is_asked_about_every_address() -> None:
     assert ("StatefulSet bank-piggybank-simulator", "Deployment bank-piggybank-web", 8080) in asked
 
 
-Seed = Callable[[list[Document]], Any]
+Seed = Callable[[Rendered], Any]
 
 
-def container_of(found: list[Document], name: str) -> Document:
+def container_of(found: Rendered, name: str) -> Document:
     container: Document = one(found, "Deployment", name)["spec"]["template"]["spec"]["containers"][0]
     return container
 
 
-def web(found: list[Document]) -> Document:
+def web(found: Rendered) -> Document:
     return container_of(found, "-web")
 
 
-def variable(found: list[Document], name: str, of: str = "-web") -> Document:
+def variable(found: Rendered, name: str, of: str = "-web") -> Document:
     return next(each for each in container_of(found, of)["env"] if each["name"] == name)
 
 
-def policy(found: list[Document], name: str) -> Document:
+def policy(found: Rendered, name: str) -> Document:
     spec: Document = one(found, "NetworkPolicy", name)["spec"]
     return spec
 
 
-def without(found: list[Document], *policies: str) -> None:
+def without(found: Rendered, *policies: str) -> None:
     for name in policies:
         found.remove(one(found, "NetworkPolicy", name))
 
@@ -106,6 +147,8 @@ FAULTS: list[tuple[Check, Seed]] = [
     (checks.ports, lambda found: one(found, "ServiceMonitor", "-web")["spec"]["endpoints"][0].update(port="metrics")),
     (checks.ports, lambda found: one(found, "PodMonitor", "-worker")["spec"]["podMetricsEndpoints"][0].update(port="http")),
     (checks.selectors, lambda found: one(found, "PodMonitor", "-pooler-ro")["spec"]["selector"]["matchLabels"].update(a="b")),
+    (checks.secret_keys, lambda found: setattr(found, "notes", found.notes.replace("valkey-password", "valkey"))),
+    (checks.secret_keys, lambda found: setattr(found, "notes", found.notes.replace("metrics-token", "token"))),
     (checks.secret_keys, lambda found: variable(found, "PIGGYBANK_REVIO_KEY")["valueFrom"]["secretKeyRef"].update(key="revio_key")),
     (checks.secret_keys, lambda found: variable(found, "APPLICATION_PASSWORD")["valueFrom"]["secretKeyRef"].update(name="other")),
     (
@@ -180,6 +223,15 @@ def test_a_fault_is_seen(number: int) -> None:
     assert list(check(found)) == []
     seed(found)
     assert list(check(found)) != []
+
+
+def test_a_key_that_nobody_was_told_of_is_seen() -> None:
+    found = documents({"phase": 2}, EXTERNAL)
+    assert list(checks.secret_keys(found)) == []
+    found.values["phase"] = 1
+    assert any("has no replica-urls" in wrong for wrong in checks.secret_keys(found))
+    found.values["valkey"]["external"] = False
+    assert any("has no queue-url" in wrong for wrong in checks.secret_keys(found))
 
 
 def test_every_check_has_a_fault() -> None:

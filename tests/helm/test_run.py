@@ -83,6 +83,20 @@ def test_what_is_rendered_runs(phase: int, open_path: Path) -> None:
             run_apart(lambda: reads_go_to_replicas(pods))
         for part, spec in serving.items():
             assert pods.terminate(part, spec["containers"][0]) == 0, part
+        assert pods.not_executed() == []
+
+
+def test_who_is_not_executed_is_named(tmp_path: Path) -> None:
+    pods = Pods(documents({"phase": 3}), tmp_path)
+    first = pods.not_executed()
+    assert {each.partition(": ")[2] for each in first} >= {
+        *("wait-for-schema", "web", "worker", "simulator", "migrate", "months", "deposit", "valkey", "cache-keeper")
+    }
+    [test] = template(pods.found, "Pod", "-test-deposit")["containers"]
+    pods.executed.append({**test})
+    assert pods.not_executed() == first, "one that is like it is another one"
+    pods.executed.append(test)
+    assert pods.not_executed() == [each for each in first if not each.endswith(": deposit")]
 
 
 @pytest.mark.deep
