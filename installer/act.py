@@ -46,7 +46,10 @@ def act(options: Options, source: Source) -> dict[str, str | None]:
             program.install_libraries(place, source)
             step(3, "Installing piggybank")
             program.install_piggybank(place, source)
-        upgrades = program.replaces(options, place) and runs_here(options)
+        replaces = program.replaces(options, place)
+        upgrades = replaces and runs_here(options)
+        if replaces and not upgrades:
+            _prepare_stopped(options, place)
         new_program = not upgrades and program.switch(options, place)
         step(4, "Folder, user and settings")
         _prepare_folder(options, place)
@@ -166,7 +169,7 @@ def _upgrade(options: Options, place: Path) -> None:
     """The new version's own command: a backup, the schema, a trial, then the change while people pay; its lines are shown as they come."""
     if units.systemd_runs() and _write_unit(options):
         _systemctl("daemon-reload")  # what runs is not started again for that
-    command = [str(place / "venv" / "bin" / "python"), "-P", "-m", "piggybank", "--data-dir", str(options.data_dir), "upgrade"]
+    command = _command(options, place, "upgrade")
     upgrading = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, cwd="/", env=_environment())
     while True:
         try:
@@ -177,6 +180,27 @@ def _upgrade(options: Options, place: Path) -> None:
     if ended != 0:
         raise Failed("the upgrade did not come to its end; what it said stands above")
     program.switch(options, place)  # the command in bin/ may be an older one's
+
+
+def _prepare_stopped(options: Options, place: Path) -> None:
+    """Before the change: whether the new version may follow the one that was here, and a backup where it will migrate."""
+    if units.systemd_runs():
+        units.systemctl("stop", units.path(options).name)  # one that systemd starts again and again would be in the way
+    done = subprocess.run(
+        _command(options, place, "upgrade", "--stopped"),
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        check=False,
+        cwd="/",
+        env=_environment(),
+    )
+    if done.returncode != 0:
+        raise Failed("the version that was here stays; what stands in the way of the new one was said above")
+
+
+def _command(options: Options, place: Path, *words: str) -> list[str]:
+    """Of the version in that place, whichever `current` leads to."""
+    return [str(place / "venv" / "bin" / "python"), "-P", "-m", "piggybank", "--data-dir", str(options.data_dir), *words]
 
 
 def _start(options: Options, *, restart: bool) -> None:

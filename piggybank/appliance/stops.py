@@ -3,6 +3,9 @@
 Old and new code run side by side for a moment, and a new version that fails is exchanged for the old one again, so a migration only adds
 (expand). One that takes something away (contract) names the first version whose code does without: `CONTRACT = "0.4.0"` in its module.
 It is applied only where that version, or a newer one, runs already.
+
+`piggybank upgrade` sees what runs. Whoever else migrates (`up`, `migrate`, and so containers, Helm and Railway) goes by the version that
+did it last, which stands in the database.
 """
 
 import tomllib
@@ -16,6 +19,7 @@ from piggybank import errors
 
 TABLE = "upgrades.toml"
 MARK = "CONTRACT"  # in a migration's module
+UNNOTED = "0.1.0"  # of a database whose last version did not note itself: later ones do
 
 
 class Stop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -20,10 +20,11 @@ from typing import Any, Literal
 import asyncpg
 import msgspec
 import psutil
+from alembic.script import Script
 
-from piggybank import errors, metrics, telemetry
+from piggybank import __version__, errors, metrics, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import failover, folder, logs, move, orders, processes, rotation, system_user, topology, web
+from piggybank.appliance import failover, folder, logs, move, orders, processes, rotation, stops, system_user, topology, web
 from piggybank.appliance.backups.schedule import Schedule
 from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.embedded import Embedded, Tell
@@ -385,13 +386,17 @@ class Supervisor:
 
 
 async def bring_schema(settings: Settings) -> list[str]:
-    """Migrate, and put the application role's timeouts on it; returns the revisions applied. Raises `errors.CannotProceed`."""
+    """Migrate, and put the application role's timeouts on it; returns the revisions applied. Raises `errors.CannotProceed`, also where
+    this version may not follow the one that was here last: then nothing is changed.
+    """
     if not settings.owner_database_url:
         raise errors.CannotProceed(what="no owner_database_url is given, and only the owner migrates", do="give it with database_url")
     role = migrate.role_of(settings.database_url)
     try:
         await _check_writes(settings.owner_database_url)
+        await migrations_due(settings.owner_database_url)
         applied = await migrate.upgrade(writes.mover_url(settings.owner_database_url), role, settings.provider_mode)
+        await migrate.note_version(writes.mover_url(settings.owner_database_url), __version__)
     except (OSError, asyncpg.PostgresError) as cause:
         raise errors.CannotProceed(
             what=f"the schema could not be migrated: {cause}", do="look at owner_database_url and whether that server runs"
@@ -401,6 +406,17 @@ async def bring_schema(settings: Settings) -> list[str]:
     except asyncpg.InsufficientPrivilegeError:
         _tell("warning", "role_not_limited", role=role, do="piggybank doctor prints the ALTER ROLE statements for a superuser")
     return applied
+
+
+async def migrations_due(owner_url: str) -> list[Script]:
+    """What would be applied to a database that somebody uses. Raises `errors.CannotProceed` where a version may not be skipped."""
+    revision = await migrate.current(owner_url)
+    if revision is None:
+        return []
+    lacking = migrate.missing(revision) if migrate.is_known(revision) else []
+    last = await migrate.last_version(owner_url) or stops.UNNOTED
+    stops.check(last, __version__, stops.table(), contracts=stops.of_migrations(lacking))
+    return lacking
 
 
 async def _check_writes(owner_url: str) -> None:

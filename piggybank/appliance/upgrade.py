@@ -27,12 +27,28 @@ from typing import NamedTuple
 import asyncpg
 import psutil
 
-from piggybank import errors
+from piggybank import __version__, errors
 from piggybank import settings as settings_file
-from piggybank.appliance import change, dumps, folder, orders, overview, processes, reboot, stops, store_files, supervisor, versions, web
+from piggybank.appliance import (
+    binaries,
+    change,
+    dumps,
+    folder,
+    orders,
+    overview,
+    processes,
+    reboot,
+    stops,
+    store_files,
+    supervisor,
+    topology,
+    versions,
+    web,
+)
 from piggybank.appliance.data_folder import prepare_folder
-from piggybank.appliance.embedded import Tell
+from piggybank.appliance.embedded import Embedded, Tell
 from piggybank.appliance.folder import Card
+from piggybank.appliance.postgres import major_of
 from piggybank.appliance.processes import Program
 from piggybank.db import installation, migrate, storage
 from piggybank.db.storage import MIB, RESERVE_MIB
@@ -109,6 +125,34 @@ def look(settings: Settings, *, without_backup: bool = False) -> Upgrade:
     stops.check(versions.number(before), versions.number(after), [], contracts=stops.of_migrations(lacking))
     storage.check_room(data_dir, RESERVE_MIB + (0 if without_backup else size_mib), "a backup may need")
     return Upgrade(settings, before, after, revision, [script.revision for script in lacking], size_mib)
+
+
+def prepare(settings: Settings, tell: Tell) -> None:
+    """Where nothing runs, and before `current` is turned: may this version follow, and the backup, where a migration is due.
+
+    The stores run for as long as that takes. Raises `errors.CannotProceed`; then the version of before starts as it did.
+    """
+    data_dir = settings.data_dir
+    embedded = settings_file.embedded_stores(data_dir)
+    if embedded and not (data_dir / "stores" / "secrets.toml").exists():
+        return  # nothing was ever started here
+    primary = data_dir / "stores" / topology.primary_of(data_dir / "stores")
+    if topology.DATABASE in embedded and primary.exists() and major_of(primary) != binaries.POSTGRES_MAJOR:
+        return  # `upgrade postgres` of this version comes first: it makes a backup, and keeps the old database
+    prepare_folder(data_dir)
+    stores = Embedded(data_dir, topology.wanted(settings)) if embedded else None
+    with folder.Lock(data_dir):
+        try:
+            if stores is not None:
+                stores.start()
+                settings = settings_file.load(data_dir)
+            _, size_mib = asyncio.run(_ask(settings))
+            if asyncio.run(supervisor.migrations_due(settings.owner_database_url)):
+                storage.check_room(data_dir, RESERVE_MIB + size_mib, "a backup may need")
+                back_up(settings, __version__, tell)
+        finally:
+            if stores is not None and not any(store.adopted for store in stores.running.values()):
+                stores.stop()  # what was left running goes on: `up` adopts it
 
 
 def carry_out(made: Upgrade, tell: Tell, *, without_backup: bool = False) -> None:

@@ -21,9 +21,12 @@ FILES = (".whl", ".tar.gz", ".tgz")
 @click.option("--to", "wanted", metavar="VERSION|FILE", help="A version that is here, or the wheel or bundle of a new one.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be done, and what stands in the way; change nothing.")
 @click.option("--no-backup", "without_backup", is_flag=True, help="You have one of your own, checked, of a moment ago.")
+@click.option(
+    "--stopped", is_flag=True, help="Of what does not run: may this version follow, and the backup. installer/install.sh does it."
+)
 @click.option("--json", "as_json", is_flag=True, help="With --plan: print JSON for scripts.")
 @click.pass_context
-def upgrade(ctx: click.Context, wanted: str | None, only_plan: bool, without_backup: bool, as_json: bool) -> None:
+def upgrade(ctx: click.Context, wanted: str | None, only_plan: bool, without_backup: bool, stopped: bool, as_json: bool) -> None:
     """Another version of piggybank, while people pay: backup, schema, a trial, the change, and back where something does not run.
 
     The versions lie side by side in the data folder, so --to with the number of an earlier one goes back to it, as long as the schema
@@ -40,6 +43,10 @@ def upgrade(ctx: click.Context, wanted: str | None, only_plan: bool, without_bac
         return
     settings = settings_of(ctx)
     data_dir = settings.data_dir
+    if stopped:
+        telemetry.configure("warning", "console")
+        work.prepare(settings, _tell)
+        return
     name = _name_of(data_dir, wanted)
     if name and name != versions.running(data_dir):
         _become(data_dir, name, only_plan=only_plan, without_backup=without_backup, as_json=as_json)

@@ -101,6 +101,28 @@ async def current(url: str) -> str | None:
         await connection.close()
 
 
+async def last_version(url: str) -> str | None:
+    """Of piggybank, as it was noted here; None before it was: a new database, or one of before migration 0010. Works with either role."""
+    connection = await asyncpg.connect(url)
+    try:
+        if await connection.fetchval("SELECT to_regclass('public.installation')") is None:
+            return None
+        # as JSON, since the column may not be there yet
+        version: str | None = await connection.fetchval("SELECT to_jsonb(installation) ->> 'version' FROM installation")
+        return version
+    finally:
+        await connection.close()
+
+
+async def note_version(owner_url: str, version: str) -> None:
+    """This one is here now; one that goes back to an older version notes that one."""
+    connection = await asyncpg.connect(owner_url, server_settings=_LOCAL)
+    try:
+        await connection.execute("UPDATE installation SET version = $1 WHERE version IS DISTINCT FROM $1", version)
+    finally:
+        await connection.close()
+
+
 def head() -> str:
     """The newest revision that this version knows."""
     revision = ScriptDirectory.from_config(_config()).get_current_head()

@@ -195,6 +195,19 @@ def test_from_the_wallet_to_the_present_without_a_failure(place: Place) -> None:
     place.do("verify")
 
 
+def test_what_is_down_is_backed_up_before_the_installer_changes_it(open_folder: Path, wallet: Path) -> None:
+    place = Place(open_folder / "stopped")
+    place.install(wallet, "--port", str(a_free_port()))
+    try:
+        place.do("down")
+        done = place.install(ROOT)
+        assert done.stderr.index("backed up: ") < done.stderr.index("5/7 Starting")
+        assert next((place.data_dir / "upgrades").glob("before-*.dump")).stat().st_size > 10_000
+        assert json.loads(place.do("status", "--json"))["ok"]
+    finally:
+        place.run("down")
+
+
 def test_on_to_the_next_version_by_its_bundle(place: Place, workshop: Workshop) -> None:
     made = workshop.make("0.2.0")
 

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 
 from msgspec import Struct
 
-from piggybank import checks, errors
+from piggybank import __version__, checks, errors
+from piggybank.appliance import stops
 from piggybank.appliance.backups import wal
 from piggybank.appliance.backups.making import facts, months_of
 from piggybank.appliance.backups.manifests import Facts, Manifest
@@ -37,6 +38,7 @@ def check_possible(manifest: Manifest, at: datetime | None, target: Target) -> N
     if manifest.facts.schema_revision > migrate.head():
         what = f"{manifest.id} was made by piggybank {manifest.version}, whose schema {manifest.facts.schema_revision} is newer than ours"
         raise errors.CannotProceed(what=what, do=f"restore it with piggybank {manifest.version} or newer")
+    stops.check(manifest.version, __version__, stops.table())
     if at is None:
         return
     if manifest.kind == "logical":
