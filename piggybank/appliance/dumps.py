@@ -1,13 +1,16 @@
 """A copy of the whole database in one file, made by `pg_dump` while people pay, and read again from end to end before it counts."""
 
+import asyncio
 import os
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+
+import asyncpg
 
 from piggybank import errors
-from piggybank.appliance import binaries, system_user
+from piggybank.appliance import system_user
+from piggybank.appliance.backups.making import CONNECT_TIMEOUT_S, client_address, client_program
 from piggybank.settings import Settings
 
 FOLDER = "upgrades"
@@ -24,10 +27,16 @@ def dump(settings: Settings, mark: str) -> Path:
     making = made.with_name(made.name + UNFINISHED)
     for left in folder.glob(f"*{UNFINISHED}"):  # by one that was killed
         left.unlink()
-    url, password = _parted(settings.owner_database_url)
+    url = settings.owner_database_url
+    major = asyncio.run(_major(url))
+    place, environment = client_address(url)
     try:
-        _run("pg_dump", "--format=custom", "--no-password", f"--file={making}", f"--dbname={url}", password=password)
-        _run("pg_restore", "--file=/dev/null", str(making))  # reads and unpacks all of it
+        _run(
+            client_program("pg_dump", url, major),
+            *("--format=custom", "--no-password", f"--file={making}", f"--dbname={place}"),
+            **environment,
+        )
+        _run(client_program("pg_restore", url, major), "--file=/dev/null", str(making))  # reads and unpacks all of it
         making.chmod(0o600)
         making.rename(made)
     finally:
@@ -37,27 +46,30 @@ def dump(settings: Settings, mark: str) -> Path:
     return made
 
 
-def _parted(url: str) -> tuple[str, str]:
-    """The address without its password, which no process list is to show."""
-    parts = urlsplit(url)
-    password = unquote(parts.password or "")
-    user, _, hosts = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}@{hosts}")), password
-
-
-def _run(program: str, *words: str, password: str = "") -> None:
+async def _major(url: str) -> int:
     try:
-        done = subprocess.run(  # noqa: S603 - our own binary
-            [str(binaries.client(program)), *words],
+        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError) as cause:
+        raise errors.CannotProceed(what=f"the database does not answer: {cause}", do="look at owner_database_url") from cause
+    try:
+        return int(await connection.fetchval("SELECT current_setting('server_version_num')::int / 10000"))
+    finally:
+        await connection.close()
+
+
+def _run(program: Path, *words: str, **environment: str) -> None:
+    try:
+        done = subprocess.run(  # noqa: S603 - PostgreSQL's own program
+            [str(program), *words],
             capture_output=True,
             text=True,
             check=False,
             timeout=TIMEOUT_S,
-            env={**os.environ, "PGPASSWORD": password, "LC_ALL": "C"},
+            env={**os.environ, **environment, "LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired as cause:
         raise errors.CannotProceed(
-            what=f"{program} did not end within {TIMEOUT_S // 3_600} h, and nothing was changed",
+            what=f"{program.name} did not end within {TIMEOUT_S // 3_600} h, and nothing was changed",
             do="see what holds it up (pg_stat_activity, the disk); then again",
         ) from cause
     if done.returncode != 0:

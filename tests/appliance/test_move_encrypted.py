@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import asyncpg
+import msgspec
 import pytest
 import trustme
 
+from piggybank import errors
 from piggybank import settings as settings_file
-from piggybank.appliance import move, processes, store_files, system_user
+from piggybank.appliance import binaries, dumps, move, processes, store_files, system_user
+from piggybank.appliance.backups.making import client_program
 from piggybank.appliance.processes import Program
 from piggybank.db import migrate
 from piggybank.settings import Settings
@@ -112,3 +115,27 @@ async def test_rows_go_over_tls_and_the_certificate_is_looked_at(
     finally:
         await connection.close()
     assert "sslmode=verify-full" in changed.database_url
+
+
+async def test_a_database_over_tls_is_backed_up_before_an_upgrade(encrypted: Encrypted, settings: Settings, open_path: Path) -> None:
+    url = encrypted.url("old", "verify-full")
+    await migrate.upgrade(url, "application")
+    (open_path / "bank").mkdir()
+    here = msgspec.structs.replace(settings, data_dir=open_path / "bank", owner_database_url=url)
+    made = await asyncio.to_thread(dumps.dump, here, "0.2.0")
+    assert b"transactions" in made.read_bytes()
+
+
+def test_a_program_without_tls_is_not_taken_by_another_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the image there is a link to it on the PATH."""
+    require("pg_dump of Debian", Path("/usr/bin/pg_dump").exists())
+    major = int(BINARIES[-1].parent.name)
+    brought, url = binaries.client("pg_dump"), "postgresql://owner@db/bank"
+    (tmp_path / "pg_dump").symlink_to(brought)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(errors.CannotProceed, match="speaks no TLS") as refused:
+        client_program("pg_dump", f"{url}?sslmode=verify-full", 18)
+    assert "postgresql-client-18" in refused.value.details["do"]
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert client_program("pg_dump", f"{url}?sslmode=verify-full", major) == Path("/usr/bin/pg_dump")
+    assert client_program("pg_dump", url, 18) == brought

@@ -254,8 +254,11 @@ def _dump(url: str, found: Facts, snapshot: str, target: Target, name: str, tell
 
 def client_program(name: str, url: str, server_major: int) -> Path:
     """pg_dump or pg_restore for that server: not older than it. The wheel's speaks no TLS. Raises `errors.CannotProceed`."""
-    candidates = [Path(found)] if (found := shutil.which(name)) else []
-    if parse_qs(urlsplit(url).query).get("sslmode", [""])[-1] not in ENCRYPTED:
+    candidates = [Path(found) for folder in os.get_exec_path() if (found := shutil.which(name, path=folder))]
+    if is_encrypted := parse_qs(urlsplit(url).query).get("sslmode", [""])[-1] in ENCRYPTED:
+        # the image has the wheel's on its PATH, by a link
+        candidates = [path for path in candidates if binaries.POSTGRES_PACKAGE not in path.resolve().parts]
+    else:
         with suppress(errors.CannotProceed):
             candidates.insert(0, binaries.client("psql").with_name(name))
     versions = []
@@ -266,9 +269,12 @@ def client_program(name: str, url: str, server_major: int) -> Path:
             return candidate
         versions.append(str(major))
     have = f"{name} {', '.join(versions)} is older than the server" if versions else f"there is no {name} here"
+    if is_encrypted:
+        have += " (the one that piggybank brings speaks no TLS)"
     raise errors.CannotProceed(
         what=f"{have}, which is PostgreSQL {server_major}",
-        do=f"install Debian's postgresql-client-{server_major} (from apt.postgresql.org where Debian's is older)",
+        do=f"install Debian's postgresql-client-{server_major} (from apt.postgresql.org where Debian's is older);"
+        " for containers into an image that is made FROM ours",
     )
 
 
