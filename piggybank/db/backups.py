@@ -42,6 +42,12 @@ async def standing(connection: asyncpg.Connection) -> Standing:
     return Standing(**await connection.fetchrow(STANDING))
 
 
+async def newest_at(connection: asyncpg.Connection, kind: str, target: str) -> datetime | None:
+    """When the last one of that kind was made at that target; None: there is none."""
+    at: datetime | None = await connection.fetchval("SELECT max(finished_at) FROM backups WHERE kind = $1 AND target = $2", kind, target)
+    return at
+
+
 async def record(
     owner_url: str, backup_id: str, kind: str, target: str, started_at: datetime, finished_at: datetime, size_bytes: int
 ) -> None:

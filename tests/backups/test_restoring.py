@@ -19,6 +19,7 @@ from piggybank import errors, ids
 from piggybank.appliance import embedded, folder, store_files
 from piggybank.appliance.backups import databases, drills, finishing, making, manifests, restoring, targets, wal
 from piggybank.appliance.backups.manifests import Manifest
+from piggybank.appliance.backups.schedule import Schedule
 from piggybank.db import backups, recovery
 from piggybank.settings import Settings
 from tests.appliance.bank import wait_until
@@ -190,6 +191,27 @@ async def _while_signed_in(url: str, work: Callable[[], str]) -> str:
         return await asyncio.to_thread(work)
     finally:
         await connection.close()
+
+
+def test_a_backup_of_ones_own_postpones_none_of_the_schedule(bank: Settings, tmp_path: Path) -> None:
+    """Into another folder, or of another kind than what the schedule makes."""
+
+    async def is_due() -> bool:
+        connection = await asyncpg.connect(bank.owner_database_url)
+        try:
+            standing = await backups.standing(connection)
+        finally:
+            await connection.close()
+        return await asyncio.to_thread(Schedule(bank)._backup_due, standing, datetime.now(UTC))
+
+    (tmp_path / "usb").mkdir()
+    command(bank, "backup", "create", "--logical", "--to", str(tmp_path / "usb"))
+    assert run_apart(is_due)
+    at = datetime.now(UTC)
+    run_apart(lambda: backups.record(bank.owner_database_url, "other", "base", bank.backup_target, at, at, 1))
+    assert run_apart(is_due)
+    command(bank, "backup", "create")  # what the schedule does, and where
+    assert not run_apart(is_due)
 
 
 def test_the_recovery_key_is_shown_once(bank: Settings) -> None:

@@ -153,6 +153,7 @@ class CutOff:
 def test_files_come_back_as_they_were(settings_of_target: Settings) -> None:
     content = gzip.compress(b"x") + os.urandom(LARGE_BYTES)  # what looks compressed must not be unpacked on the way
     with targets.opened(settings_of_target) as target:
+        assert targets.shown(settings_of_target.backup_target) == target.shown
         assert target.names("backups") == []
         assert target.put("backups/a/large.gz", io.BytesIO(content)) == len(content)
         assert target.put("backups/b/small", io.BytesIO(b"")) == 0

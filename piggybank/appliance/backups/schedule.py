@@ -136,10 +136,13 @@ class Schedule:
             return False  # a database that is away has its own alarm
 
     def _backup_due(self, standing: Standing, now: datetime) -> bool:
+        """One of another kind, or elsewhere, is somebody's own: it postpones nothing."""
         every = timedelta(hours=self.settings.backup_every_h)
-        if standing.restored_at is not None and (standing.backup_at is None or standing.backup_at < standing.restored_at):
+        kind, target = making.usual_kind(self.settings), targets.shown(self.settings.backup_target)
+        made_at = self._ask(lambda connection: backups.newest_at(connection, kind, target))
+        if standing.restored_at is not None and (made_at is None or made_at < standing.restored_at):
             return bool(every)  # what is older belongs to another history
-        return bool(every) and (standing.backup_at is None or bool(self._hole) or now - standing.backup_at >= every)
+        return bool(every) and (made_at is None or bool(self._hole) or now - made_at >= every)
 
     def _drill_due(self, standing: Standing, now: datetime) -> bool:
         every = timedelta(days=self.settings.backup_drill_days)

@@ -77,6 +77,14 @@ def opened(settings: Settings, address: str = "") -> Iterator[Target]:
             target.close()
 
 
+def shown(address: str) -> str:
+    """What its target is called, wherever it is shown and kept; asks nobody."""
+    parts = urlsplit(address)
+    if parts.scheme == "s3":
+        return f"s3://{'/'.join(part for part in (parts.netloc, parts.path.strip('/')) if part)}"
+    return address if parts.scheme == "ssh" else str(Path(address))
+
+
 def is_local(address: str) -> bool:
     """A folder of this machine."""
     return bool(address) and not urlsplit(address).scheme
