@@ -84,7 +84,8 @@ def test_what_was_paid_out_after_the_backup_is_not_paid_out_again(branch: Branch
     assert len(writer.answered) > before
     writer.stopping.clear()
     assert all(writer.send(key) for key in writer.answered)
-    assert again.get(f"/v1/accounts/{account}/balance")["balance"] >= FIRST - 21_000 + len(writer.answered)
+    balance = again.get(f"/v1/accounts/{account}/balance")["balance"]
+    assert balance - (FIRST - 21_000 + len(writer.answered)) in (0, 1)  # one may have been under way when the writer stopped
     again.do("verify")
     reconciled = again.run("provider", "reconcile", "--json")
     items = json.loads(reconciled.stdout)["items"]

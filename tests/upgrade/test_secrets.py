@@ -13,8 +13,9 @@ from redis.exceptions import RedisError
 
 from piggybank import errors
 from piggybank import settings as settings_file
-from piggybank.appliance import store_files
+from piggybank.appliance import rotation, store_files
 from piggybank.appliance.embedded import Embedded
+from piggybank.db import migrate
 from tests.appliance.bank import Bank
 from tests.conftest import ALL_SCOPES, require, run_apart
 from tests.phases.load import Load
@@ -142,6 +143,45 @@ def test_an_exchange_that_was_killed_is_settled_by_the_next_start(open_path: Pat
         assert store_files.take_next(stores.dir) is not None  # whoever looks into it has both
         assert store_files.load_secrets(stores.dir, stores.user) == known
         stores.postgres.secrets = stores.secrets = known
+    finally:
+        stores.stop()
+
+
+class Killed(BaseException):
+    """Nobody catches it, as nobody catches kill -9."""
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_rotation_that_was_killed_while_processes_moved_over_is_made_good_by_the_next_one(open_path: Path, at: int) -> None:
+    """While they are asked to begin anew, to sign in as the stand-in, and to sign in as themselves again."""
+    stores = Embedded(open_path / "bank")
+    stores.start()
+    rolls = 0
+
+    def roll() -> None:
+        nonlocal rolls
+        rolls += 1
+        if rolls == at:
+            raise Killed
+
+    def url() -> str:
+        return settings_file.load(stores.data_dir, {}).database_url
+
+    try:
+        first = url()
+        with pytest.raises(Killed):
+            rotation.rotate(stores, rotation.DATABASE, roll, lambda _: None)
+        assert run_apart(lambda: _opens(url()))  # as whatever is written down now
+        left = "1" if at > 1 else ""
+        assert stores.psql(f"SELECT 1 FROM pg_roles WHERE rolname = '{rotation.STAND_IN}'").strip() == left
+        stores = Embedded(open_path / "bank")
+        stores.start()  # the next start
+        assert migrate.role_of(url()) == store_files.APPLICATION_ROLE
+        assert run_apart(lambda: _opens(url()))
+        rotation.rotate(stores, rotation.DATABASE, lambda: None, lambda _: None)
+        assert not run_apart(lambda: _opens(first))
+        assert run_apart(lambda: _opens(url()))
+        assert stores.psql(f"SELECT 1 FROM pg_roles WHERE rolname = '{rotation.STAND_IN}'").strip() == ""
     finally:
         stores.stop()
 

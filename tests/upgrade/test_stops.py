@@ -29,13 +29,58 @@ TAKES_AWAY = (
     r"\bALTER\s+COLUMN\s+\w+\s+(SET\s+NOT\s+NULL|DROP\s+DEFAULT)\b",
     r"\bADD\s+COLUMN\s+(?!(?:[^,;]*\bDEFAULT\b))[^,;]*\bNOT\s+NULL\b",
     r"\bDELETE\s+FROM\b",
+    r"\bREVOKE\b",
 )
+# Old code may write what these refuse; on a table that the same script makes it writes nothing.
+REFUSES = (
+    r"\bALTER\s+TABLE\s+(?:ONLY\s+)?(?P<table>\w+)\b[^;]*?\bADD\s+(CONSTRAINT|CHECK|UNIQUE|PRIMARY|FOREIGN|EXCLUDE)\b",
+    r"\bCREATE\s+UNIQUE\s+INDEX\b[^;]*?\bON\s+(?:ONLY\s+)?(?P<table>\w+)",
+)
+MADE = r"\bCREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)"
+
+# Looked at by people: the revision, and why no older version writes what it refuses.
+NEVER_WRITTEN = {
+    "0002": "it is about columns that come with it, and about payments through a provider, which 0001 never makes",
+    "0008": "the list of kinds that a constraint allows has one more",
+}
+
+# What any version that may still run has a right to: whoever migrates grants anew what its own version needs, and no more. What is taken
+# from `migrate._GRANTS` stays there until no version that uses it may run beside, and then goes from here, too.
+USED = {
+    "SELECT": "currencies, installation, reports, archived_months, account_checkpoints, backups, archived_wal, drills, restores",
+    "SELECT, INSERT": "transactions, effects, audit_log, system_entries, reconciliation_items, booked_transactions",
+    "SELECT, INSERT, UPDATE": "users, sessions, api_keys, links, accounts, payments, provider_keys, provider_events, "
+    "resolutions, reconciliations, lost_payments",
+    "SELECT, INSERT, DELETE": "idempotency_keys, usage_minutes, minute_shares",
+    "SELECT, UPDATE": "heartbeat",
+    "SELECT, INSERT, UPDATE, DELETE": "outbox, failed_sign_ins, alerts",
+    "INSERT, UPDATE": "reports",
+    "DELETE": "sessions, links, provider_keys",
+    "UPDATE (reports_through)": "installation",
+}
 
 
 def taken_away(sql: str) -> list[str]:
     """The parts of a script that are more than adding."""
-    plain = re.sub(r"--[^\n]*", "", sql)
-    return [found[0] for pattern in TAKES_AWAY for found in re.finditer(pattern, plain, re.IGNORECASE)]
+    return [found[0] for pattern in TAKES_AWAY for found in re.finditer(pattern, _plain(sql), re.IGNORECASE)]
+
+
+def refused(sql: str) -> list[str]:
+    """The parts that may refuse what an older version writes."""
+    made = set(re.findall(MADE, _plain(sql), re.IGNORECASE))
+    found = [one for pattern in REFUSES for one in re.finditer(pattern, _plain(sql), re.IGNORECASE)]
+    return [one[0] for one in found if one["table"] not in made]
+
+
+def _plain(sql: str) -> str:
+    return re.sub(r"--[^\n]*", "", sql)
+
+
+def rights(grants: dict[str, str]) -> set[tuple[str, str]]:
+    """Each right on each table by itself."""
+    return {
+        (right, table) for given, tables in grants.items() for right in re.split(r",\s*(?![^(]*\))", given) for table in tables.split(", ")
+    }
 
 
 def sql_of(script: Script) -> str:
@@ -56,7 +101,8 @@ def test_a_migration_only_adds_or_says_that_it_takes_away(script: Script) -> Non
     sql = sql_of(script)
     assert sql.strip()
     if not hasattr(script.module, stops.MARK):
-        assert taken_away(sql) == [], f"name the first version that does without: {stops.MARK} = '0.x.0', in a release of its own"
+        found = taken_away(sql) + ([] if script.revision in NEVER_WRITTEN else refused(sql))
+        assert found == [], f"name the first version that does without: {stops.MARK} = '0.x.0', in a release of its own"
     else:
         stops.numbers(getattr(script.module, stops.MARK))
 
@@ -71,14 +117,26 @@ def test_a_migration_only_adds_or_says_that_it_takes_away(script: Script) -> Non
         "ALTER TABLE users ALTER COLUMN email SET NOT NULL",
         "ALTER TABLE users ADD COLUMN a integer DEFAULT 1, ADD COLUMN phone text NOT NULL",
         "TRUNCATE users",
+        "ALTER TABLE users ADD CONSTRAINT users_name_check CHECK (name <> '') NOT VALID",
+        "ALTER TABLE users ADD COLUMN phone text, ADD UNIQUE (phone)",
+        "CREATE UNIQUE INDEX CONCURRENTLY users_phone ON users (phone)",
+        "CREATE TABLE phones (id uuid); CREATE UNIQUE INDEX users_phone ON users (phone)",
+        "REVOKE UPDATE ON accounts FROM piggybank_app",
     ],
 )
 def test_what_takes_away_is_found(sql: str) -> None:
-    assert taken_away(sql)
+    assert taken_away(sql) + refused(sql)
 
 
 def test_what_adds_is_let_through() -> None:
     assert not taken_away("ALTER TABLE users ADD COLUMN phone text, ADD COLUMN paid bigint NOT NULL DEFAULT 0; -- never DROP TABLE")
+    assert not refused(
+        "CREATE TABLE phones (id uuid); CREATE UNIQUE INDEX phones_id ON phones (id); ALTER TABLE phones ADD CONSTRAINT c CHECK (true)"
+    )
+
+
+def test_no_right_is_taken_from_a_version_that_still_runs() -> None:
+    assert rights(USED) - rights(migrate._GRANTS) == set(), "a newer version may only need more"
 
 
 @pytest.mark.parametrize(
