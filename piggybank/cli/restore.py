@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,7 +19,7 @@ from piggybank.appliance.backups import databases, finishing, manifests, restori
 from piggybank.appliance.backups.opening import Restored
 from piggybank.appliance.store_files import APPLICATION_ROLE
 from piggybank.cli.appliance import settings_of
-from piggybank.cli.backup import progress, recovery_key
+from piggybank.cli.backup import STDIN, progress, recovery_key
 from piggybank.cli.moments import MOMENT
 from piggybank.db import migrate, recovery
 from piggybank.db.engines import Database
@@ -27,6 +28,7 @@ from piggybank.wallet import lost
 from piggybank.wallet.lost import Lost
 
 UNKNOWN_SHOWN_MAX = 50
+TO_HELP = "A new data folder, or the owner's address of an empty database; -: read it from standard input."
 BACKUP = "BACKUP"  # what the command without a name is called in the help
 
 
@@ -50,15 +52,24 @@ def restore() -> None:
     Examples:
       piggybank restore latest --to /var/lib/piggybank-restored
       piggybank restore latest --to /srv/bank --at 2026-11-24T09:30:00Z --recovery-key key.txt
-      piggybank restore latest --from s3://bank-backups/one --to 'postgresql://owner:password@db/piggybank'
+      piggybank restore latest --from s3://bank-backups/one --to - < address.txt    # postgresql://owner:password@db/piggybank
       piggybank restore latest --in-place
       piggybank restore finish --data-dir /var/lib/piggybank-restored
     """
 
 
+def _typed(_ctx: click.Context, _parameter: click.Parameter, place: str) -> str:
+    """From standard input where it is `-`: a password in an argument stands in every list of processes."""
+    if place != STDIN:
+        return place
+    if not (given := sys.stdin.readline().strip()):
+        raise click.UsageError("standard input has no address")
+    return given
+
+
 @restore.command(BACKUP)
 @click.argument("backup_id")
-@click.option("--to", "place", default="", metavar="FOLDER|URL", help="A new data folder, or the owner's address of an empty database.")
+@click.option("--to", "place", default="", metavar="FOLDER|URL", callback=_typed, help=TO_HELP)
 @click.option("--in-place", is_flag=True, help="Over this installation, which is stopped; its database is kept beside the new one.")
 @click.option("--name", default="", help="With --in-place: the folder's name, or the database's that is elsewhere, instead of being asked.")
 @click.option("--from", "address", default="", metavar="TARGET", help="Elsewhere than `backup_target`.")
@@ -102,7 +113,7 @@ def bring_back(
         manifest = manifests.choose(target, backup_id, at)
         if is_elsewhere:
             role = migrate.role_of(settings.database_url)
-            restored = databases.over_database(target, manifest, settings.owner_database_url, role, tell)
+            restored = databases.over_database(target, manifest, settings.owner_database_url, role, settings.data_dir, tell)
         elif is_url:
             restored = databases.into_database(target, manifest, place, application_role, tell)
         else:

@@ -76,6 +76,12 @@ async def is_used(db: Database) -> bool:
         return bool(await read.scalar(_USED))
 
 
+async def check_answers(provider: Provider) -> None:
+    """Raises ProviderNotConfigured, ProviderUnavailable."""
+    await provider.check()
+    await _balance(provider)
+
+
 async def learn(db: Database, ledger: Ledger, provider: Provider, point: datetime, tell: Tell) -> Found:
     """All four steps. Raises ProviderNotConfigured, and ProviderUnavailable where the provider cannot be asked: then again later."""
     mode = await provider.check()

@@ -16,6 +16,7 @@ from piggybank import errors
 from piggybank.appliance import store_files
 from piggybank.appliance.backups import databases, finishing, making, manifests, targets
 from piggybank.appliance.backups.finishing import Finished
+from piggybank.appliance.backups.manifests import Owner
 from piggybank.settings import Settings
 from tests.conftest import Stores, _on_database, start_simulator
 from tests.provider.conftest import TIME_SCALE, Desk, Object, running_desk
@@ -173,6 +174,27 @@ async def test_a_payout_that_is_under_way_and_unknown_here_keeps_it_closed(loss:
         simulator.stop()
         assert found is not None
         assert [(one.kind, one.amount) for one in found.lost] == [("withdrawal", 5_000)]
+
+
+async def test_the_old_copy_goes_on_while_the_provider_cannot_be_asked(loss: Loss) -> None:
+    def owner() -> Owner | None:
+        with targets.opened(loss.bank) as target:
+            return manifests.owner(target)
+
+    async with running_desk(loss.bank):
+        await loss.back_up()
+    before = owner()
+    assert before is not None
+    async with loss.restored() as there:
+        with pytest.raises(errors.CannotProceed, match="provider does not answer"):
+            await finish(there)
+        assert owner() == before
+        simulator = await in_thread(lambda: start_simulator(there))
+        await finish(there)
+        simulator.stop()
+        after = owner()
+        assert after is not None
+        assert (after.installation, after.restore != before.restore) == (before.installation, True)
 
 
 async def test_a_payout_that_the_statement_does_not_list_yet_keeps_it_closed(loss: Loss) -> None:

@@ -1,10 +1,12 @@
 """Restoring: to a moment, out of a dump, into a database, in place; and what is refused, with nothing left behind."""
 
 import asyncio
+import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -19,8 +21,9 @@ from piggybank import errors, ids
 from piggybank.appliance import embedded, folder, store_files
 from piggybank.appliance.backups import databases, drills, finishing, making, manifests, restoring, targets, wal
 from piggybank.appliance.backups.manifests import Manifest
+from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.schedule import Schedule
-from piggybank.db import backups, recovery
+from piggybank.db import archived, backups, recovery
 from piggybank.settings import Settings
 from tests.appliance.bank import wait_until
 from tests.backups.conftest import Branch
@@ -52,10 +55,12 @@ async def _make_account(url: str) -> str:
         await connection.close()
 
 
-def _said(settings: Settings, *words: str) -> str:
+def _said(settings: Settings, *words: str, given: str = "") -> str:
     """What a command of these settings says when it is refused."""
     command = [sys.executable, "-m", "piggybank", *words]
-    done = subprocess.run(command, env=environment(settings), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        command, env=environment(settings), cwd=ROOT, capture_output=True, text=True, check=False, timeout=60, input=given
+    )
     assert done.returncode == 1
     return done.stderr
 
@@ -155,9 +160,11 @@ def test_in_the_place_of_a_database_that_is_elsewhere(bank: Settings, stores: St
     """As in containers: it is kept under another name, the new one opens in recovery, and nobody uses either meanwhile."""
     name = bank.database_url.rpartition("/")[2]
     account = run_apart(lambda: _make_account(bank.owner_database_url))
+    file = run_apart(lambda: _archive_a_month(bank))
     backup = json.loads(command(bank, "backup", "create", "--json"))
     assert backup["kind"] == "logical"
     run_apart(lambda: _make_account(bank.owner_database_url))  # lost
+    file.unlink()
     restore = ("restore", "latest", "--in-place", "--json")
     assert "the name was not typed" in _said(bank, *restore, "--name", "other")
     said = run_apart(lambda: _while_signed_in(bank.database_url, partial(_said, bank, *restore, "--name", name)))
@@ -175,6 +182,7 @@ def test_in_the_place_of_a_database_that_is_elsewhere(bank: Settings, stores: St
     try:
         assert restored["backup_id"] == backup["id"]
         assert restored["place"].endswith(f"/{name}")
+        assert (file.read_bytes(), restored["missing_months"]) == (b"rows", [])
         accounts = "SELECT string_agg(id::text, ' ') FROM accounts WHERE user_id IS NOT NULL"
         assert run_apart(partial(_value, bank.database_url, accounts)) == account
         assert len(str(run_apart(partial(_value, _on_database(bank.owner_database_url, restored["kept"]), accounts))).split()) == 2
@@ -183,6 +191,21 @@ def test_in_the_place_of_a_database_that_is_elsewhere(bank: Settings, stores: St
             run_apart(lambda: _sql(bank.database_url, "DELETE FROM outbox"))
     finally:
         run_apart(lambda: _sql(stores.admin_url, f"DROP DATABASE {restored['kept']} WITH (FORCE)"))
+
+
+async def _archive_a_month(bank: Settings) -> Path:
+    """One without rows, as `partitions archive` leaves it."""
+    file = bank.data_dir / archived.FOLDER / "transactions-2020-01.parquet"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"rows")
+    month = Month(file=file.name, sha256=hashlib.sha256(b"rows").hexdigest())
+    file.with_suffix(".json").write_bytes(msgspec.json.encode(month))
+    insert = (
+        "INSERT INTO archived_months (month, partition, below, rows, amount, file, bytes, sha256, archived_at) VALUES"
+        f" ('2020-01-01', 'transactions_2020_01', '{UUID(int=1)}', 0, 0, '{month.file}', 4, '{month.sha256}', now())"
+    )
+    await _sql(bank.owner_database_url, insert)
+    return file
 
 
 async def _while_signed_in(url: str, work: Callable[[], str]) -> str:
@@ -280,6 +303,32 @@ def _usage(settings: Settings, *words: str) -> str:
     done = run_command(settings, *words)
     assert done.returncode == 2
     return done.stderr
+
+
+def test_the_address_comes_from_standard_input(bank: Settings) -> None:
+    command(bank, "backup", "create")
+    words = ("restore", "latest", "--to", "-")
+    assert "that database is not empty" in _said(bank, *words, given=f"{bank.owner_database_url}\n")
+
+
+def test_a_folder_that_is_a_mount_point_hides_no_cause(bank: Settings, tmp_path: Path) -> None:
+    with targets.opened(bank) as target, _mounted(tmp_path / "disk") as disk:
+        made = making.create(bank, target, "logical", lambda _: None).manifest
+        with pytest.raises(errors.CannotProceed, match="are needed"):
+            restoring.into_folder(target, _with(made, database_bytes=10**15), disk, None, "", lambda _: None)
+        assert list(disk.iterdir()) == []
+
+
+@contextmanager
+def _mounted(place: Path) -> Iterator[Path]:
+    """A file system of its own, which is there whatever is deleted in it."""
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "none", str(place)], capture_output=True, check=False).returncode == 0
+    require("the right to mount", mounted)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 def _with(manifest: Manifest, **facts: object) -> Manifest:

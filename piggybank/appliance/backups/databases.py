@@ -6,12 +6,14 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 import asyncpg
 import msgspec
 
 from piggybank import errors
+from piggybank.appliance import system_user
 from piggybank.appliance.backups import manifests, months
 from piggybank.appliance.backups.making import DUMP, client_address, client_program
 from piggybank.appliance.backups.manifests import Manifest
@@ -42,8 +44,9 @@ def into_database(target: Target, manifest: Manifest, owner_url: str, role: str,
     return msgspec.structs.replace(restored, place=owner_url.rpartition("@")[2], missing_months=missing)
 
 
-def over_database(target: Target, manifest: Manifest, owner_url: str, role: str, tell: Tell) -> Restored:
-    """In the place of the database at `owner_url`, which nobody uses meanwhile, and which is kept beside the new one.
+def over_database(target: Target, manifest: Manifest, owner_url: str, role: str, data_dir: Path, tell: Tell) -> Restored:
+    """In the place of the database at `owner_url`, which nobody uses meanwhile, and which is kept beside the new one. Archived months
+    come back into the data folder.
 
     The new one is made, filled and verified under another name; then both change their names in one transaction. Raises
     `errors.CannotProceed`; then the old one is as it was. The owner needs CREATEDB.
@@ -61,7 +64,11 @@ def over_database(target: Target, manifest: Manifest, owner_url: str, role: str,
     except BaseException:
         asyncio.run(_drop(owner_url, making))
         raise
-    return msgspec.structs.replace(restored, place=restored.place.replace(making, name), kept=kept)
+    try:
+        missing = months.fetch(target, manifest.facts.months, data_dir, system_user.chosen())
+    except (OSError, errors.CannotProceed):  # no room, say: the database is restored all the same
+        missing = [month.file for month in manifest.facts.months]
+    return msgspec.structs.replace(restored, place=restored.place.replace(making, name), kept=kept, missing_months=missing)
 
 
 def _url_of(owner_url: str, database: str) -> str:

@@ -52,8 +52,12 @@ async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = F
                 what="this is the old copy: another one was restored and finished, and has what was written since",
                 do="stop it for good: piggybank down. Only where the other one shall go instead: stop that, then finish --old-copy here",
             )
-        warnings = await asyncio.to_thread(_take_over, settings, await recovery.lineage(connection), restore, tell)
-        found = await _learn(settings, restore, tell)
+        async with _provider(settings) as (db, provider):
+            if provider is not None:
+                await learning.check_answers(provider)  # else the old copy would stand down, and this one stay closed
+            # Not later than this: what the old copy still pays out is learnt only where it stands down before we ask.
+            warnings = await asyncio.to_thread(_take_over, settings, await recovery.lineage(connection), restore, tell)
+            found = None if provider is None else await _learn(settings, db, provider, restore, tell)
         if found is not None and not accept_unexplained:
             _check_explained(found)
         tell("verifying every balance")
@@ -105,18 +109,23 @@ def _sums(amounts: dict[str, int]) -> str:
     return ", ".join(f"{amount} {currency}" for currency, amount in amounts.items())
 
 
-async def _learn(settings: Settings, restore: Restore, tell: Tell) -> Found | None:
+@asynccontextmanager
+async def _provider(settings: Settings) -> AsyncIterator[tuple[Database, Provider | None]]:
+    """None where no payment ever went through one."""
     # with the application's rights, direct: a pooler passes on no setting of a session
     db = Database(writes.mover_url(settings.database_url), waits_for=settings.waits_for)
     provider = Provider(settings, db)
     try:
-        if not await learning.is_used(db) and not await _is_configured(provider):
-            return None
-        async with _ledger(settings, db) as ledger:
-            return await learning.learn(db, ledger, provider, restore.point, tell)
+        is_asked = await learning.is_used(db) or await _is_configured(provider)
+        yield db, provider if is_asked else None
     finally:
         await provider.close()
         await db.close()
+
+
+async def _learn(settings: Settings, db: Database, provider: Provider, restore: Restore, tell: Tell) -> Found:
+    async with _ledger(settings, db) as ledger:
+        return await learning.learn(db, ledger, provider, restore.point, tell)
 
 
 async def _is_configured(provider: Provider) -> bool:

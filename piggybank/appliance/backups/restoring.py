@@ -52,7 +52,7 @@ def into_folder(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         if was_there:
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)  # one that something is mounted on stays
         raise
 
 
