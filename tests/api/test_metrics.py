@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -182,6 +183,39 @@ async def test_a_slow_statement_is_counted_and_told_with_its_plan_and_without_va
     assert any("Join" in line for line in said[0]["plan"]), said
     assert "Result" in said[1]["plan"][0]
     assert all(secret not in json.dumps(each) for each in said)
+
+
+async def test_plans_are_asked_for_seldom_and_seldom_for_the_same_statement(
+    settings: Settings, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    telemetry.configure("info", "json", log)
+    monkeypatch.setattr(slow, "SLOW_S", 0.0)  # every statement is
+    monkeypatch.setattr(slow, "_explained", OrderedDict())
+    db = Database(settings.database_url)
+    lane = await db.connect()
+    slow.listen_to(lane, db.connect)
+
+    async def told(*statements: str, every_s: float, same_again_s: float) -> list[str]:
+        monkeypatch.setattr(slow, "EXPLAIN_EVERY_S", every_s)
+        monkeypatch.setattr(slow, "SAME_AGAIN_S", same_again_s)
+        before = len(log.getvalue())
+        counted = counters.SLOW_QUERIES._value.get()
+        for statement in statements:
+            await lane.fetch(statement)
+        await lane.fetch("EXPLAIN SELECT 1")  # which is not counted: by now those before it are
+        await slow.all_told()
+        assert counters.SLOW_QUERIES._value.get() == counted + len(statements)  # told or not
+        lines = [json.loads(line) for line in log.getvalue()[before:].splitlines() if "slow_query" in line]
+        assert all("Result" in line["plan"][0] for line in lines)
+        return [line["statement"] for line in lines]
+
+    hour = 3_600.0
+    assert await told("SELECT 1", "SELECT 2", "SELECT 1", every_s=hour, same_again_s=0.0) == ["SELECT 1"]
+    assert await told("SELECT 3", "SELECT 4", "SELECT 3", every_s=0.0, same_again_s=hour) == ["SELECT 3", "SELECT 4"]
+    assert await told("SELECT  1", "SELECT 5", every_s=0.0, same_again_s=hour) == ["SELECT 5"]  # the same in other spaces
+    assert await told("SELECT 3", "SELECT 3", every_s=0.0, same_again_s=0.0) == ["SELECT 3", "SELECT 3"]
+    await lane.close()
+    await db.close()
 
 
 async def test_a_pool_that_is_closed_leaves_no_question_for_a_plan_behind(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
