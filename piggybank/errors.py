@@ -209,6 +209,10 @@ class NotReplayable(Refusal):
     """An unsigned callback is a hint; it can never post anything."""
 
 
+class NotUnmatched(Refusal):
+    """Only an event that names nothing of ours can be dismissed, and once."""
+
+
 class SecondOperatorNeeded(Refusal):
     """Two different operators have to agree on this."""
 

@@ -97,6 +97,7 @@ ROUTES: dict[str, Access] = {
     "GET /v1/ops/provider-events": _staff("ops:read"),
     "GET /v1/ops/provider-events/{event_id}": _staff("ops:read"),
     "POST /v1/ops/provider-events/{event_id}/replay": OPERATOR,
+    "POST /v1/ops/provider-events/{event_id}/dismiss": OPERATOR,
     "GET /v1/ops/reconciliations": _staff("ops:read"),
     "GET /v1/ops/reconciliations/{reconciliation_id}": _staff("ops:read"),
     "GET /v1/ops/phases": _staff("ops:read"),

@@ -108,6 +108,15 @@ async def resolve(payment_id: UUID, data: ResolveRequest, principal: Principal, 
     return Response(found, status_code=202 if found.confirmed_by is None else 200)
 
 
+class DismissRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why it is no concern of ours."""
+
+    note: Annotated[
+        str,
+        Meta(min_length=1, max_length=NOTE_MAX_CHARACTERS, description="Why.", examples=["Of another shop, paid back in the dashboard"]),
+    ]
+
+
 @get("/v1/ops/provider-events", tags=["operations"], summary="The provider's events")
 async def list_events(
     db: Database,
@@ -139,6 +148,16 @@ async def replay(event_id: UUID, principal: Principal, ledger: Ledger, provider:
     return await inbox.replay(provider.db, ledger, await provider.mode(), event_id, note)
 
 
+@post("/v1/ops/provider-events/{event_id:uuid}/dismiss", status_code=200, tags=["operations"], summary="Dismiss an unmatched event")
+async def dismiss(event_id: UUID, data: DismissRequest, principal: Principal, db: Database) -> Event:
+    """It names nothing of ours and never will: `ignored`, and no alert counts it. It posts nothing, and can still be replayed."""
+
+    def note(write: Write, was: str) -> None:
+        audit.record(write, principal.actor, "provider_event.dismiss", f"provider_event:{event_id}", {"note": data.note, "was": was})
+
+    return await inbox.dismiss(db, event_id, data.note, note)
+
+
 @get("/v1/ops/reconciliations", tags=["operations"], summary="Comparisons with the provider's statement")
 async def list_reconciliations(db: Database, cursor: Cursor = None, limit: Limit = pages.LIMIT_DEFAULT) -> ReconciliationPage:
     """Newest first; one is made each night, and by `piggybank provider reconcile`."""
@@ -160,6 +179,7 @@ routes = [
     list_events,
     get_event,
     replay,
+    dismiss,
     list_reconciliations,
     get_reconciliation,
 ]

@@ -1,8 +1,8 @@
 """The provider's events: kept first, once, as they came; applied afterwards, as often as anybody likes.
 
 An event is answered when its body is on disk. What it says is applied by a job, which claims a slice for a while, so a job that dies
-leaves nothing behind. What cannot be matched is tried again for RETRIED_FOR_H and stays listed; an operator may replay any event at
-any age, since `effects` let nothing happen twice.
+leaves nothing behind. What cannot be matched is tried again for RETRIED_FOR_H and stays listed until an operator dismisses it; an operator
+may replay any event at any age, since `effects` let nothing happen twice.
 """
 
 import asyncio
@@ -39,6 +39,7 @@ OURS = ("purchase.", "payment.", "payout.")  # the rest is news of things that w
 
 EventStatus = Literal["new", "applied", "ignored", "unmatched", "hint"]
 Note = Callable[[Write, EventStatus], None]  # writes down who did it, with what became of it
+DismissalNote = Callable[[Write, str], None]  # writes down who dismissed it, with the reason for which it was unmatched
 
 _log = structlog.get_logger()
 
@@ -98,10 +99,22 @@ WHERE provider_events.id = due.id
 RETURNING provider_events.id, body, attempts
 """)
 
+# What was dismissed while a job had it in hand stays so, unless it was about something of ours after all.
 _ENDED = text("""
 UPDATE provider_events
 SET status = :status, payment_id = coalesce(:payment_id, payment_id), note = :note, due_at = :due_at, updated_at = :now
-WHERE id = :id
+WHERE id = :id AND (status <> 'ignored' OR CAST(:by_hand AS boolean) OR CAST(:status AS text) = 'applied')
+""")
+
+_DISMISS = text("""
+WITH known AS (
+    SELECT id, note FROM provider_events WHERE id = :id AND status = 'unmatched' FOR UPDATE
+)
+UPDATE provider_events
+SET status = 'ignored', note = :note, due_at = NULL, updated_at = :now
+FROM known
+WHERE provider_events.id = known.id
+RETURNING known.note
 """)
 
 _ONE = text("""
@@ -179,6 +192,18 @@ async def replay(db: Database, ledger: Ledger, mode: ProviderMode, event_id: UUI
     await _apply(db, ledger, mode, row, by_hand)
     async with db.write() as read_back:
         return _event((await read_back.execute(_ONE, {"id": event_id})).one())
+
+
+async def dismiss(db: Database, event_id: UUID, note: str, by_hand: DismissalNote) -> Event:
+    """It is no concern of ours: nothing of it was posted, and nobody is told of it any more. Raises NotFound and NotUnmatched."""
+    given = {"id": event_id, "note": f"dismissed: {note}"[:NOTE_MAX_CHARACTERS].replace("\0", ""), "now": datetime.now(UTC)}
+    async with db.write() as write:
+        was = await write.scalar(_DISMISS, given)
+        found = await one(write, event_id)
+        if was is None:
+            raise errors.NotUnmatched(event_id=str(event_id), event_status=found.status)
+        by_hand(write, was)
+    return found
 
 
 async def retry_unmatched(db: Database, mode: ProviderMode) -> int:
@@ -302,6 +327,7 @@ async def _end(
         "payment_id": payment_id,
         "note": note[:NOTE_MAX_CHARACTERS].replace("\0", ""),
         "due_at": due_at,
+        "by_hand": by_hand is not None,
         "now": datetime.now(UTC),
     }
     async with db.write() as write:

@@ -160,6 +160,29 @@ async def test_an_event_is_replayed(console: Console, bank: Bank) -> None:
 
 
 @pytest.mark.deep
+async def test_an_event_that_is_none_of_ours_is_dismissed(console: Console, bank: Bank) -> None:
+    event = ids.new_id(0)
+    await bank.desk.sql.execute(
+        "INSERT INTO provider_events (id, body_hash, provider, body, status, note, updated_at)"
+        " VALUES ($1, $2, 'simulator', '{}', 'unmatched', 'no payment of ours', now())",
+        *(event, event.bytes),
+    )
+    await console.open(f"events/{event}", "Provider event")
+    await console.page.get_by_role("button", name="Dismiss", exact=True).click()
+    asked = console.page.get_by_role("dialog")
+    await asked.get_by_role("button", name="Dismiss it").click()
+    assert await asked.get_by_label("Why").evaluate("input => input.matches(':invalid')")  # the browser says so
+    await asked.get_by_label("Why").fill("Of another shop")
+    await asked.get_by_role("button", name="Dismiss it").click()
+    await told(console, "It is dismissed")
+    await console.settled("Provider event")
+    assert "dismissed: Of another shop" in await console.main()
+    assert not await console.page.get_by_role("button", name="Dismiss", exact=True).is_visible()
+    assert await bank.desk.sql.fetchval("SELECT status FROM provider_events WHERE id = $1", event) == "ignored"
+    assert (await acts(bank, "provider_event.dismiss"))[0] == (f"user:{bank.operator.id}", f"provider_event:{event}")
+
+
+@pytest.mark.deep
 async def test_two_operators_resolve_a_payment(browser: Browser, bank: Bank) -> None:
     account = await bank.desk.account(20_000)
     payment = await bank.desk.withdraw(account, 7_000)

@@ -115,6 +115,16 @@ async def replay(desk: Desk) -> Asked:
     return f"/v1/ops/provider-events/{event['id']}/replay", None, "provider_event.replay"
 
 
+async def dismissal(desk: Desk) -> Asked:
+    row = ids.new_id(0)
+    await desk.sql.execute(
+        "INSERT INTO provider_events (id, body_hash, provider, body, status, updated_at)"
+        " VALUES ($1, $2, 'simulator', '{}', 'unmatched', now())",
+        *(row, row.bytes),
+    )
+    return f"/v1/ops/provider-events/{row}/dismiss", {"note": "Of another shop"}, "provider_event.dismiss"
+
+
 async def job(desk: Desk) -> Asked:
     queue = queues.open_queue(desk.settings.queue_url)
     await queue.announce({"build_reports": Schedule(cron="*/5 * * * *", timeout_s=300, retries=3)})
@@ -152,6 +162,7 @@ ACTS: dict[str, Callable[[Desk], Awaitable[Asked]]] = {
     "POST /v1/ops/payments/{payment_id}/refund": refund,
     "POST /v1/ops/payments/{payment_id}/resolve": resolution,
     "POST /v1/ops/provider-events/{event_id}/replay": replay,
+    "POST /v1/ops/provider-events/{event_id}/dismiss": dismissal,
     "POST /v1/ops/queue/jobs/{name}/run": job,
     "POST /v1/ops/outbox/{row_id}/retry": event,
 }

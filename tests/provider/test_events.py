@@ -211,6 +211,62 @@ async def test_what_comes_before_we_know_it_is_matched_later(desk: Desk, signer:
     assert await desk.balance(account) == (2_200, 0, 0)
 
 
+async def test_what_is_none_of_ours_is_dismissed_once_and_by_an_operator(desk: Desk, signer: Signer) -> None:
+    foreign = [json.dumps(paid_event({"provider_id": str(uuid4()), "id": str(uuid4()), "amount": 300})).encode() for _ in range(2)]
+    for body in foreign:
+        assert (await send(desk, body, signer.sign(body)))[0] == 200
+    await desk.work_through()
+    operator = await desk.as_operator()
+
+    async def unmatched() -> dict[str, Object]:
+        listed = (await desk.http.get("/v1/ops/provider-events", params={"status": "unmatched"}, headers=operator)).json()["items"]
+        return {event["object_id"]: event for event in listed}
+
+    event, other = [(await unmatched())[json.loads(body)["id"]] for body in foreign]
+    path, said = f"/v1/ops/provider-events/{event['id']}/dismiss", {"note": "Of another shop, paid back"}
+    assert (await desk.http.post(path, json=said)).status_code == 403  # a key, with every scope
+    for nothing in ({}, {"note": ""}, {"note": "x" * 501}, {**said, "status": "applied"}):
+        assert (await desk.http.post(path, json=nothing, headers=operator)).status_code == 400
+    answers = await asyncio.gather(*(desk.http.post(path, json=said, headers=operator) for _ in range(3)))
+    assert sorted(answer.status_code for answer in answers) == [200, 409, 409]
+    for answer in answers:
+        if answer.status_code == 200:
+            assert (answer.json()["status"], answer.json()["note"]) == ("ignored", "dismissed: Of another shop, paid back")
+        else:
+            assert (answer.json()["code"], answer.json()["status"], answer.json()["event_status"]) == ("not_unmatched", 409, "ignored")
+    written = await desk.sql.fetch("SELECT details FROM audit_log WHERE target = $1", f"provider_event:{event['id']}")
+    assert [json.loads(row["details"]) for row in written] == [said | {"was": event["note"]}]
+    left = await unmatched()
+    assert other["object_id"] in left  # the next one is still told of
+    assert event["object_id"] not in left
+    await desk.hurry()
+    await inbox.retry_unmatched(desk.work.db, "simulator")
+    await desk.work_through()
+    assert event["object_id"] not in await unmatched()
+    assert (await desk.http.post(f"/v1/ops/provider-events/{uuid4()}/dismiss", json=said, headers=operator)).status_code == 404
+
+
+@pytest.mark.parametrize("matched", [False, True])
+async def test_dismissed_while_a_job_has_it_in_hand_it_stays_so_unless_it_was_ours(desk: Desk, signer: Signer, *, matched: bool) -> None:
+    account = await desk.account()
+    payment = await desk.deposit(account, 1_300)
+    event = paid_event(payment) if matched else paid_event({"provider_id": str(uuid4()), "id": str(uuid4()), "amount": 1_300})
+    await desk.sql.execute("UPDATE payments SET method = 'direct', provider = NULL WHERE id = $1", UUID(payment["id"]))  # not known yet
+    body = json.dumps(event).encode()
+    await send(desk, body, signer.sign(body))
+    await desk.work_through()
+    row = await desk.sql.fetchrow("SELECT id, body, attempts FROM provider_events WHERE object_id = $1", event["id"])
+    path = f"/v1/ops/provider-events/{row['id']}/dismiss"
+    answer = await desk.http.post(path, json={"note": "none of ours"}, headers=await desk.as_operator())
+    assert answer.status_code == 200, answer.text
+    await desk.sql.execute("UPDATE payments SET method = 'revio', provider = 'simulator' WHERE id = $1", UUID(payment["id"]))
+    await desk.sql.execute("UPDATE provider_events SET due_at = now() WHERE id = $1", row["id"])  # claimed before it was dismissed
+    await desk.work_through()
+    status = await desk.sql.fetchval("SELECT status FROM provider_events WHERE id = $1", row["id"])
+    assert status == ("applied" if matched else "ignored")
+    assert await desk.balance(account) == (1_300 if matched else 0, 0, 0)
+
+
 async def test_replayed_after_a_year_it_counts_once(desk: Desk, signer: Signer) -> None:
     """Idempotency keys are long gone by then; effects are not."""
     account = await desk.account()

@@ -52,6 +52,18 @@ export const event = {
       await again();
       tell(`It is ${found.status} now. ${found.note}`);
     };
+    const dismiss = async () => {
+      const done = await confirm({
+        title: "Dismiss this event?",
+        text: "It is no concern of ours: it posts nothing, and no alert counts it any more. Money that is not ours is paid back in the provider's dashboard first.",
+        action: "Dismiss it",
+        fields: [{ name: "note", label: "Why", required: true, maxlength: 500 }],
+        act: (body) => send("POST", `v1/ops/provider-events/${eventId}/dismiss`, { body }),
+      });
+      if (!done) return;
+      await again();
+      tell("It is dismissed.");
+    };
     return [
       facts([
         ["Type", one.event_type],
@@ -65,7 +77,7 @@ export const event = {
         ["Changed", when(one.updated_at)],
         ["Id", id(one.id)],
       ]),
-      el("p", {}, button("Apply again", replay)),
+      el("p", {}, button("Apply again", replay), one.status === "unmatched" ? [" ", button("Dismiss", dismiss, { class: "quiet" })] : null),
       section("As it came", el("pre", { tabindex: "0", role: "region", "aria-label": "Body of the event" }, pretty(one.body))),
     ];
   },
