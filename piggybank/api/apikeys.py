@@ -18,7 +18,9 @@ from piggybank.identity.tokens import Principal, Tokens
 PAGE_MAX = 100
 
 # the same names as `apikeys.SCOPES`, which a type cannot be made of
-Scope = Literal["users:read", "users:write", "accounts:read", "accounts:write", "ledger:write", "payments:write", "ops:read"]
+Scope = Literal[
+    "users:read", "users:write", "accounts:read", "accounts:write", "ledger:write", "payments:write", "ops:read", "metrics:read"
+]
 Limit = Annotated[int, Parameter(ge=1, le=PAGE_MAX, description="Items a page.")]
 Cursor = Annotated[UUID | None, Parameter(description="`next_cursor` of the page before.")]
 

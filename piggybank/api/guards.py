@@ -20,12 +20,16 @@ BEARER = b"bearer "
 
 
 class Access(NamedTuple):
-    """Who may call a route: `scope` is what an API key needs (None: no key may); `limit` the class of its rate limit."""
+    """Who may call a route: `scope` is what an API key needs (None: no key may); `limit` the class of its rate limit.
+
+    `or_scope`: a wider one that opens it, too.
+    """
 
     anonymous: bool = False
     user: bool = False
     operator: bool = False
     scope: str | None = None
+    or_scope: str | None = None
     limit: Literal["general", "sign_in", "none"] = "general"
     public: bool = False  # nobody looks at a token: not even the database may be asked
     near: bool = False  # from `metrics_networks` and by no proxy nobody looks at one, either
@@ -110,7 +114,7 @@ ROUTES: dict[str, Access] = {
     "GET /v1/ops/transactions": _staff("accounts:read"),
     "POST /v1/revio/events": SIGNED,
     "POST /v1/revio/eft/{secret}": SIGNED,
-    "GET /metrics": Access(operator=True, scope="ops:read", limit="none", near=True),
+    "GET /metrics": Access(operator=True, scope="metrics:read", or_scope="ops:read", limit="none", near=True),
     "GET /health/live": PROBE,
     "GET /health/ready": PROBE,
     "GET /welcome": PUBLIC,
@@ -208,7 +212,7 @@ def allow(access: Access, principal: Principal | None) -> None:
     elif principal.role == "service":
         if access.scope is None:
             raise errors.Forbidden(detail="An API key cannot do that.")
-        if access.scope not in principal.scopes:
+        if principal.scopes.isdisjoint({access.scope, access.or_scope}):
             raise errors.Forbidden(detail="The API key lacks a scope.", needs_scope=access.scope)
     elif not (access.operator if principal.role == "operator" else access.user):
         raise errors.Forbidden(detail="Only an operator may do that." if access.operator else "A user may not do that.")

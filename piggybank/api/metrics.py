@@ -1,7 +1,7 @@
 """`GET /metrics`, for Prometheus: what all processes count (`metrics.py`), and what the last minute says (`capacity/figures.py`).
 
 Read without a token from this machine or from `metrics_networks`, if the request came by no proxy: behind one everybody seems to be this
-machine. Else with a key that has `ops:read`. It answers while the database is away, without what is kept there.
+machine. Else with a key that has `metrics:read` (or `ops:read`). It answers while the database is away, without what is kept there.
 """
 
 import asyncio

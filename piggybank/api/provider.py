@@ -6,7 +6,7 @@ from uuid import UUID
 from litestar import Response, get, post
 from litestar.openapi import ResponseSpec
 from litestar.params import QueryParameter
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from piggybank import errors
 from piggybank.api import acts
@@ -120,22 +120,24 @@ class DismissRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 @get("/v1/ops/provider-events", tags=["operations"], summary="The provider's events")
 async def list_events(
     db: Database,
+    principal: Principal,
     status: WhichStatus = None,
     object_id: ObjectId = None,
     payment_id: PaymentId = None,
     cursor: Cursor = None,
     limit: Limit = pages.LIMIT_DEFAULT,
 ) -> EventPage:
-    """Newest first, as they came, with what became of them."""
+    """Newest first, with what became of them; for operators as they came."""
     async with db.read() as read:
-        return await inbox.page(read, status=status, object_id=object_id, payment_id=payment_id, cursor=cursor, limit=limit)
+        page = await inbox.page(read, status=status, object_id=object_id, payment_id=payment_id, cursor=cursor, limit=limit)
+    return EventPage(items=[_for(principal, event) for event in page.items], next_cursor=page.next_cursor)
 
 
 @get("/v1/ops/provider-events/{event_id:uuid}", tags=["operations"], summary="One event")
-async def get_event(event_id: UUID, db: Database) -> Event:
-    """With its body."""
+async def get_event(event_id: UUID, principal: Principal, db: Database) -> Event:
+    """For operators with its body."""
     async with db.read() as read:
-        return await inbox.one(read, event_id)
+        return _for(principal, await inbox.one(read, event_id))
 
 
 @post("/v1/ops/provider-events/{event_id:uuid}/replay", status_code=200, tags=["operations"], summary="Apply an event again")
@@ -170,6 +172,11 @@ async def get_reconciliation(reconciliation_id: UUID, db: Database) -> Reconcili
     """With everything that differs, and what to do about it."""
     async with db.read() as read:
         return await reconciliation.one(read, reconciliation_id)
+
+
+def _for(principal: Principal, event: Event) -> Event:
+    """A key that watches has no need of who paid with what card."""
+    return structs.replace(event, body=None) if principal.role == "service" else event
 
 
 routes = [

@@ -20,7 +20,8 @@ SCOPES = {
     "accounts:write": "Open, change, freeze, unfreeze and close accounts.",
     "ledger:write": "Move money: direct deposits and withdrawals, transfers, batches, reversals.",
     "payments:write": "Complete and cancel payments.",
-    "ops:read": "Read the state of the installation, but not the audit log.",
+    "ops:read": "Read the state of the installation, its open payments and events without their bodies, but not the audit log.",
+    "metrics:read": "Read the metrics, and nothing else.",
 }
 
 

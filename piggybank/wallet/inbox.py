@@ -45,7 +45,10 @@ _log = structlog.get_logger()
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """An event as it came, and what became of it. A `hint` is an unsigned callback: it posts nothing."""
+    """An event as it came, and what became of it. A `hint` is an unsigned callback: it posts nothing.
+
+    `body` names people, so only operators read it; null for an API key.
+    """
 
     id: UUID
     provider: ProviderMode
@@ -57,7 +60,7 @@ class Event(Struct, frozen=True, kw_only=True):
     attempts: int
     received_at: datetime
     updated_at: datetime
-    body: str
+    body: str | None
 
 
 class EventPage(Struct, frozen=True, kw_only=True):

@@ -29,7 +29,8 @@ class People(NamedTuple):
     user: dict[str, str]
     operator: dict[str, str]
     service: dict[str, str]  # every scope
-    narrow: dict[str, str]  # a key with the one scope that opens least
+    narrow: dict[str, str]  # a key that may read operations
+    watching: dict[str, str]  # a key for Prometheus: the scope that opens least
     user_id: str
     user_email: str
     user_token: str
@@ -54,11 +55,13 @@ async def people(db: Database, cache: Cache) -> People:
     async with db.write() as write:
         _, wide = await apikeys.create(write, name="wide", scopes=list(apikeys.SCOPES), actor="test")
         _, narrow = await apikeys.create(write, name="narrow", scopes=["ops:read"], actor="test")
+        _, watching = await apikeys.create(write, name="prometheus", scopes=["metrics:read"], actor="test")
     return People(
         user=bearer(headers["user"][2]),
         operator=bearer(headers["operator"][2]),
         service=bearer(wide),
         narrow=bearer(narrow),
+        watching=bearer(watching),
         user_id=headers["user"][1],
         user_email=headers["user"][0],
         user_token=headers["user"][2],

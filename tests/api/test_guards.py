@@ -58,6 +58,7 @@ async def test_each_role_gets_what_the_table_says(client: Client, people: People
         "operator": access.operator,
         "service": access.public or access.scope is not None,
         "narrow": access.public or access.scope == "ops:read",
+        "watching": access.public,
     }
     for role, allowed in expected.items():
         status = await ask(client, name, {} if role == "anonymous" else getattr(people, role))

@@ -26,8 +26,9 @@ from piggybank.app import create_app
 from piggybank.appliance import store_files
 from piggybank.db import slow
 from piggybank.db.engines import Database
+from piggybank.identity import apikeys
 from piggybank.settings import COUNTING_FOLDER, Settings
-from tests.api.conftest import People
+from tests.api.conftest import People, bearer
 from tests.appliance.bank import wait_until
 from tests.conftest import Server, start_server
 
@@ -114,9 +115,11 @@ def test_three_processes_on_one_port_count_what_was_sent(three: list[Server], tm
     assert pids == {server.process.pid for server in three} | {0}  # the dead are one
 
 
-async def test_strangers_do_not_read_it(people: People, settings: Settings) -> None:
+async def test_strangers_do_not_read_it(people: People, settings: Settings, db: Database) -> None:
     near = msgspec.structs.replace(settings, metrics_networks=["127.0.0.1", "10.0.0.0/8"])
     app = create_app(near)
+    async with db.write() as write:
+        _, moving = await apikeys.create(write, name="till", scopes=[*apikeys.SCOPES.keys() - {"ops:read", "metrics:read"}], actor="test")
     async with app.lifespan():
         for address, sent, status in (
             ("127.0.0.1", {}, 200),
@@ -126,6 +129,8 @@ async def test_strangers_do_not_read_it(people: People, settings: Settings) -> N
             ("192.0.2.1", people.user, 403),
             ("192.0.2.1", people.operator, 200),
             ("192.0.2.1", people.narrow, 200),
+            ("192.0.2.1", people.watching, 200),
+            ("192.0.2.1", bearer(moving), 403),
         ):
             transport = httpx.ASGITransport(app=cast(Any, app), client=(address, 1234))
             async with httpx.AsyncClient(transport=transport, base_url="http://bank") as asking:

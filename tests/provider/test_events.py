@@ -204,7 +204,14 @@ async def test_what_comes_before_we_know_it_is_matched_later(desk: Desk, signer:
     listed = (await desk.http.get("/v1/ops/provider-events", params={"status": "unmatched"})).json()["items"]
     event = next(one for one in listed if one["object_id"] == payment["provider_id"])
     assert event["note"] == "no payment of ours has this reference or this id"
-    assert json.loads(event["body"]) == json.loads(body)
+    assert event["body"] is None  # for a key
+    path, operator = f"/v1/ops/provider-events/{event['id']}", await desk.as_operator()
+    assert (await desk.http.get(path)).json() == event
+    whole = (await desk.http.get(path, headers=operator)).json()
+    assert json.loads(whole["body"]) == json.loads(body)
+    assert whole | {"body": None} == event
+    asked = {"status": "unmatched", "object_id": payment["provider_id"]}
+    assert (await desk.http.get("/v1/ops/provider-events", params=asked, headers=operator)).json()["items"] == [whole]
     await desk.sql.execute("UPDATE payments SET method = 'revio', provider = 'simulator' WHERE id = $1", UUID(payment["id"]))
     await desk.hurry()
     await desk.work_through()
