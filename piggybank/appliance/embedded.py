@@ -241,6 +241,9 @@ class Embedded:
 
     def _grow_database(self, standbys: tuple[str, ...], tell: Tell, *, patient: bool) -> None:
         primary = self.postgres.primary
+        for name in filter(self.postgres.is_made, standbys):
+            with suppress(errors.StoreFailed):  # one that cannot say it is not started, or is copied anew, below
+                self.postgres.check_is_copy(name)
         self.wait_ready(primary)
         self.settle_passwords()
         self.take_over(primary)  # no news, unless a failover was interrupted

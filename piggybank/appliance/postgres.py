@@ -138,7 +138,7 @@ class Postgres:
         Raises `errors.CannotProceed` where the disk has no room beside what is there (a full one stops the primary), and where what the
         copy would replace is of another database.
         """
-        self._check_is_copy(name)
+        self.check_is_copy(name)
         making = self._making(name)
         try:
             storage.check_room(self.dir, storage.needed_mib(storage.size_mib(self.dir / self.primary), 1), f"{name}, copied, needs")
@@ -166,8 +166,8 @@ class Postgres:
         shutil.rmtree(self.dir / name, ignore_errors=True)
         making.rename(self.dir / name)
 
-    def _check_is_copy(self, name: str) -> None:
-        """Of the primary, so that nothing is lost with it."""
+    def check_is_copy(self, name: str) -> None:
+        """Of the primary, so that nothing is lost with it. Raises `errors.CannotProceed` where it is of another database."""
         if not self.is_made(name):
             return
         said = "Database system identifier"
