@@ -82,8 +82,25 @@ primary() {
   serve
 }
 
+put_passwords() { # of the environment: who edits .env and starts it again is let in with what stands there
+  ask <<SQL
+\getenv owner OWNER_PASSWORD
+\getenv application APPLICATION_PASSWORD
+\getenv replication REPLICATION_PASSWORD
+SET synchronous_commit = local; -- no standby may be there yet, for want of the new password
+SET log_min_duration_statement = -1;
+SET log_min_error_statement = panic;
+BEGIN;
+ALTER ROLE $OWNER PASSWORD :'owner';
+ALTER ROLE $APPLICATION PASSWORD :'application';
+ALTER ROLE $REPLICATION PASSWORD :'replication';
+COMMIT;
+SQL
+}
+
 after_start() { # beside the primary, and gone when it is done
   until pg_isready --quiet --host=/tmp; do sleep 0.5; done
+  put_passwords || say "the roles keep the passwords that they had"
   if [ -z "$STANDBYS" ]; then # or they would keep the log for nobody, until the disk is full
     until [ "$(ask -c "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'postgres\_%'")" = 0 ]; do
       ask -c "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active AND slot_name LIKE 'postgres\_%'" >/dev/null

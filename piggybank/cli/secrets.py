@@ -58,7 +58,7 @@ def rotate(ctx: click.Context, name: str | None, drop_old: bool) -> None:
     if platform := settings_file.orchestrator(settings.data_dir):
         raise errors.CannotProceed(
             what=f"{platform} starts the stores here, and has their passwords",
-            do="change them there, then start what reads them again: README",
+            do="change them there, then start what reads them again: README, New passwords",
         )
     if folder.read_card(settings.data_dir) is None:
         raise errors.CannotProceed(what="it does not run, and the servers have to be told", do="start it: piggybank up --detach")
