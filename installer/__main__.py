@@ -10,7 +10,7 @@ from functools import partial
 from installer import containers, look, program, units
 from installer.act import act, step
 from installer.look import Finding
-from installer.options import ENV_FILE, SETTINGS_ENV, SETTINGS_FILE, Options, parse
+from installer.options import ENV_FILE, SETTINGS_ENV, SETTINGS_FILE, Options, parse, read_env
 from installer.program import Failed
 
 GOODBYE = """
@@ -33,7 +33,12 @@ piggybank runs at {url}
 
   Look after it:   {cli} status | doctor | verify | down | up --detach
   After a reboot:  {reboot}
-"""
+{lost}"""
+
+# with containers; without them the log goes along, within a minute
+LOST = "  Can be lost:     backups are a dump each day and no log between: {most}\n"
+SAME_DISK = "losing this disk loses everything, until BACKUP_FOLDER or BACKUP_TARGET in {env} is elsewhere"
+ELSEWHERE = "losing this disk loses what came after the last dump, at most one day and the time that a dump takes"
 
 RECOVERY_KEY = """
 RECOVERY KEY of the backups. It is shown this once and kept nowhere: write it down, and keep it away from this machine.
@@ -131,7 +136,15 @@ def _goodbye(options: Options, made: dict[str, str | None]) -> str:
         command=shlex.quote(str(made["cli"])),
         reboot=reboot,
         insecure=insecure,
+        lost=_lost(options) if options.docker else "",
     )
+
+
+def _lost(options: Options) -> str:
+    env = options.data_dir / ENV_FILE
+    kept = read_env(env)
+    here = kept.get("BACKUP_TARGET", "") in ("", "/backups") and kept.get("BACKUP_FOLDER", "") in ("", "backups")
+    return LOST.format(most=SAME_DISK.format(env=env) if here else ELSEWHERE)
 
 
 def _where_keys_go(options: Options) -> str:

@@ -19,7 +19,7 @@ import pytest
 
 from piggybank import errors, ids
 from piggybank.appliance import embedded, folder, store_files
-from piggybank.appliance.backups import databases, drills, finishing, making, manifests, restoring, targets, wal
+from piggybank.appliance.backups import databases, drills, finishing, health, making, manifests, restoring, targets, wal
 from piggybank.appliance.backups.manifests import Manifest
 from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.schedule import Schedule
@@ -126,6 +126,21 @@ def test_a_dump_becomes_a_database_that_opens_in_recovery(bank: Settings, stores
     finally:
         server.stop()
         run_apart(lambda: _sql(stores.admin_url, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def test_the_doctor_says_how_much_a_dump_a_day_can_lose(bank: Settings) -> None:
+    async def said() -> str:
+        connection = await asyncpg.connect(bank.database_url)
+        try:
+            return (await health.of_database(connection, bank)).found
+        finally:
+            await connection.close()
+
+    assert "without a log" not in run_apart(said), "there is none at all, which is said"
+    with targets.opened(bank) as target:
+        made = making.create(bank, target, "logical", lambda _: None).manifest
+    found = run_apart(said)
+    assert f"lacks what came after the last ({made.id} is 0 min old), at most 24 h" in found
 
 
 def test_what_cannot_be_restored_is_refused_before_anything_is_touched(bank: Settings, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from installer import compose, engine, look
+from installer.__main__ import _goodbye
 from installer.options import ENV_FILE, Options, parse, read_env
 from installer.program import CHECKOUT, Failed
 
@@ -232,3 +233,23 @@ with putting_back.unless_done([Path({str(kept)!r}), Path({str(made)!r})], "put b
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=CHECKOUT)
     assert (done.returncode, done.stderr.strip()) == (129, "put back")
     assert (kept.read_text(encoding="utf-8"), made.exists()) == ("before", False)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "loses everything"),
+        ("BACKUP_FOLDER=backups", "loses everything"),
+        ("BACKUP_FOLDER=/mnt/other", "at most one day"),
+        ("BACKUP_TARGET=s3://bucket", "at most one day"),
+    ],
+)
+def test_the_ending_says_what_can_be_lost(tmp_path: Path, line: str, said: str) -> None:
+    place = installed(tmp_path / "bank")
+    with (place / ENV_FILE).open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    made = {"url": "http://127.0.0.1:8080", "cli": "c", "operator_link": "l", "recovery_key": None, "provider_mode": "simulator"}
+    ending = _goodbye(options(place), made)
+    assert said in ending
+    assert "no log" in ending
+    assert "no log" not in _goodbye(parse(["--data-dir", str(place)], {}, "python3"), made)

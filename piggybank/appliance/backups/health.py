@@ -23,6 +23,13 @@ DRILL_LATE_DAYS = 7  # beyond its rhythm
 async def of_database(connection: asyncpg.Connection, settings: Settings) -> Check:
     """Whether there is a backup that can be trusted: the first thing that is wrong."""
     found, now = await backups.standing(connection), datetime.now(UTC)
+    check = _first(found, settings, now)
+    if making.usual_kind(settings) == "base" or found.backup_at is None or not settings.backup_target:
+        return check
+    return check._replace(found=f"{check.found}; {_loss(found, settings, now)}")
+
+
+def _first(found: Standing, settings: Settings, now: datetime) -> Check:
     if (wrong := next(_wrong(found, settings, now), None)) is not None:
         return wrong
     if found.lost_payments:
@@ -30,6 +37,13 @@ async def of_database(connection: asyncpg.Connection, settings: Settings) -> Che
         return Check("backups", "warning", what, "piggybank restore lost")
     drilled = f"restored in a drill {_ago(now - found.drill_at)} ago" if found.drill_at else "no drill yet"
     return Check("backups", "ok", f"{found.backup_id}, {drilled}")
+
+
+def _loss(found: Standing, settings: Settings, now: datetime) -> str:
+    """Where there is no log between: what a restore cannot bring back."""
+    since = f"{found.backup_id} is {_ago(now - found.backup_at)} old" if found.backup_at is not None else ""
+    most = f"at most {settings.backup_every_h} h and a dump's own time" if settings.backup_every_h else "and none is made by itself"
+    return f"dumps without a log: a restore lacks what came after the last ({since}), {most}"
 
 
 def _wrong(found: Standing, settings: Settings, now: datetime) -> Iterator[Check]:
