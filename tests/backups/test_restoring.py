@@ -128,6 +128,40 @@ def test_a_dump_becomes_a_database_that_opens_in_recovery(bank: Settings, stores
         run_apart(lambda: _sql(stores.admin_url, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
+def test_a_drill_in_a_container_clears_what_a_killed_one_left(bank: Settings) -> None:
+    """Each is a whole copy of the database, and the next drill of a container that is started again would add another."""
+    oid = run_apart(partial(_value, bank.owner_database_url, "SELECT oid FROM pg_database WHERE datname = current_database()"))
+    left, old, strange = f"piggybank_drill_{oid}_deadbeef", f"piggybank_drill_{uuid4().hex[:8]}", "piggybank_drill_1_deadbeef"
+    for name in (left, old, strange):
+        run_apart(partial(_sql, bank.owner_database_url, f"CREATE DATABASE {name}"))
+
+    def listed() -> set[str]:
+        said = "SELECT string_agg(datname, ' ') FROM pg_database WHERE datname LIKE 'piggybank_drill_%'"
+        return set(str(run_apart(partial(_value, bank.owner_database_url, said))).split())
+
+    async def while_another_runs() -> None:
+        other = await asyncpg.connect(bank.owner_database_url)
+        await other.execute("SELECT pg_advisory_lock($1)", drills.LOCK)
+        try:
+            with pytest.raises(errors.AlreadyRunning):
+                await drills._beside(bank, target, manifest, lambda _: None)
+        finally:
+            await other.close()
+
+    try:
+        with targets.opened(bank) as target:
+            manifest = making.create(bank, target, "logical", lambda _: None).manifest
+            run_apart(while_another_runs)
+            assert {left, old} <= listed(), "they may be what the other one works with"
+            said: list[str] = []
+            run_apart(lambda: drills._beside(bank, target, manifest, said.append))
+        assert listed() == {strange}, "that of another installation on this server stays"
+        assert [line for line in said if left in line]
+    finally:
+        for name in (left, old, strange):
+            run_apart(partial(_sql, bank.owner_database_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+
+
 def test_the_doctor_says_how_much_a_dump_a_day_can_lose(bank: Settings) -> None:
     async def said() -> str:
         connection = await asyncpg.connect(bank.database_url)

@@ -30,6 +30,7 @@ from piggybank.db import archived, backups, migrate
 from piggybank.settings import Settings
 
 FOLDER = "drill"  # in the data folder, while it lasts
+LOCK = 5_077_164_916  # any number that nobody else in this database takes: one drill beside it at a time
 
 Tell = Callable[[str], None]
 
@@ -45,7 +46,9 @@ class Drill(Struct, frozen=True, kw_only=True):
 
 
 def drill(settings: Settings, target: Target, backup_id: str, tell: Tell) -> Drill:
-    """Restore, compare with the manifest, verify, delete; written down. Raises `errors.CannotProceed` only where there is no backup."""
+    """Restore, compare with the manifest, verify, delete; written down.
+
+    Raises `errors.CannotProceed` only where there is no backup, `errors.AlreadyRunning` where another drill runs."""
     manifest = manifests.choose(target, backup_id)
     began, at = time.monotonic(), datetime.now(UTC)
     restored: Restored | None = None
@@ -59,6 +62,8 @@ def drill(settings: Settings, target: Target, backup_id: str, tell: Tell) -> Dri
             what = f"archived months are not at the target: {', '.join(restored.missing_months)}"
             raise errors.CannotProceed(what=what, do=f"copy them into {settings.data_dir / archived.FOLDER}, then piggybank backup create")
         said = f"{restored.accounts} accounts, {restored.transactions} transactions up to {restored.point:%Y-%m-%dT%H:%M:%SZ}: all fits"
+    except errors.AlreadyRunning:
+        raise  # says nothing about the backup
     except (errors.Error, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as cause:
         said = str(cause.details.get("what", cause)) if isinstance(cause, errors.Error) else f"{type(cause).__name__}: {cause}"
     else:
@@ -131,10 +136,14 @@ async def _refuses_writes(url: str) -> None:
 
 async def _beside(settings: Settings, target: Target, manifest: Manifest, tell: Tell) -> Restored:
     """In a container: no server of its own; the owner may make a database."""
-    name = f"piggybank_drill_{uuid4().hex[:8]}"
-    owner_url = urlsplit(settings.owner_database_url)._replace(path=f"/{name}").geturl()
     owner = await asyncpg.connect(settings.owner_database_url)
     try:
+        if not await owner.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
+            raise errors.AlreadyRunning(data_dir=str(settings.data_dir), what="backup drill")
+        prefix = await owner.fetchval("SELECT 'piggybank_drill_' || oid || '_' FROM pg_database WHERE datname = current_database()")
+        await _drop_left(owner, prefix, tell)
+        name = f"{prefix}{uuid4().hex[:8]}"
+        owner_url = urlsplit(settings.owner_database_url)._replace(path=f"/{name}").geturl()
         try:
             await owner.execute(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0")
         except asyncpg.InsufficientPrivilegeError as cause:
@@ -151,3 +160,17 @@ async def _beside(settings: Settings, target: Target, manifest: Manifest, tell: 
             await owner.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     finally:
         await owner.close()
+
+
+async def _drop_left(owner: asyncpg.Connection, prefix: str, tell: Tell) -> None:
+    """Of drills that were killed; under the lock nobody else's is at work. Another installation on that server has another prefix."""
+    left = await owner.fetch(
+        """
+        SELECT datname FROM pg_database
+        WHERE (starts_with(datname, $1) OR datname ~ '^piggybank_drill_[0-9a-f]{8}$') AND pg_has_role(datdba, 'USAGE')
+        """,
+        prefix,
+    )
+    for row in left:
+        tell(f"dropping {row['datname']}, of a drill that was cut short")
+        await owner.execute(f"DROP DATABASE IF EXISTS {row['datname']} WITH (FORCE)")
