@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from piggybank import errors, telemetry
+from piggybank import settings as settings_file
 from piggybank.appliance import support
 from piggybank.cli.appliance import settings_of
 
@@ -41,3 +42,17 @@ def support_bundle(ctx: click.Context, output: Path | None, only_list: bool, yes
         raise errors.CannotProceed(what="nothing was written", do="piggybank support-bundle --list shows it again")
     support.write(path, found)
     click.echo(f"written: {path} (only you may read it; nothing was sent anywhere)")
+    for line in elsewhere(path, settings.data_dir, settings_file.orchestrator(settings.data_dir)):
+        click.echo(line)
+
+
+def elsewhere(path: Path, data_dir: Path, platform: str | None) -> list[str]:
+    """On compose: how it comes out of the volume, and the logs, which are the engine's."""
+    if platform != "compose":
+        return []
+    place, kept = path.absolute(), data_dir.absolute()
+    if kept not in place.parents:
+        found = f"it is in this container: unless {place} is on a volume or a folder of the host, it is gone with it (leave --output away)"
+    else:
+        found = f"it is in the volume `data`; to have it here, in the installation's folder: bin/compose cp web:{place} ."
+    return [found, "the containers' logs are NOT in it: bin/compose logs --no-color --since 24h > logs.txt; read them before you send them"]

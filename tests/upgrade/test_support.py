@@ -12,6 +12,7 @@ from piggybank import ids
 from piggybank import settings as settings_file
 from piggybank.appliance import store_files
 from piggybank.appliance.support import LOG_TAIL_BYTES, Redaction, parts, shown_settings
+from piggybank.cli.support import elsewhere
 from piggybank.identity.tokens import API_KEY_PREFIX, new_token
 from piggybank.settings import Settings
 from tests.appliance.bank import Bank
@@ -139,3 +140,11 @@ def test_a_setting_is_shown_by_its_kind(tmp_path: Path) -> None:
     shown = shown_settings(Settings(data_dir=tmp_path, port=9000, revio_brand_id="brand", replica_urls=["postgresql://a:b@c/d"]))
     assert (shown["port"], shown["provider_mode"], shown["revio_brand_id"]) == (9000, "simulator", "(set)")
     assert shown["replica_urls"] == "(set)"
+
+
+def test_in_a_container_it_says_how_the_file_comes_out_and_where_the_logs_are(tmp_path: Path) -> None:
+    assert elsewhere(tmp_path / "x.tar.gz", tmp_path, None) == []
+    copy, logs = elsewhere(tmp_path / "x.tar.gz", tmp_path, "compose")
+    assert f"bin/compose cp web:{tmp_path}/x.tar.gz ." in copy
+    assert "bin/compose logs" in logs
+    assert "gone with it" in elsewhere(Path("/tmp/x.tar.gz"), tmp_path, "compose")[0]
