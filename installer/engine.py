@@ -1,5 +1,10 @@
-"""The first half with --docker: what the engine is and has, without changing it."""
+"""The first half with --docker: what the engine is and has, without changing it.
 
+Of what is looked at without containers Python's parts, the C library and the kernel are left out: images bring their own, and each web
+container has one process, so nothing is handed over by the kernel.
+"""
+
+import os
 import re
 import shutil
 import subprocess
@@ -44,19 +49,25 @@ def look_around(options: Options) -> list[Finding]:
         do = "install and start a Docker engine (Debian: apt-get install docker.io), and be root or in the group docker"
         return [Finding("engine", "stop", f"no Docker engine answers: {str(cause)[:200]}", do)]
     with closing(client):
-        return [
-            _engine(info),
-            _compose(),
-            _clock(info),
-            _memory(info, options),
-            _cpus(info),
-            look.folder(options),
-            _disk(info, options),
-            _existing(client, options),
-            *_ports(client, options),
-            look.reach(options),
-            *look.environment(options),
-        ]
+        return findings(client, info, options)
+
+
+def findings(client: docker.DockerClient, info: dict[str, Any], options: Options) -> list[Finding]:
+    """Of an engine that answers."""
+    return [
+        _engine(info),
+        _compose(),
+        _clock(info),
+        _memory(info, options),
+        _cpus(info),
+        look.folder(options),
+        _disk(info, options),
+        look.fsync(_volumes(info, options)),
+        _existing(client, options),
+        *_ports(client, options),
+        look.reach(options),
+        *look.environment(options),
+    ]
 
 
 def _engine(info: dict[str, Any]) -> Finding:
@@ -135,6 +146,12 @@ def _disk(info: dict[str, Any], options: Options) -> Finding:
     if free < DISK_ADVISED_MIB:
         return Finding("disk", "warn", found, f"{DISK_ADVISED_MIB:,} MiB is advised")
     return Finding("disk", "ok", found)
+
+
+def _volumes(info: dict[str, Any], options: Options) -> Path:
+    """Where the database will be, if this user may write there; else the nearest that can be measured."""
+    root = Path(str(info["DockerRootDir"]))
+    return root if os.access(root, os.W_OK | os.X_OK) else look.nearest_folder(options.data_dir)
 
 
 def _existing(client: docker.DockerClient, options: Options) -> Finding:

@@ -57,7 +57,7 @@ def look(options: Options, source: Source) -> list[Finding]:
         _memory(),
         folder(options),
         _disk(options),
-        _fsync(options),
+        fsync(nearest_folder(options.data_dir)),
         _installation(options),
         _port(options),
         reach(options),
@@ -192,9 +192,8 @@ def _disk(options: Options) -> Finding:
     return Finding("disk", "ok", f"{free} MiB free")
 
 
-def _fsync(options: Options) -> Finding:
+def fsync(near: Path) -> Finding:
     """A deposit is answered after one fsync, so this is the floor of every write."""
-    near = nearest_folder(options.data_dir)
     took_ms = []
     try:
         with tempfile.TemporaryFile(dir=near) as probe:
@@ -207,7 +206,7 @@ def _fsync(options: Options) -> Finding:
     except OSError as cause:
         if cause.errno in (errno.EACCES, errno.EROFS):
             return Finding("fsync", "warn", f"not measured: {near} cannot be written by this user")
-        return Finding("fsync", "stop", f"{cause.strerror} in {near}", "choose a --data-dir on a healthy disk")
+        return Finding("fsync", "stop", f"{cause.strerror} in {near}", "put the data on a healthy disk")
     median = statistics.median(took_ms)
     if median > FSYNC_ADVISED_MS:
         return Finding(

@@ -4,6 +4,7 @@ import gc
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -181,6 +182,28 @@ class NoContainers(NoNetworks):
         @staticmethod
         def list(**_: Any) -> list[Any]:
             return []
+
+    class volumes:  # noqa: N801 - the SDK's name
+        @staticmethod
+        def list(**_: Any) -> list[Any]:
+            return []
+
+
+def test_the_disk_of_the_database_is_measured(tmp_path: Path) -> None:
+    info: dict[str, Any] = {
+        "ServerVersion": "28.1.0",
+        "OSType": "linux",
+        "SystemTime": datetime.now(UTC).isoformat(),
+        "MemTotal": 8 * 1024**3,
+        "NCPU": 2,
+        "DockerRootDir": str(tmp_path),
+    }
+    chosen = options(tmp_path / "data")
+    found = {finding.check: finding for finding in engine.findings(cast("Any", NoContainers()), info, chosen)}
+    assert " ms" in found["fsync"].found
+    assert not list(tmp_path.iterdir())
+    assert engine._volumes(info, chosen) == tmp_path
+    assert engine._volumes(info | {"DockerRootDir": "/not/on/this/machine"}, chosen) == tmp_path, "the nearest of its own folder"
 
 
 def bytes_of(place: Path) -> dict[Path, tuple[bytes, int, int]]:
