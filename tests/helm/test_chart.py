@@ -680,6 +680,22 @@ def test_two_copies_are_on_two_machines(values: Values, affinity: str) -> None:
     assert one(documents(values), "Cluster", "-postgres")["spec"]["affinity"]["podAntiAffinityType"] == affinity
 
 
+@in_every_phase
+def test_stores_run_where_they_are_sent(phase: int) -> None:
+    where: dict[str, Values] = {
+        part: {"nodeSelector": {"disk": part}, "tolerations": [{"key": part, "operator": "Exists"}]} for part in ("postgres", "valkey")
+    }
+    found = documents({"phase": phase}, where)
+    assert [misshapen(each) for each in found if misshapen(each)] == []
+    stores = [one(found, "Cluster", "-postgres")["spec"]["affinity"]]
+    stores += [each["spec"]["template"]["spec"] for each in of_kind(found, "StatefulSet") if "-simulator" not in each["metadata"]["name"]]
+    given = [{name: store.get(name) for name in ("nodeSelector", "tolerations")} for store in stores]
+    assert given == [where["postgres"], where["valkey"], where["valkey"]]
+    assert stores[0]["enablePodAntiAffinity"], "and two copies are on two machines still"
+    plain = documents({"phase": phase})
+    assert not {"nodeSelector", "tolerations"} & one(plain, "Cluster", "-postgres")["spec"]["affinity"].keys()
+
+
 # Shapes --------------------------------------------------------------------------------------------------------------
 
 
