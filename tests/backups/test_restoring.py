@@ -23,6 +23,7 @@ from piggybank.appliance.backups import databases, drills, finishing, health, ma
 from piggybank.appliance.backups.manifests import Manifest
 from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.schedule import Schedule
+from piggybank.appliance.embedded import Embedded
 from piggybank.db import archived, backups, recovery
 from piggybank.settings import Settings
 from tests.appliance.bank import wait_until
@@ -255,6 +256,43 @@ async def _archive_a_month(bank: Settings) -> Path:
     )
     await _sql(bank.owner_database_url, insert)
     return file
+
+
+def test_in_place_again_after_it_was_cut_short_keeps_what_was_there_first(bank: Settings, open_path: Path) -> None:
+    """Killed after the renames, then a damaged backup, then a good one: at no moment `up` makes an empty bank."""
+    data_dir = open_path / "bank"
+    stores = Embedded(data_dir)
+    stores.start()
+    stores.psql("CREATE TABLE kept AS SELECT 42 AS answer")
+    stores.stop()
+    first = stores.dir / f"{restoring.REPLACED}20260101T000000"
+    first.mkdir()
+    (stores.dir / store_files.FIRST_POSTGRES).rename(first / store_files.FIRST_POSTGRES)
+    (data_dir / embedded.UNFINISHED_RESTORE).write_text(restoring.IN_PLACE)
+    with targets.opened(bank) as target:
+        manifest = making.create(bank, target, "logical", lambda _: None).manifest
+        dump = Path(bank.backup_target) / "backups" / manifest.id / making.DUMP
+        content = dump.read_bytes()
+        dump.write_bytes(content[: len(content) // 2])
+        for _ in range(2):
+            with pytest.raises(errors.CannotProceed):
+                restoring.in_place(target, manifest, data_dir, None, "", lambda _: None)
+            with pytest.raises(errors.CannotProceed, match="cut short"):
+                Embedded(data_dir).start()
+            assert (first / store_files.FIRST_POSTGRES / "PG_VERSION").is_file()
+        dump.write_bytes(content)
+        restored = restoring.in_place(target, manifest, data_dir, None, "", lambda _: None)
+    assert restored.kept == str(first)
+    assert [path.name for path in stores.dir.glob(f"{restoring.REPLACED}*")] == [first.name]
+    assert not embedded.unfinished_restore(data_dir)
+    (stores.dir / store_files.FIRST_POSTGRES).rename(stores.dir / "restored")
+    (first / store_files.FIRST_POSTGRES).rename(stores.dir / store_files.FIRST_POSTGRES)
+    stores = Embedded(data_dir)
+    stores.start()
+    try:
+        assert stores.psql("SELECT answer FROM kept").strip() == "42"
+    finally:
+        stores.stop()
 
 
 async def _while_signed_in(url: str, work: Callable[[], str]) -> str:

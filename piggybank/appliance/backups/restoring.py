@@ -62,7 +62,7 @@ def in_place(
     """Over the stopped installation in `folder`, whose database is kept beside the new one. Its settings stay.
 
     What waits in its spool goes to the target first: it is the log of the last moments. Until all is well `up` refuses, also when we
-    are killed; then this can be run again. Raises `errors.CannotProceed`; then all is as it was.
+    are killed; then this can be run again. Raises `errors.CannotProceed`; then all is as it was, also what an earlier run left undone.
     """
     check_possible(manifest, at, target)
     _open_secrets(target, manifest, identity)  # a wrong key is told, but what is here stays
@@ -74,27 +74,39 @@ def in_place(
     with installation_folder.Lock(folder):
         _check_room(folder, manifest)
         _ship_rest(target, folder, tell)
-        aside = stores / f"{REPLACED}{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        now = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        aside = _cut_short(folder) or stores / f"{REPLACED}{now}"
         system_user.make_folder(aside, None)
         left = [path for path in stores.glob(f"{store_files.FIRST_POSTGRES}*") if path.is_dir()]
         left += [stores / name for name in SET_ASIDE if (stores / name).exists()]
         processes.write_file(folder / embedded.UNFINISHED_RESTORE, IN_PLACE, 0o644)
-        moved: list[Path] = []
+        moved: list[tuple[Path, Path]] = []
         try:
             for path in left:
-                path.rename(aside / path.name)
-                moved.append(path)
+                place = aside / path.name
+                if place.exists():  # the real one; this was made by the run that was cut short
+                    place = aside / f"{path.name}-{now}"
+                path.rename(place)
+                moved.append((path, place))
             restored = _fill(target, manifest, folder, at, {}, tell, until_hole=until_hole)
         except BaseException:
             shutil.rmtree(stores / store_files.FIRST_POSTGRES, ignore_errors=True)
-            for path in moved:
+            for path, place in moved:
                 shutil.rmtree(path, ignore_errors=True)
-                (aside / path.name).rename(path)
-            aside.rmdir()
-            (folder / embedded.UNFINISHED_RESTORE).unlink()
+                place.rename(path)
+            if not any(aside.iterdir()):  # else what was here first is in there still, and `up` would make an empty bank
+                aside.rmdir()
+                (folder / embedded.UNFINISHED_RESTORE).unlink()
             raise
         (folder / embedded.UNFINISHED_RESTORE).unlink()
     return msgspec.structs.replace(restored, kept=str(aside))
+
+
+def _cut_short(folder: Path) -> Path | None:
+    """Where a restore that was cut short has put what was here first: the newest such folder, which it made before anything else."""
+    if embedded.unfinished_restore(folder) != IN_PLACE:
+        return None
+    return max((folder / "stores").glob(f"{REPLACED}*"), default=None)
 
 
 def _ship_rest(target: Target, folder: Path, tell: Tell) -> None:
