@@ -1,5 +1,6 @@
 #!/bin/sh
-# One PostgreSQL server of compose.yaml: postgres-1 is the primary, the others stream from it. `postgres.sh healthy` asks the running one.
+# One PostgreSQL server of compose.yaml: postgres-1 is the primary, the others stream from it. `postgres.sh healthy` asks the running one,
+# `postgres.sh promote` puts the standby that goes furthest in the place of a primary whose disk is gone.
 #
 # From phase 2 on (STANDBYS names the standbys) a commit waits for any one of them, from the moment when the first streams until the
 # phase is changed back; a primary that was restarted waits from its first moment on, so no answered write is ever on one server only.
@@ -44,6 +45,20 @@ SQL
 slot() { echo "$NODE" | tr - _; }
 primary_says() { PGPASSWORD=$REPLICATION_PASSWORD PGCONNECT_TIMEOUT=5 psql -qAt -h "$PRIMARY" -U "$REPLICATION" -d postgres -c "$1"; }
 
+system_of() { control_of "$1" 'Database system identifier'; }
+control_of() { pg_controldata "$1" | sed -n "s/^$2: *//p"; }
+
+check_is_copy() { # or the book would be lost with it, to a primary that was made anew because its disk was not there
+  [ -d "$DATA" ] || return 0
+  here=$(system_of "$DATA")
+  there=$(primary_says "SELECT system_identifier FROM pg_control_system()")
+  [ "$here" = "$there" ] && return 0
+  say "this server's data is no copy of $PRIMARY, but of another database ($here, not $there): it stays as it is. If $PRIMARY" \
+    "is new and empty, its disk is not there: stop everybody and mount it, or, if it is gone for good, see \"A primary's disk is gone\"" \
+    "in the README. If what is here is not wanted any more, remove the volume of $NODE."
+  exit 1
+}
+
 make_standby() {
   say "copying $PRIMARY"
   rm -rf "$PGDATA"
@@ -61,6 +76,7 @@ standby() {
     say "this server was promoted: it may hold writes that $PRIMARY lacks. Look at both before you remove one's volume."
     exit 1
   fi
+  check_is_copy
   # without its slot the primary kept nothing for it: it may have missed what it cannot get any more
   kept=$(primary_says "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '$(slot)' AND wal_status <> 'lost'")
   [ -d "$DATA" ] && [ "$kept" = 1 ] || make_standby
@@ -68,6 +84,47 @@ standby() {
   set -- -c "primary_slot_name=$(slot)" \
     -c "primary_conninfo=host=$PRIMARY user=$REPLICATION passfile=/tmp/pgpass application_name=$NODE connect_timeout=5"
   serve "$@"
+}
+
+end_of() { # of a standby's log, in bytes: all that it has, replayed or not
+  from=$(control_of "$1" "Latest checkpoint's REDO location")
+  line=$(control_of "$1" "Latest checkpoint's TimeLineID")
+  last=$(pg_waldump --path="$1/pg_wal" --timeline="$line" --start="$from" 2>/dev/null | sed -n '$s/.* lsn: \([0-9A-F]*\/[0-9A-F]*\),.*/\1/p')
+  [ -n "$last" ] || { say "the log in $1 cannot be read"; exit 1; }
+  echo $((0x${last%/*} * 4294967296 + 0x${last#*/}))
+}
+
+promote() { # the standbys' volumes are below /from; they are only read, and what is in the primary's stays beside the new one
+  furthest=-1
+  for name in $STANDBYS; do
+    copy=/from/$name/${DATA#/var/lib/postgresql/}
+    [ -f "$copy/standby.signal" ] || { say "there is no standby's data in the volume of $name: an answered write may be there alone"; exit 1; }
+    answers=0
+    pg_isready --quiet --host="$name" || answers=$?
+    [ "$answers" = 2 ] || { say "$name runs: stop everybody first"; exit 1; }
+    end=$(end_of "$copy")
+    say "$name goes to $end"
+    [ "$end" -le "$furthest" ] || { furthest=$end; best=$copy; }
+  done
+  [ "$furthest" -ge 0 ] || { say "this phase has no standbys: restore from a backup"; exit 1; }
+  rm -rf "$PGDATA"
+  mkdir -p "${PGDATA%/*}"
+  cp -a "$best" "$PGDATA"
+  rm -f "$PGDATA/postmaster.pid"
+  # its copy of the settings may name standbys that nobody can wait for here
+  pg_ctl --silent --wait --options="-c listen_addresses= -c unix_socket_directories=/tmp -c max_connections=$MAX_CONNECTIONS \
+    -c synchronous_standby_names=" start
+  pg_ctl --silent --wait promote
+  # what the caches know may be of a past that is gone
+  ask --dbname="$DATABASE" -c "UPDATE installation SET epoch = left(md5(random()::text), 8)"
+  pg_ctl --silent --wait stop
+  if [ -d "$DATA" ]; then
+    before=$DATA.before-$(date +%s)
+    mv "$DATA" "$before"
+    say "what was here is kept as $before"
+  fi
+  mv "$PGDATA" "$DATA"
+  say "$PRIMARY has what ${best#/from/} had: start again"
 }
 
 primary() {
@@ -127,5 +184,6 @@ serve() {
 
 case ${1:-} in
   healthy) healthy ;;
+  promote) promote ;;
   *) if [ "$NODE" = "$PRIMARY" ]; then primary; else standby; fi ;;
 esac

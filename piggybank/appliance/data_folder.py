@@ -7,13 +7,15 @@ home, not /var. A name like `logs` is no mark.
 import os
 import pwd
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from piggybank import errors, settings
-from piggybank.appliance import system_user
+from piggybank.appliance import processes, system_user
 from piggybank.appliance.system_user import SystemUser, ours, shared
 
-MARK = ".piggybank"  # written before anything else
+MARK = ".piggybank"  # written before anything else; it says, too, that there was a database
+HAD_DATABASE = "A database was made for this installation: an empty one is not put in its place. Empty this file, and it is.\n"
 # each says that the folder is ours: what `up` and the installer write first, and what older folders have
 MARKS = (MARK, ".install.lock", settings.OPERATOR_FILE, settings.STORES_FILE, "stores/secrets.toml", "run/supervisor.lock")
 # all that we or the installer put there; the mark last, so that a purge that was interrupted can be repeated
@@ -28,6 +30,20 @@ ENTRIES = (
 def is_ours(data_dir: Path) -> bool:
     """True when it carries a mark of ours."""
     return any((data_dir / mark).is_file() for mark in MARKS)
+
+
+def note_database(data_dir: Path) -> None:
+    """From now on a database that is empty is not the one that was."""
+    if not had_database(data_dir):
+        with suppress(OSError):  # whose folder cannot be written or is not there, is not protected
+            processes.write_file(data_dir / MARK, HAD_DATABASE, 0o644)
+
+
+def had_database(data_dir: Path) -> bool:
+    """True when one was made for this folder, here or elsewhere."""
+    with suppress(OSError):
+        return (data_dir / MARK).stat().st_size > 0
+    return False
 
 
 def prepare_folder(data_dir: Path) -> SystemUser | None:

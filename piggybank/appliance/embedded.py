@@ -27,7 +27,7 @@ from redis.exceptions import RedisError
 
 from piggybank import errors
 from piggybank.appliance import binaries, cache_cluster, pooler, processes, store_files, system_user, topology
-from piggybank.appliance.data_folder import prepare_folder
+from piggybank.appliance.data_folder import had_database, prepare_folder
 from piggybank.appliance.postgres import Postgres
 from piggybank.appliance.processes import Program, Running
 from piggybank.appliance.store_files import Secrets
@@ -118,7 +118,8 @@ class Embedded:
         if self._has_database:
             self.postgres.check_majors()
             if not orphaned:
-                self.postgres.make_primary()
+                # a restore has put the one that was there aside
+                self.postgres.make_primary(first=not had_database(self.data_dir) or bool(unfinished_restore(self.data_dir)))
         for name in self.names:
             self.write_configuration(name)
 

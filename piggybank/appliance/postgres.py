@@ -16,6 +16,7 @@ import psutil
 
 from piggybank import errors
 from piggybank.appliance import binaries, processes, standings, store_files, system_user, topology
+from piggybank.appliance.data_folder import MARK
 from piggybank.appliance.processes import Running
 from piggybank.appliance.standings import Ended, Standing
 from piggybank.appliance.store_files import Secrets, Server
@@ -92,10 +93,11 @@ class Postgres:
                     do="piggybank upgrade postgres (it runs pg_upgrade after a backup that it checks, and keeps the old one)",
                 )
 
-    def make_primary(self) -> None:
+    def make_primary(self, *, first: bool = True) -> None:
         """initdb beside its place, then renamed: a crash in between leaves no half cluster.
 
-        Raises `errors.CannotProceed` while another server has a folder: the book is in there, and an empty one is no primary for it.
+        Raises `errors.CannotProceed` while another server has a folder: the book is in there, and an empty one is no primary for it; and
+        where it is not the first one here.
         """
         place = self.dir / self.primary
         if place.exists():
@@ -107,6 +109,12 @@ class Postgres:
             raise errors.CannotProceed(
                 what=f"the primary's folder {place} is missing, and its copies are there: {', '.join(left)}",
                 do="mount its disk; if that is gone for good: piggybank failover (a copy takes its place), or piggybank restore --in-place",
+            )
+        if not first:
+            raise errors.CannotProceed(
+                what=f"the database's folder {place} is missing",
+                do=f"mount its disk; if that is gone for good: piggybank restore --in-place; only if a new, empty bank is meant:"
+                f" : > {self.dir.parent / MARK}",
             )
         making = self._making(self.primary)
         self.initialize(making)

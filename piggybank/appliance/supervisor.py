@@ -26,7 +26,7 @@ from piggybank import __version__, errors, metrics, telemetry
 from piggybank import settings as settings_file
 from piggybank.appliance import failover, folder, logs, move, orders, processes, rotation, stops, system_user, topology, web
 from piggybank.appliance.backups.schedule import Schedule
-from piggybank.appliance.data_folder import prepare_folder
+from piggybank.appliance.data_folder import MARK, had_database, note_database, prepare_folder
 from piggybank.appliance.embedded import Embedded, Tell
 from piggybank.appliance.orders import Order
 from piggybank.appliance.processes import Program, Running
@@ -394,9 +394,11 @@ async def bring_schema(settings: Settings) -> list[str]:
     role = migrate.role_of(settings.database_url)
     try:
         await _check_writes(settings.owner_database_url)
+        await _check_there(settings)
         await migrations_due(settings.owner_database_url)
         applied = await migrate.upgrade(writes.mover_url(settings.owner_database_url), role, settings.provider_mode)
         await migrate.note_version(writes.mover_url(settings.owner_database_url), __version__)
+        note_database(settings.data_dir)
     except (OSError, asyncpg.PostgresError) as cause:
         raise errors.CannotProceed(
             what=f"the schema could not be migrated: {cause}", do="look at owner_database_url and whether that server runs"
@@ -429,6 +431,23 @@ async def _check_writes(owner_url: str) -> None:
         raise errors.CannotProceed(
             what="this database takes no writes: it moved elsewhere, or is moving just now",
             do=f"look where database_url in {settings_file.OPERATOR_FILE} leads; while `piggybank move` runs, wait for it",
+        )
+
+
+async def _check_there(settings: Settings) -> None:
+    """An empty database where one was is a disk that is not mounted, or an address that is wrong."""
+    if not had_database(settings.data_dir):
+        return
+    connection = await writes.open_mover(settings.owner_database_url)
+    try:
+        empty = await connection.fetchval("SELECT to_regclass('installation') IS NULL")
+    finally:
+        await connection.close()
+    if empty:
+        raise errors.CannotProceed(
+            what=f"the database of {settings.data_dir} is empty, and was not: its disk is not there, or database_url leads elsewhere",
+            do=f"stop, and mount it; with replicas promote one, else restore a backup; only if a new, empty bank is meant:"
+            f" : > {settings.data_dir / MARK}",
         )
 
 

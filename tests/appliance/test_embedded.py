@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from piggybank import errors
 from piggybank.appliance import binaries, data_folder, store_files, system_user
 from piggybank.appliance.embedded import Embedded
 from tests.conftest import ROOT, require
@@ -58,6 +59,21 @@ def test_two_folders_live_side_by_side_and_a_crash_loses_nothing(embedded: Calla
     assert again.psql("SELECT answer FROM kept").strip() == "42"
     assert again.secrets == first.secrets
     assert second.running["postgres"].alive()
+
+
+def test_a_database_whose_disk_is_away_is_not_made_anew(embedded: Callable[[str], Embedded]) -> None:
+    stores = embedded("bank")
+    stores.start()
+    data_folder.note_database(stores.data_dir)  # as `up` does when it has a schema
+    stores.stop()
+    (stores.dir / "postgres").rename(stores.dir / "away")
+    with pytest.raises(errors.CannotProceed, match="postgres is missing"):
+        embedded("bank").start()
+    assert not (stores.dir / "postgres").exists()
+    (stores.data_dir / data_folder.MARK).write_text("")  # a new, empty one is meant
+    again = embedded("bank")
+    again.start()
+    assert again.is_ready("postgres")
 
 
 def test_a_pid_that_is_now_another_program_is_neither_adopted_nor_stopped(embedded: Callable[[str], Embedded]) -> None:

@@ -4,16 +4,18 @@ import asyncio
 import subprocess
 import sys
 import time
+from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 import msgspec
 import pytest
 
 from piggybank import errors
-from piggybank.appliance import store_files
+from piggybank.appliance import data_folder, store_files, supervisor
 from piggybank.db import migrate, schema
 from piggybank.settings import Settings
-from tests.conftest import ROOT, Stores, command, environment
+from tests.conftest import ROOT, Stores, _on_database, command, environment
 
 NOBODY = "postgresql://nobody:secret-word@127.0.0.1:1/none"
 
@@ -91,3 +93,24 @@ def test_migrate_waits_for_its_database(fresh_settings: Settings) -> None:
     assert "waited 1 s for the database" in said
     assert time.monotonic() - began >= 1
     assert "nothing to do" in command(fresh_settings, "migrate", "--within", "60")
+
+
+async def test_an_empty_database_is_not_put_in_the_place_of_the_one_that_was(
+    fresh_settings: Settings, stores: Stores, tmp_path: Path
+) -> None:
+    """A volume that is not mounted, or an address that is wrong: no empty bank, unless it is meant."""
+    settings = msgspec.structs.replace(fresh_settings, data_dir=tmp_path / "ours")
+    settings.data_dir.mkdir()
+    await supervisor.bring_schema(settings)
+    name = f"empty_{uuid4().hex[:8]}"
+    admin = await asyncpg.connect(stores.admin_url)
+    try:
+        await admin.execute(f"CREATE DATABASE {name} OWNER {store_files.OWNER_ROLE}")
+        there = msgspec.structs.replace(settings, owner_database_url=_on_database(settings.owner_database_url, name))
+        with pytest.raises(errors.CannotProceed, match="is empty, and was not"):
+            await supervisor.bring_schema(there)
+        (settings.data_dir / data_folder.MARK).write_text("")
+        assert await supervisor.bring_schema(there)
+    finally:
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()

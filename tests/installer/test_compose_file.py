@@ -130,7 +130,13 @@ def test_every_service_is_confined(name: str) -> None:
     assert service["logging"]["options"]["max-size"]
     assert service["profiles"]
     assert service["restart"] == (
-        "no" if name == "cli" else "on-failure:5" if name == "migrate" else "on-failure" if name == "months" else "unless-stopped"
+        "no"
+        if name in ("cli", "promote")
+        else "on-failure:5"
+        if name == "migrate"
+        else "on-failure"
+        if name == "months"
+        else "unless-stopped"
     )
     assert service["image"].startswith("${PIGGYBANK_IMAGE") or (
         service.get("user") and str(service["user"]).split(":")[0] not in ("root", "0")
