@@ -5,9 +5,10 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
-from installer.options import Options, default_data_dir
+from installer.options import SETTINGS_FILE, Options, default_data_dir
 
 PRIVILEGED_PORTS = 1_024
 SYSTEM_USER = "piggybank"
@@ -38,12 +39,14 @@ NoNewPrivileges=yes
 WantedBy={wanted_by}
 """
 
-# What a system service can be kept from; a user's own systemd may not set these up. The supervisor is root, to drop the stores, the
-# web and the workers to the system user; of root's rights it keeps what that takes (SYS_PTRACE: to see who still works in a
-# database's folder), and for a port below 1024 the one that the web is given.
+# What a system service can be kept from: it writes into its folder, into a backup target that is one, and into a /tmp of its own. A
+# user's own systemd may not set these up. The supervisor is root, to drop the stores, the web and the workers to the system user; of
+# root's rights it keeps what that takes (SYS_PTRACE: to see who still works in a database's folder), and for a port below 1024 the one
+# that the web is given.
 HARDENING = """\
 ProtectSystem=strict
 ReadWritePaths="{data_dir}"
+{backups}PrivateTmp=yes
 PrivateDevices=yes
 ProtectClock=yes
 ProtectControlGroups=yes
@@ -71,15 +74,30 @@ def name(options: Options) -> str:
 
 def text(options: Options, *, as_root: bool) -> str:
     """The unit file."""
-    data_dir = str(options.data_dir).replace("\\", "\\\\").replace("%", "%%")
+    data_dir = _escaped(str(options.data_dir))
+    target = _backup_folder(options)
+    backups = f'ReadWritePaths="-{_escaped(target)}"\n' if target else ""  # with `-` it may be away when the service starts
     capabilities = (*CAPABILITIES, "CAP_NET_BIND_SERVICE") if options.port < PRIVILEGED_PORTS else CAPABILITIES
     return UNIT.format(
         name=name(options),
         shown_dir=data_dir,
         cli=f"{data_dir}/bin/piggybank",
-        hardening=HARDENING.format(data_dir=data_dir, capabilities=" ".join(capabilities)) if as_root else "",
+        hardening=HARDENING.format(data_dir=data_dir, backups=backups, capabilities=" ".join(capabilities)) if as_root else "",
         wanted_by="multi-user.target" if as_root else "default.target",
     )
+
+
+def _escaped(path: str) -> str:
+    return path.replace("\\", "\\\\").replace("%", "%%").replace('"', '\\"')
+
+
+def _backup_folder(options: Options) -> str:
+    """Where backups go, if that is a folder of this machine."""
+    try:
+        target = str(tomllib.loads((options.data_dir / SETTINGS_FILE).read_text(encoding="utf-8")).get("backup_target", ""))
+    except (OSError, tomllib.TOMLDecodeError):
+        return ""  # there is none yet; or `up` says what is wrong with it
+    return target if target.startswith("/") and target.isprintable() else ""
 
 
 def path(options: Options) -> Path:

@@ -1,6 +1,8 @@
 """How backups stand, for `doctor` and `status`: looks at the database's tables and at this machine, asks no target."""
 
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from piggybank.appliance import folder, reboot
 from piggybank.appliance.backups import making, wal
 from piggybank.appliance.backups.targets import Folder, is_local
 from piggybank.appliance.check import Check
@@ -51,6 +54,13 @@ def _wrong(found: Standing, settings: Settings, now: datetime) -> Iterator[Check
         do = "set backup_target to a folder on another disk, ssh://.. or s3://..; then piggybank backup key, piggybank backup create"
         yield Check("backups", "warning", "none are made: whoever loses this disk loses everything", do)
         return
+    card = folder.read_card(settings.data_dir)
+    if card is not None and is_local(settings.backup_target) and is_read_only_for(card.pid, settings.backup_target):
+        do = (
+            f"run the installer again; or: systemctl edit {reboot.unit_name(settings.data_dir)}, two lines: [Service] and "
+            f'ReadWritePaths="{settings.backup_target}"; then systemctl restart it'
+        )
+        yield Check("backups", "broken", f"the service may not write into {settings.backup_target}: its unit does not name it", do)
     if found.backup_at is None:
         yield Check("backups", "warning", f"none was made yet in {settings.backup_target}", "piggybank backup create")
         return
@@ -86,6 +96,13 @@ def _log_is_late(settings: Settings, now: datetime) -> Iterator[Check]:
         what = f"{len(waiting)} segments of the log wait since {_ago(now - oldest)} ({size:,.0f} MiB of this disk)"
         do = f"see that {settings.backup_target} takes them; logs/supervisor.log says why it does not"
         yield Check("backups", "broken", what, do)
+
+
+def is_read_only_for(pid: int, place: str) -> bool:
+    """Of a process in mounts of its own, as systemd gives them; False where nobody may look."""
+    with suppress(OSError):
+        return bool(os.statvfs(f"/proc/{pid}/root{place}").f_flag & os.ST_RDONLY)
+    return False
 
 
 def is_on_the_same_disk(settings: Settings) -> bool:
