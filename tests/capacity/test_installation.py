@@ -32,7 +32,6 @@ READS = 40  # of a round of the load
 PATIENCE_S = 300.0
 CALM_S = 0.02
 FORGED = 6
-EVENTS = 8  # of the provider: of fewer the alert of their lag says nothing
 SLOW_ROUNDS, SLOW_AT_ONCE = 8, 10
 HELD_S = 0.4
 AGAIN_S = 40.0  # within each minute
@@ -166,9 +165,6 @@ def expressions() -> set[str]:
 
 def test_every_alert_and_every_panel_finds_its_series(bank: Bank, load: Load, tmp_path: Path) -> None:
     require("prometheus")
-    for _ in range(EVENTS):
-        paid = load.post(f"/v1/accounts/{load.accounts[0]}/deposits", {"amount": 5_000, "method": "revio"})["payment"]
-        httpx.post(f"{paid['checkout_url']}pay", timeout=30, follow_redirects=False)
     load.post(f"/v1/accounts/{load.accounts[0]}/deposits", {"amount": 5_000, "method": "revio"})  # stays open
     be_refused(bank, load)
     with prometheus(tmp_path, bank.url.removeprefix("http://")) as url:
@@ -176,6 +172,7 @@ def test_every_alert_and_every_panel_finds_its_series(bank: Bank, load: Load, tm
 
         def complete() -> bool:
             nonlocal missing
+            pay_by_revio(load)  # Prometheus counts what comes after its first scrape, and the lag's alert asks for five events
             try:
                 missing = {each for each in expressions() - NOT_THERE if not asked(url, each)}
             except (httpx.HTTPError, json.JSONDecodeError):
@@ -231,6 +228,11 @@ def test_faults_raise_exactly_their_alerts_once_and_they_end(bank: Bank, load: L
             == same.count("alert_resolved")
             == sum((other["name"], other["severity"]) == (each["name"], each["severity"]) for other in ended)
         )
+
+
+def pay_by_revio(load: Load) -> None:
+    paid = load.post(f"/v1/accounts/{load.accounts[0]}/deposits", {"amount": 5_000, "method": "revio"})["payment"]
+    httpx.post(f"{paid['checkout_url']}pay", timeout=30, follow_redirects=False)
 
 
 def be_refused(bank: Bank, load: Load) -> None:
