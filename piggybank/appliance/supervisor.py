@@ -20,18 +20,17 @@ from typing import Any, Literal
 import asyncpg
 import msgspec
 import psutil
-from alembic.script import Script
 
-from piggybank import __version__, errors, metrics, telemetry
+from piggybank import errors, metrics, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import failover, folder, logs, move, orders, processes, rotation, stops, system_user, topology, web
+from piggybank.appliance import failover, folder, logs, migrating, move, orders, processes, rotation, system_user, topology, web
 from piggybank.appliance.backups.schedule import Schedule
-from piggybank.appliance.data_folder import MARK, had_database, note_database, prepare_folder
+from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.embedded import Embedded, Tell
 from piggybank.appliance.orders import Order
 from piggybank.appliance.processes import Program, Running
 from piggybank.capacity import phases
-from piggybank.db import installation, migrate, months, recovery, writes
+from piggybank.db import installation, months
 from piggybank.settings import Settings
 
 LOOK_EVERY_S = 0.2
@@ -121,7 +120,7 @@ class Supervisor:
             self.settings = settings_file.load(self.data_dir)
         if (left := move.settle(self.data_dir)) is not None:
             _tell("warning", "move_undone" if left.undone else "move_finished")
-        for revision in asyncio.run(bring_schema(self.settings)):
+        for revision in asyncio.run(migrating.bring_schema(self.settings)):
             _tell("info", "migrated", revision=revision)
         if self.settings.backup_target:  # before anybody pays: this may be an old copy that comes back (backups/schedule.py)
             self._schedule = Schedule(self.settings)
@@ -383,72 +382,6 @@ class Supervisor:
 
     def _told_to_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()
-
-
-async def bring_schema(settings: Settings) -> list[str]:
-    """Migrate, and put the application role's timeouts on it; returns the revisions applied. Raises `errors.CannotProceed`, also where
-    this version may not follow the one that was here last: then nothing is changed.
-    """
-    if not settings.owner_database_url:
-        raise errors.CannotProceed(what="no owner_database_url is given, and only the owner migrates", do="give it with database_url")
-    role = migrate.role_of(settings.database_url)
-    try:
-        await _check_writes(settings.owner_database_url)
-        await _check_there(settings)
-        await migrations_due(settings.owner_database_url)
-        applied = await migrate.upgrade(writes.mover_url(settings.owner_database_url), role, settings.provider_mode)
-        await migrate.note_version(writes.mover_url(settings.owner_database_url), __version__)
-        note_database(settings.data_dir)
-    except (OSError, asyncpg.PostgresError) as cause:
-        raise errors.CannotProceed(
-            what=f"the schema could not be migrated: {cause}", do="look at owner_database_url and whether that server runs"
-        ) from cause
-    try:
-        await migrate.limit_role(writes.mover_url(settings.owner_database_url), role)
-    except asyncpg.InsufficientPrivilegeError:
-        _tell("warning", "role_not_limited", role=role, do="piggybank doctor prints the ALTER ROLE statements for a superuser")
-    return applied
-
-
-async def migrations_due(owner_url: str) -> list[Script]:
-    """What would be applied to a database that somebody uses. Raises `errors.CannotProceed` where a version may not be skipped."""
-    revision = await migrate.current(owner_url)
-    if revision is None:
-        return []
-    lacking = migrate.missing(revision) if migrate.is_known(revision) else []
-    last = await migrate.last_version(owner_url) or stops.UNNOTED
-    stops.check(last, __version__, stops.table(), contracts=stops.of_migrations(lacking))
-    return lacking
-
-
-async def _check_writes(owner_url: str) -> None:
-    connection = await writes.open_mover(owner_url)
-    try:
-        stopped = await writes.are_stopped(connection) and not await recovery.is_recovering(connection)
-    finally:
-        await connection.close()
-    if stopped:
-        raise errors.CannotProceed(
-            what="this database takes no writes: it moved elsewhere, or is moving just now",
-            do=f"look where database_url in {settings_file.OPERATOR_FILE} leads; while `piggybank move` runs, wait for it",
-        )
-
-
-async def _check_there(settings: Settings) -> None:
-    """An empty database where one was is a disk that is not mounted, or an address that is wrong."""
-    if not had_database(settings.data_dir):
-        return
-    connection = await writes.open_mover(settings.owner_database_url)
-    try:
-        empty = await connection.fetchval("SELECT to_regclass('installation') IS NULL")
-    finally:
-        await connection.close()
-    if empty:
-        raise errors.CannotProceed(
-            what=f"the database of {settings.data_dir} is empty, and was not: its disk is not there, or database_url leads elsewhere",
-            do=f"stop, and mount it; with replicas promote one, else restore a backup; only if a new, empty bank is meant:"
-            f" : > {settings.data_dir / MARK}",
-        )
 
 
 def stop_orphans(settings: Settings) -> list[str]:

@@ -34,13 +34,13 @@ from piggybank.appliance import (
     change,
     dumps,
     folder,
+    migrating,
     orders,
     overview,
     processes,
     reboot,
     stops,
     store_files,
-    supervisor,
     topology,
     versions,
     web,
@@ -147,7 +147,7 @@ def prepare(settings: Settings, tell: Tell) -> None:
                 stores.start()
                 settings = settings_file.load(data_dir)
             _, size_mib = asyncio.run(_ask(settings))
-            if asyncio.run(supervisor.migrations_due(settings.owner_database_url)):
+            if asyncio.run(migrating.migrations_due(settings.owner_database_url)):
                 storage.check_room(data_dir, RESERVE_MIB + size_mib, "a backup may need")
                 back_up(settings, __version__, tell)
         finally:
@@ -167,7 +167,7 @@ def _carry_out(made: Upgrade, tell: Tell, *, without_backup: bool) -> None:
         tell("no backup was made, as you asked")
     else:
         back_up(settings, versions.number(made.after), tell)
-    for revision in asyncio.run(supervisor.bring_schema(settings)):
+    for revision in asyncio.run(migrating.bring_schema(settings)):
         tell(f"migrated: {revision}")
     _try(settings, made.after)
     tell(f"a web process of {made.after} is ready")

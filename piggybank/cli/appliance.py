@@ -16,7 +16,7 @@ from rich.table import Table
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import change, data_folder, folder, overview, processes, reboot, supervisor, system_user, topology, web
+from piggybank.appliance import change, data_folder, folder, migrating, overview, processes, reboot, supervisor, system_user, topology, web
 from piggybank.capacity import phases
 from piggybank.cli.moments import MOMENT
 from piggybank.db import schema
@@ -174,7 +174,7 @@ def migrate(ctx: click.Context, wait: bool, within: int | None, since: datetime 
         return
     if within:
         asyncio.run(schema.wait_for_database(settings.owner_database_url, within, _tell))
-    applied = asyncio.run(supervisor.bring_schema(settings))
+    applied = asyncio.run(migrating.bring_schema(settings))
     click.echo(f"applied: {', '.join(applied)}" if applied else "nothing to do: the schema is at this version")
 
 

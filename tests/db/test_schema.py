@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from piggybank import errors
-from piggybank.appliance import data_folder, store_files, supervisor
+from piggybank.appliance import data_folder, migrating, store_files
 from piggybank.db import migrate, schema
 from piggybank.settings import Settings
 from tests.conftest import ROOT, Stores, _on_database, command, environment
@@ -101,16 +101,16 @@ async def test_an_empty_database_is_not_put_in_the_place_of_the_one_that_was(
     """A volume that is not mounted, or an address that is wrong: no empty bank, unless it is meant."""
     settings = msgspec.structs.replace(fresh_settings, data_dir=tmp_path / "ours")
     settings.data_dir.mkdir()
-    await supervisor.bring_schema(settings)
+    await migrating.bring_schema(settings)
     name = f"empty_{uuid4().hex[:8]}"
     admin = await asyncpg.connect(stores.admin_url)
     try:
         await admin.execute(f"CREATE DATABASE {name} OWNER {store_files.OWNER_ROLE}")
         there = msgspec.structs.replace(settings, owner_database_url=_on_database(settings.owner_database_url, name))
         with pytest.raises(errors.CannotProceed, match="is empty, and was not"):
-            await supervisor.bring_schema(there)
+            await migrating.bring_schema(there)
         (settings.data_dir / data_folder.MARK).write_text("")
-        assert await supervisor.bring_schema(there)
+        assert await migrating.bring_schema(there)
     finally:
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
         await admin.close()

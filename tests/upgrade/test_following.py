@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from piggybank import __version__
-from piggybank.appliance import binaries, dumps, store_files, supervisor
+from piggybank.appliance import binaries, dumps, migrating, store_files
 from piggybank.db import migrate
 from piggybank.settings import Settings
 from tests.appliance.bank import Bank
@@ -79,19 +79,19 @@ async def forget_version(settings: Settings) -> None:
 def test_a_version_that_migrates_notes_itself(fresh_settings: Settings, tmp_path: Path) -> None:
     run_apart(lambda: forget_version(fresh_settings))
     assert noted(fresh_settings) is None
-    assert [script.revision for script in run_apart(lambda: supervisor.migrations_due(fresh_settings.owner_database_url))] == ["0010"]
-    assert run_apart(lambda: supervisor.bring_schema(fresh_settings)) == ["0010"]
+    assert [script.revision for script in run_apart(lambda: migrating.migrations_due(fresh_settings.owner_database_url))] == ["0010"]
+    assert run_apart(lambda: migrating.bring_schema(fresh_settings)) == ["0010"]
     assert noted(fresh_settings) == __version__
     later = Version(tmp_path, "0.2.0", migration=ADDS)
     assert later.migrate(fresh_settings).returncode == 0
     assert (noted(fresh_settings), revision(fresh_settings)) == ("0.2.0", "9000")
-    assert run_apart(lambda: supervisor.bring_schema(fresh_settings)) == []  # back to this one, on the newer schema
+    assert run_apart(lambda: migrating.bring_schema(fresh_settings)) == []  # back to this one, on the newer schema
     assert (noted(fresh_settings), revision(fresh_settings)) == (__version__, "9000")
 
 
 @pytest.mark.parametrize("is_noted", [True, False])
 def test_nobody_migrates_past_a_stop(fresh_settings: Settings, tmp_path: Path, is_noted: bool) -> None:
-    run_apart(lambda: supervisor.bring_schema(fresh_settings) if is_noted else forget_version(fresh_settings))
+    run_apart(lambda: migrating.bring_schema(fresh_settings) if is_noted else forget_version(fresh_settings))
     before = revision(fresh_settings)
     far = Version(tmp_path, "0.5.0", stop=STOP, migration=ADDS).migrate(fresh_settings)
     assert far.returncode == 1
@@ -105,7 +105,7 @@ def test_nobody_migrates_past_a_stop(fresh_settings: Settings, tmp_path: Path, i
 
 
 def test_nothing_is_taken_away_from_a_version_that_uses_it(fresh_settings: Settings, tmp_path: Path) -> None:
-    run_apart(lambda: supervisor.bring_schema(fresh_settings))
+    run_apart(lambda: migrating.bring_schema(fresh_settings))
     takes = Version(tmp_path, "0.3.0", migration=TAKES_AWAY, contract="0.2.0")
     refused = takes.migrate(fresh_settings)
     assert (refused.returncode, "install 0.2.0 first, then 0.3.0" in refused.stderr) == (1, True), refused.stderr
