@@ -67,6 +67,7 @@ def test_a_copy_that_fails_leaves_no_slot(stores: Embedded) -> None:
     assert left(stores) == ("", [])
 
 
+@pytest.mark.deep
 def test_a_copy_of_a_supervisor_that_was_killed_is_ended_first(stores: Embedded) -> None:
     """It works on by itself, into the same folder and with the same slot."""
     orphan = subprocess.Popen(

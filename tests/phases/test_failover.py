@@ -92,6 +92,7 @@ def cut_off(stores: Embedded, name: str) -> None:
     wait_until(lambda: name not in stores.postgres.streaming())
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("stores", [{"durability": "local"}], indirect=True)
 def test_without_a_confirmation_the_old_primary_is_asked_for_what_it_has(stores: Embedded) -> None:
     """`durability = "local"`: a commit is answered that no standby has. One that lacks it takes over only where loss is accepted."""
@@ -115,6 +116,7 @@ def test_without_a_confirmation_the_old_primary_is_asked_for_what_it_has(stores:
     assert fail_over(stores, "postgres", accept_loss=True) == "postgres"
 
 
+@pytest.mark.deep
 def test_more_bytes_of_another_history_are_no_merit(stores: Embedded) -> None:
     """After an earlier failover one went on in the old history, further than the new one has come: it must not take over."""
     stores.running.pop("postgres-2").stop()
@@ -143,6 +145,7 @@ def test_more_bytes_of_another_history_are_no_merit(stores: Embedded) -> None:
     assert stores.postgres.streaming() == {"postgres-2", "postgres-3"}
 
 
+@pytest.mark.deep
 def test_what_one_standby_confirmed_is_found_after_both_were_restarted(stores: Embedded) -> None:
     """A receiver that begins again says that it is at the beginning of a segment; what was replayed counts."""
     stores.running["postgres-2"].stop()
@@ -229,6 +232,7 @@ def test_a_standby_that_has_stalled_does_not_take_over(stores: Embedded) -> None
     assert rows(stores) == [1, 2]
 
 
+@pytest.mark.deep
 def test_a_primary_of_the_past_that_still_runs_is_stopped_before_another_is_promoted(stores: Embedded) -> None:
     """The supervisor was killed in the middle of a failover: the old one lives, and must not take a row more."""
     stores.postgres.name_primary("postgres-2")
@@ -280,6 +284,7 @@ def test_without_a_standby_there_is_no_failover(stores: Embedded) -> None:
     assert rows(stores) == [1]
 
 
+@pytest.mark.deep
 async def test_the_cache_is_opened_while_no_standby_confirms(stores: Embedded) -> None:
     """After a failover the old primary may be the only one that could, and it comes back last."""
     for name in ("postgres-2", "postgres-3"):
@@ -306,6 +311,7 @@ def bank(open_path: Path) -> Iterator[Bank]:
         made.run("down")
 
 
+@pytest.mark.deep
 async def test_an_old_primary_that_cannot_come_back_is_in_nobodys_way(bank: Bank) -> None:
     """Its disk is broken and no copy can be made: people pay, the cache is read, and the operator is told what is so."""
     stores = bank.data_dir / "stores"
