@@ -146,13 +146,20 @@ def prepare(settings: Settings, tell: Tell) -> None:
             if stores is not None:
                 stores.start()
                 settings = settings_file.load(data_dir)
-            _, size_mib = asyncio.run(_ask(settings))
-            if asyncio.run(migrating.migrations_due(settings.owner_database_url)):
+            if asyncio.run(_is_due(settings)):
+                _, size_mib = asyncio.run(_ask(settings))
                 storage.check_room(data_dir, RESERVE_MIB + size_mib, "a backup may need")
                 back_up(settings, __version__, tell)
         finally:
             if stores is not None and not any(store.adopted for store in stores.running.values()):
                 stores.stop()  # what was left running goes on: `up` adopts it
+
+
+async def _is_due(settings: Settings) -> bool:
+    try:
+        return bool(await migrating.migrations_due(settings.owner_database_url))
+    except (OSError, asyncpg.PostgresError) as cause:
+        raise errors.CannotProceed(what=f"the database does not answer: {cause}", do="look at owner_database_url") from cause
 
 
 def carry_out(made: Upgrade, tell: Tell, *, without_backup: bool = False) -> None:

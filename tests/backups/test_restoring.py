@@ -314,13 +314,17 @@ def test_a_backup_of_ones_own_postpones_none_of_the_schedule(bank: Settings, tmp
             await connection.close()
         return await asyncio.to_thread(Schedule(bank)._backup_due, standing, datetime.now(UTC))
 
-    (tmp_path / "usb").mkdir()
-    command(bank, "backup", "create", "--logical", "--to", str(tmp_path / "usb"))
+    def make(kind: str, target: str) -> None:
+        at = datetime.now(UTC)
+        run_apart(lambda: backups.record(bank.owner_database_url, uuid4().hex, kind, target, at, at, 1))
+
+    usb, usual = tmp_path / "usb", making.usual_kind(bank)
+    usb.mkdir()
+    command(bank, "backup", "create", "--logical", "--to", str(usb))
+    make(usual, str(usb))
+    make("logical" if usual == "base" else "base", bank.backup_target)
     assert run_apart(is_due)
-    at = datetime.now(UTC)
-    run_apart(lambda: backups.record(bank.owner_database_url, "other", "base", bank.backup_target, at, at, 1))
-    assert run_apart(is_due)
-    command(bank, "backup", "create")  # what the schedule does, and where
+    make(usual, bank.backup_target)
     assert not run_apart(is_due)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from piggybank import __version__
 from piggybank.appliance import binaries, dumps, migrating, store_files
+from piggybank.appliance.embedded import Embedded
 from piggybank.db import migrate
 from piggybank.settings import Settings
 from tests.appliance.bank import Bank
@@ -144,3 +145,13 @@ def test_what_does_not_run_is_backed_up_before_a_newer_version_migrates(down: Pa
     assert "TABLE DATA public transactions" in listed.stdout
     status = json.loads(Version(tmp_path, "0.1.2").run(down, "status", "--json").stdout)
     assert not any(status["stores"].values()), status["stores"]  # they were started for that, and stopped again
+
+
+def test_a_first_start_that_was_cut_short_is_in_no_version_s_way(open_path: Path, tmp_path: Path) -> None:
+    stores = Embedded(open_path / "bank")
+    try:
+        stores.start()
+    finally:
+        stores.stop()
+    done = Version(tmp_path, "0.5.0", stop=STOP, migration=ADDS).run(stores.data_dir, "upgrade", "--stopped")
+    assert (done.returncode, done.stderr) == (0, "")

@@ -269,10 +269,9 @@ def client_program(name: str, url: str, server_major: int) -> Path:
             return candidate
         versions.append(str(major))
     have = f"{name} {', '.join(versions)} is older than the server" if versions else f"there is no {name} here"
-    if is_encrypted:
-        have += " (the one that piggybank brings speaks no TLS)"
+    without = "; the one that piggybank brings speaks no TLS" if is_encrypted else ""
     raise errors.CannotProceed(
-        what=f"{have}, which is PostgreSQL {server_major}",
+        what=f"{have} (PostgreSQL {server_major}{without})",
         do=f"install Debian's postgresql-client-{server_major} (from apt.postgresql.org where Debian's is older);"
         " for containers into an image that is made FROM ours",
     )
