@@ -163,7 +163,9 @@ def test_a_drill_in_a_container_clears_what_a_killed_one_left(bank: Settings) ->
             run_apart(partial(_sql, bank.owner_database_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
 
 
-def test_the_doctor_says_how_much_a_dump_a_day_can_lose(bank: Settings) -> None:
+def test_the_doctor_says_how_much_a_dump_a_day_can_lose(bank: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIGGYBANK_DATABASE_URL", bank.database_url)  # as a container has it
+
     async def said() -> str:
         connection = await asyncpg.connect(bank.database_url)
         try:
