@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+import asyncpg
 import click
 import msgspec
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from piggybank import checks, errors, settings
 from piggybank.db.engines import CONNECTION_LOST
+from piggybank.identity import audit
 from piggybank.wallet import currencies as wallet_currencies
 
 MAX_SHOWN = 50  # findings, on a terminal
@@ -97,7 +99,7 @@ def enable(context: click.Context, code: str) -> None:
     Example:
       piggybank currencies enable KES
     """
-    _with_owner(context, lambda owner_url: wallet_currencies.switch(owner_url, code.upper(), enabled=True))
+    _switch(context, code.upper(), enabled=True)
     click.echo(f"accounts can be opened in {code.upper()}")
 
 
@@ -111,8 +113,15 @@ def disable(context: click.Context, code: str) -> None:
     Example:
       piggybank currencies disable USD
     """
-    _with_owner(context, lambda owner_url: wallet_currencies.switch(owner_url, code.upper(), enabled=False))
+    _switch(context, code.upper(), enabled=False)
     click.echo(f"no more accounts in {code.upper()}; those that there are go on")
+
+
+def _switch(context: click.Context, code: str, *, enabled: bool) -> None:
+    async def note(connection: asyncpg.Connection) -> None:
+        await audit.record_command(connection, f"currency.{'enable' if enabled else 'disable'}", f"currency:{code}")
+
+    _with_owner(context, lambda owner_url: wallet_currencies.switch(owner_url, code, note, enabled=enabled))
 
 
 def _with_owner(context: click.Context, work: Callable[[str], Coroutine[Any, Any, _T]]) -> _T:

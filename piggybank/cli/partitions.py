@@ -21,6 +21,7 @@ from piggybank.db import partitions as tables
 from piggybank.db.engines import CONNECTION_LOST
 from piggybank.db.locks import Tell
 from piggybank.db.partitions import Partition
+from piggybank.identity import audit
 from piggybank.settings import Settings
 
 MAX_SHOWN = 10  # findings, where an archive is refused for them
@@ -63,7 +64,14 @@ def enable(context: click.Context, *, as_json: bool) -> None:
     Example:
       piggybank partitions enable
     """
-    made = _run(context, as_json, lambda here, tell: months.enable(here.owner_database_url, tell=tell))
+
+    async def work(here: Settings, tell: Tell) -> list[str]:
+        made = await months.enable(here.owner_database_url, tell=tell)
+        if made:
+            await audit.record_command_done(here.owner_database_url, "partitions.enable", "transactions", {"made": made})
+        return made
+
+    made = _run(context, as_json, work)
     if as_json:
         click.echo(msgspec.json.encode({"made": made}).decode())
     else:
@@ -168,7 +176,10 @@ def _archive(context: click.Context, month: datetime, named: Path | None, *, kee
 
     async def work(here: Settings, tell: Tell) -> Partition:
         await _verified(here.owner_database_url, tell)
-        return await archives.archive(here.owner_database_url, folder, month.date(), keep_table=keep_table, tell=tell)
+        done = await archives.archive(here.owner_database_url, folder, month.date(), keep_table=keep_table, tell=tell)
+        verb, details = "detach" if keep_table else "archive", {"month": _name(month), "rows": done.rows, "file": done.file}
+        await audit.record_command_done(here.owner_database_url, f"partitions.{verb}", f"partition:{done.name}", details)
+        return done
 
     partition = _run(context, as_json, work)
     if as_json:

@@ -140,6 +140,8 @@ def connect(context: click.Context) -> None:
             raise errors.CannotProceed(
                 what=f"the provider did not do it: {cause}", do="look at revio_url, revio_key and the network"
             ) from cause
+        async with at.db.write() as write:
+            audit.record(write, audit.COMMAND_LINE, "provider.connect", "installation", {"webhook": webhook.id, "new": is_new})
         return f"webhook {webhook.id} {'registered' if is_new else 'is registered already'}: {webhook.callback}"
 
     click.echo(_with_provider(context, made))

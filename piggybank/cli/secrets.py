@@ -1,5 +1,6 @@
 """`piggybank secrets rotate`."""
 
+import asyncio
 import secrets as random
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from piggybank.appliance import folder, orders, processes, rotation, topology
 from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.system_user import ours, shared
 from piggybank.cli.appliance import settings_of
+from piggybank.identity import audit
 from piggybank.settings import OPERATOR_FILE, Settings
 
 CALLBACK = "eft_callback_secret"
@@ -65,7 +67,13 @@ def rotate(ctx: click.Context, name: str | None, drop_old: bool) -> None:
     for one in _stores(settings) if name is None else [name]:
         for line in _rotated(settings, one, drop_old=drop_old):
             print(line, file=sys.stderr, flush=True)
+        _written_down(settings_of(ctx), one, drop_old=drop_old)  # the addresses are others by now
         click.echo(f"{one}: done")
+
+
+def _written_down(settings: Settings, name: str, *, drop_old: bool) -> None:
+    details = {"dropped_old": True} if drop_old else {}
+    asyncio.run(audit.record_command_done(settings.owner_database_url, "secret.rotate", f"secret:{name}", details))
 
 
 def _stores(settings: Settings) -> list[str]:

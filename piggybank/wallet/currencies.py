@@ -1,11 +1,15 @@
 """Currencies that accounts can be opened in."""
 
+from collections.abc import Awaitable, Callable
+
 import asyncpg
 from msgspec import Struct
 from sqlalchemy import text
 
 from piggybank import errors
 from piggybank.db.engines import Read
+
+Note = Callable[[asyncpg.Connection], Awaitable[None]]  # writes down who does it, in the same transaction
 
 
 class Currency(Struct, frozen=True, kw_only=True):
@@ -32,11 +36,13 @@ async def known(owner_url: str) -> list[tuple[str, int, bool]]:
         await connection.close()
 
 
-async def switch(owner_url: str, code: str, *, enabled: bool) -> None:
+async def switch(owner_url: str, code: str, note: Note, *, enabled: bool) -> None:
     """Enable or disable one: the owner's right, not the application's. Raises UnknownCurrency."""
     connection = await asyncpg.connect(owner_url)
     try:
-        if await connection.fetchval("UPDATE currencies SET enabled = $2 WHERE code = $1 RETURNING code", code, enabled) is None:
-            raise errors.UnknownCurrency(code=code)
+        async with connection.transaction():
+            if await connection.fetchval("UPDATE currencies SET enabled = $2 WHERE code = $1 RETURNING code", code, enabled) is None:
+                raise errors.UnknownCurrency(code=code)
+            await note(connection)
     finally:
         await connection.close()

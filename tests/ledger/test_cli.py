@@ -7,8 +7,17 @@ import asyncpg
 
 from piggybank import money
 from piggybank.settings import Settings
-from tests.conftest import command, run_command
+from tests.conftest import command, run_apart, run_command
 from tests.ledger.conftest import new_account
+
+
+async def acts(settings: Settings) -> list[tuple[str, ...]]:
+    """The audit log, oldest first."""
+    sql = await asyncpg.connect(settings.owner_database_url)
+    try:
+        return [tuple(row) for row in await sql.fetch("SELECT actor, action, target FROM audit_log ORDER BY id")]
+    finally:
+        await sql.close()
 
 
 async def test_verify_says_what_it_saw_and_ends_with_1_where_something_differs(fresh_settings: Settings) -> None:
@@ -31,5 +40,10 @@ def test_an_operator_enables_and_disables_currencies(fresh_settings: Settings) -
     command(fresh_settings, "currencies", "enable", "kes")
     command(fresh_settings, "currencies", "disable", "USD")
     assert enabled() == ["EUR", "GBP", "KES", "ZAR"]
+    assert run_command(fresh_settings, "currencies", "enable", "XXX").returncode == 1
+    assert run_apart(lambda: acts(fresh_settings)) == [
+        ("cli", "currency.enable", "currency:KES"),
+        ("cli", "currency.disable", "currency:USD"),
+    ]
     command(fresh_settings, "migrate")  # an upgrade leaves the operator's choice alone
     assert enabled() == ["EUR", "GBP", "KES", "ZAR"]

@@ -37,6 +37,9 @@ async def test_from_on_to_archived(fresh_settings: Settings, sql: asyncpg.Connec
     assert "months are on; made transactions_2" in await run(fresh_settings, "enable")
     assert json.loads(await run(fresh_settings, "enable", "--json")) == {"made": []}
     assert json.loads(await run(fresh_settings, "ensure", "--json")) == {"made": [], "missing": []}
+    written = await sql.fetch("SELECT actor, action, target, details FROM audit_log")
+    assert [tuple(row)[:3] for row in written] == [("cli", "partitions.enable", "transactions")]  # once: the second changed nothing
+    assert [name[:13] for name in json.loads(written[0]["details"])["made"]] == ["transactions_"] * 3
     items = json.loads(await run(fresh_settings, "list", "--json"))["items"]
     assert (
         [item["name"] for item in items]
@@ -55,6 +58,11 @@ async def test_detach_then_archive(fresh_settings: Settings, random_books: Books
     said = await run(fresh_settings, "archive", "2026-01")
     assert f"{fresh_settings.data_dir}/archive/transactions-2026-01.parquet" in said
     (first, *_) = json.loads(await run(fresh_settings, "list", "--json"))["items"]
+    written = await random_books.sql.fetch(
+        "SELECT action, details FROM audit_log WHERE actor = 'cli' AND action LIKE 'partitions.%' ORDER BY id"
+    )
+    assert [row["action"] for row in written][-2:] == ["partitions.detach", "partitions.archive"]
+    assert {json.loads(row["details"])["file"] for row in written[-2:]} == {"transactions-2026-01.parquet"}
     assert (first["state"], first["file"], first["to"]) == ("archived", "transactions-2026-01.parquet", "2026-02-01")
     await random_books.sql.execute("UPDATE accounts SET transactions_count = transactions_count + 1")
     assert "the ledger does not verify, so nothing is archived" in await run(fresh_settings, "archive", "2026-02", exit_code=1)

@@ -77,6 +77,9 @@ async def test_connect_may_be_repeated(desk: Desk) -> None:
     assert "is registered already" in again.stdout
     registered = (await desk.sim.get("/api/v1/webhooks/")).json()["results"]
     assert len(registered) == 1
+    written = await desk.sql.fetch("SELECT details FROM audit_log WHERE actor = 'cli' AND action = 'provider.connect' ORDER BY id")
+    assert [json.loads(row["details"]) for row in written][-1] == {"webhook": registered[0]["id"], "new": False}
+    assert len(written) == 2
 
 
 async def test_reconcile_shows_what_differs_and_ends_with_1(desk: Desk) -> None:

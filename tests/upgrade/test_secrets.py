@@ -51,6 +51,14 @@ def _takes(url: str) -> bool:
             return False
 
 
+async def _written(url: str) -> set[tuple[str, str]]:
+    connection = await asyncpg.connect(url)
+    try:
+        return {tuple(row) for row in await connection.fetch("SELECT actor, target FROM audit_log WHERE action = 'secret.rotate'")}
+    finally:
+        await connection.close()
+
+
 def rotate_under_load(bank: Bank) -> None:
     async def run() -> None:
         token = json.loads(bank.do("apikeys", "create", "--name", "load", "--scopes", ALL_SCOPES, "--json"))["token"]
@@ -80,6 +88,7 @@ def rotate_under_load(bank: Bank) -> None:
     for name in ("database_url", "owner_database_url"):
         assert not run_apart(lambda url=old[name]: _opens(url))  # type: ignore[misc]
         assert run_apart(lambda url=new[name]: _opens(url))  # type: ignore[misc]
+    assert run_apart(lambda: _written(new["owner_database_url"])) >= {("cli", f"secret:{name}") for name in ("database", "cache", "queue")}
     if not addresses.cache_url.startswith("redis+cluster"):
         assert (_takes(old["cache_url"]), _takes(new["cache_url"])) == (False, True)
     assert (_takes(old["queue_url"]), _takes(new["queue_url"])) == (False, True)
