@@ -33,6 +33,7 @@ _SECRETS = (
 _QUIET = ("asyncio", "sqlalchemy.engine", "saq", "httpx")  # libraries that tell more than we want at `info`
 _NOISY_BELOW = logging.WARNING
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO}
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 _gathers = False
 
 
@@ -166,10 +167,15 @@ def _json(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
 
 
 def _console(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
-    trace = event.pop("exception", "")
-    head = f"{event.pop('timestamp')} {event.pop('level'):7} {event.pop('event')}"
-    rest = " ".join(f"{name}={value}" for name, value in event.items())
-    return redact(f"{head}  {rest}" + (f"\n{trace}" if trace else ""))
+    trace = "".join(f"\n    {_escaped(line)}" for line in event.pop("exception", "").split("\n") if line)
+    head = f"{event.pop('timestamp')} {event.pop('level'):7} {_escaped(event.pop('event'))}"
+    rest = " ".join(f"{name}={_escaped(value)}" for name, value in event.items())
+    return redact(f"{head}  {rest}{trace}")
+
+
+def _escaped(value: object) -> str:
+    """Without line breaks and what else moves a terminal: nobody who is named in a line may begin one of their own."""
+    return str(value).translate(_CONTROLS)
 
 
 class _Sink(msgspec.Struct):

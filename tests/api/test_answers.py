@@ -151,6 +151,21 @@ def test_a_console_line_says_the_same(log: io.StringIO) -> None:
     assert EMAIL not in log.getvalue()
 
 
+def test_nobody_begins_a_line_of_their_own_in_a_console(log: io.StringIO) -> None:
+    telemetry.configure("info", "console", log)
+    forged = "\r\n2026-01-01T00:00:00Z error   books_are_off\u2028\x1b[2J\x85"
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        telemetry.logger("test").exception(f"told {forged}", name=forged)
+    logging.getLogger("some.library").warning("sent %s", forged)
+    told = [line for line in log.getvalue().splitlines() if not line.startswith("    ")]  # the rest is of a traceback
+    assert len(told) == 2
+    assert told[0].count("\\r\\n2026") == 2
+    assert not set(log.getvalue()) & set("\r\x1b\x85\u2028")
+    assert "    ValueError: \\r" in log.getvalue()
+
+
 def test_a_runaway_message_is_cut(log: io.StringIO) -> None:
     telemetry.configure("info", "json", log)
     telemetry.logger("test").error("begin " + "x" * 1_000_000 + " end")
