@@ -1,6 +1,7 @@
 """What a phase costs: prices and measured work are where they are said to be from, sums are sums, and both entrances say the same."""
 
 import asyncio
+import calendar
 import json
 import re
 from collections.abc import AsyncIterator
@@ -228,3 +229,13 @@ async def test_now_is_what_the_history_has(own_settings: Settings, sql: asyncpg.
     asked.headers.pop("Authorization")
     assert (await asked.get("/v1/ops/cost")).status_code == 401
     assert usage.KEPT_DAYS >= api.DAYS_LOOKED_AT
+
+
+def test_the_date_of_prices_is_that_of_the_oldest_that_they_were_read_from() -> None:
+    """A person who sees one date takes none of them for newer."""
+    months = {calendar.month_name[number]: number for number in range(1, 13)}
+    aws = prices.of("aws")
+    named = [date(int(year), int(month), int(day)) for year, month, day in re.findall(r"(\d{4})-(\d\d)-(\d\d)", aws.read_from)]
+    named += [date(2026, months[word], 1) for word in re.findall(r"[A-Z][a-z]+", aws.read_from) if word in months]
+    assert len(named) == 4
+    assert aws.read_on == min(named)
