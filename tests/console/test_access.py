@@ -58,6 +58,48 @@ async def test_who_is_no_operator_sees_nothing(browser: Browser, bank: Bank) -> 
     await context.close()
 
 
+async def test_who_signs_out_is_told_when_the_session_may_not_have_ended(browser: Browser, bank: Bank) -> None:
+    context, tab = await opened(browser, bank)
+    await tab.enter(bank.operator)
+
+    async def cut_off(route: Route) -> None:
+        await (route.abort() if route.request.method == "DELETE" else route.continue_())
+
+    await tab.page.route("**/v1/sessions/current", cut_off)
+    await tab.page.get_by_role("button", name="Sign out").click()
+    await tab.settled("Sign in")
+    assert "did not confirm" in await tab.page.inner_text("#news")
+    assert await tab.page.evaluate("sessionStorage.length") == 0
+    async with httpx.AsyncClient(base_url=bank.desk.server.url) as http:
+        assert (await http.get("/v1/users/me", headers=bank.operator.headers)).status_code == 200  # as was said
+    await context.close()
+
+
+async def test_an_address_asks_for_nothing_but_what_its_page_is_about(console: Console, bank: Bank) -> None:
+    """A link that somebody sends to an operator: its id stays one part of the path that is asked for."""
+    crafted = {
+        "users": ("User", "..%2F..%2Fv1%2Fops%2Faudit"),
+        "accounts": ("Account", f"x%3Fuser_id={bank.user_id}%23"),
+        "payments": ("Payment", "x#y"),
+        "transactions": ("Transaction", "%2e%2e"),
+        "events": ("Provider event", "..\\..\\api-keys"),
+        "reconciliations": ("Reconciliation", "..%5c.."),
+        "runbooks": ("Runbook", "..%2Fstatus"),
+    }
+    roots = {"events": "v1/ops/provider-events", "reconciliations": "v1/ops/reconciliations", "runbooks": "v1/ops/runbooks"}
+    await console.open("accounts/..", "Not here")
+    for page, (title, part) in crafted.items():
+        console.asked.clear()
+        await console.page.evaluate("address => { window.location.hash = address; }", f"#/{page}/{part}")
+        await console.settled(title)
+        asked = {url.partition(f"{bank.desk.server.url}/")[2] for url in console.asked}
+        root = roots.get(page, f"v1/{page}")
+        assert asked, page
+        for path in asked:
+            assert re.fullmatch(rf"{re.escape(root)}/[^/?#\\]+(\?.*)?", path), (page, path)
+            assert path.partition("?")[0].rpartition("/")[2] not in (".", "..")
+
+
 @pytest.mark.deep
 async def test_a_session_that_ended_elsewhere_ends_here(browser: Browser, bank: Bank) -> None:
     context, tab = await opened(browser, bank)

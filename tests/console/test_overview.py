@@ -89,6 +89,7 @@ async def test_without_minutes_every_tile_and_chart_says_no_data(console: Consol
     for chart in charts:
         assert "no data" in await chart.inner_text()
         assert await chart.locator("canvas").count() == 0
+    assert "By Railway's prices, wherever this runs: those of others." in await console.main()
     await console.open("capacity", "Capacity and cost")
     text = await console.main()
     assert "no data" in text

@@ -39,6 +39,7 @@ const PAGES = [
   { path: "runbooks/:id", page: runbook },
 ];
 const HOME = "overview";
+const UP = new Set([".", ".."]); // no ids, and the one thing that encodeURIComponent leaves as it is
 
 const element = (id) => document.getElementById(id);
 
@@ -50,10 +51,10 @@ async function start() {
   element("skip").addEventListener("click", () => element("main").focus());
   element("menu").addEventListener("click", () => openMenu(element("menu").getAttribute("aria-expanded") !== "true"));
   element("sign-out").addEventListener("click", async () => {
-    await signOut();
+    const ended = await signOut();
     me = null;
     await go();
-    tell("You are signed out.");
+    tell(ended ? "You are signed out." : "This tab has forgotten your session, but the server did not confirm that it has ended: it may be good for 7 days. Sign in and out again.");
   });
   whenSignedOut(() => {
     me = null;
@@ -104,7 +105,7 @@ function match(address) {
   const parts = address.split("/");
   for (const { path, page } of PAGES) {
     const wanted = path.split("/");
-    if (wanted.length === parts.length && wanted.every((part, index) => part === ":id" || part === parts[index])) {
+    if (wanted.length === parts.length && wanted.every((part, index) => (part === ":id" ? !UP.has(parts[index]) : part === parts[index]))) {
       const id = wanted.indexOf(":id");
       return { page, id: id < 0 ? undefined : parts[id] };
     }

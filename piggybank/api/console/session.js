@@ -49,10 +49,14 @@ export async function whoAmI() {
   return null;
 }
 
+/** Whether the server has ended the session; this tab has forgotten it whatever it says. */
 export async function signOut() {
-  const ended = send("DELETE", "v1/sessions/current").catch(() => null);
+  const ended = send("DELETE", "v1/sessions/current").then(
+    () => true,
+    (problem) => problem.status === 401, // it had ended before
+  );
   forget();
-  await ended;
+  return ended;
 }
 
 /** `path` is relative, so that the console also works below a path of a proxy; `query` leaves out what is empty. */

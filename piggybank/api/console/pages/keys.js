@@ -87,7 +87,7 @@ function shownOnce(key) {
 
 async function revoke(row, again) {
   const text = "Whoever uses it is refused from now on. There is no way back.";
-  const done = await confirm({ title: `Revoke "${row.name}"?`, text, action: "Revoke", act: () => send("DELETE", `v1/api-keys/${row.id}`) });
+  const done = await confirm({ title: `Revoke "${row.name}"?`, text, action: "Revoke", act: () => send("DELETE", `v1/api-keys/${encodeURIComponent(row.id)}`) });
   if (!done) return;
   await again();
   tell(`"${row.name}" is revoked.`);

@@ -52,7 +52,7 @@ export const overview = {
       section("Alerts", parts.alerts.node),
       section("What is wrong, and what to do", parts.findings.node),
       section("Phase, headroom and what comes next", parts.outlook.node),
-      section("Cost", parts.cost.node),
+      section("Cost", note("By Railway's prices, wherever this runs: ", link("#/capacity", "those of others"), "."), parts.cost.node),
       section("The last minutes", ranges(hours), parts.charts.node),
       section("This process", parts.process.node),
     ];

@@ -43,7 +43,7 @@ export const payments = {
 export const payment = {
   title: "Payment",
   async show({ id: paymentId, signal, again, me }) {
-    const one = await ask(`v1/payments/${paymentId}`, {}, signal);
+    const one = await ask(`v1/payments/${encodeURIComponent(paymentId)}`, {}, signal);
     const amount = (value) => money(value, one.currency);
     const events = await pages("Events of the provider about it, newest first", eventColumns, (cursor) => ask("v1/ops/provider-events", { payment_id: paymentId, cursor }, signal), {
       empty: "None.",
@@ -102,7 +102,7 @@ async function resolving(one, again, me, signal) {
       action: "Say so",
       fields,
       act: async (body) => {
-        answer = await send("POST", `v1/ops/payments/${one.id}/resolve`, { body });
+        answer = await send("POST", `v1/ops/payments/${encodeURIComponent(one.id)}/resolve`, { body });
       },
     });
     if (!done) return;

@@ -37,7 +37,7 @@ export const events = {
 export const event = {
   title: "Provider event",
   async show({ id: eventId, signal, again }) {
-    const one = await ask(`v1/ops/provider-events/${eventId}`, {}, signal);
+    const one = await ask(`v1/ops/provider-events/${encodeURIComponent(eventId)}`, {}, signal);
     const replay = async () => {
       let found;
       const done = await confirm({
@@ -45,7 +45,7 @@ export const event = {
         text: "At any age: nothing of it happens twice.",
         action: "Apply it again",
         act: async () => {
-          found = await send("POST", `v1/ops/provider-events/${eventId}/replay`);
+          found = await send("POST", `v1/ops/provider-events/${encodeURIComponent(eventId)}/replay`);
         },
       });
       if (!done) return;
@@ -58,7 +58,7 @@ export const event = {
         text: "It is no concern of ours: it posts nothing, and no alert counts it any more. Money that is not ours is paid back in the provider's dashboard first.",
         action: "Dismiss it",
         fields: [{ name: "note", label: "Why", required: true, maxlength: 500 }],
-        act: (body) => send("POST", `v1/ops/provider-events/${eventId}/dismiss`, { body }),
+        act: (body) => send("POST", `v1/ops/provider-events/${encodeURIComponent(eventId)}/dismiss`, { body }),
       });
       if (!done) return;
       await again();
@@ -106,7 +106,7 @@ export const reconciliations = {
 export const reconciliation = {
   title: "Reconciliation",
   async show({ id: runId, signal }) {
-    const { reconciliation: run, items } = await ask(`v1/ops/reconciliations/${runId}`, {}, signal);
+    const { reconciliation: run, items } = await ask(`v1/ops/reconciliations/${encodeURIComponent(runId)}`, {}, signal);
     const columns = [
       { name: "Kind", of: (row) => row.kind },
       { name: "What", of: (row) => row.what },

@@ -79,7 +79,7 @@ async function runNow(name, again) {
 async function tryNow(row, again) {
   const title = `Try ${row.topic} again now?`;
   const text = "Else it waits for its next attempt.";
-  const done = await confirm({ title, text, action: "Try it", act: () => send("POST", `v1/ops/outbox/${row.id}/retry`) });
+  const done = await confirm({ title, text, action: "Try it", act: () => send("POST", `v1/ops/outbox/${encodeURIComponent(row.id)}/retry`) });
   if (!done) return;
   await again();
   tell("It is tried again within seconds.");

@@ -74,8 +74,8 @@ export const transactions = {
 export const transaction = {
   title: "Transaction",
   async show({ id: transactionId, signal }) {
-    const one = await ask(`v1/transactions/${transactionId}`, {}, signal);
-    const legs = one.transfer_id ? (await ask(`v1/transfers/${one.transfer_id}`, {}, signal)).legs : [];
+    const one = await ask(`v1/transactions/${encodeURIComponent(transactionId)}`, {}, signal);
+    const legs = one.transfer_id ? (await ask(`v1/transfers/${encodeURIComponent(one.transfer_id)}`, {}, signal)).legs : [];
     return [
       facts([
         ["Kind", one.kind],

@@ -65,7 +65,7 @@ export const users = {
 export const user = {
   title: "User",
   async show({ id: userId, signal }) {
-    const one = await ask(`v1/users/${userId}`, {}, signal);
+    const one = await ask(`v1/users/${encodeURIComponent(userId)}`, {}, signal);
     const accounts = await pages("Accounts, newest first", accountColumns, (cursor) => ask("v1/accounts", { user_id: userId, cursor }, signal), {
       empty: "No account yet.",
     });
@@ -88,16 +88,16 @@ export const user = {
 export const account = {
   title: "Account",
   async show({ id: accountId, query, signal, again }) {
-    const one = await ask(`v1/accounts/${accountId}`, {}, signal);
+    const one = await ask(`v1/accounts/${encodeURIComponent(accountId)}`, {}, signal);
     const amount = (value) => money(value, one.currency, one.minor_unit);
     const asked = { ...periodOf(query), kind: query.get("kind"), reference: query.get("reference") };
     const history = await pages(
       "Transactions of the account, newest first",
       transactionColumns.filter((column) => column.name !== "Account"),
-      (cursor) => ask(`v1/accounts/${accountId}/transactions`, { ...asked, cursor }, signal),
+      (cursor) => ask(`v1/accounts/${encodeURIComponent(accountId)}/transactions`, { ...asked, cursor }, signal),
       { empty: "No transaction." },
     );
-    const under = await pages("Payments of the account, newest first", paymentColumns, (cursor) => ask(`v1/accounts/${accountId}/payments`, { cursor }, signal), {
+    const under = await pages("Payments of the account, newest first", paymentColumns, (cursor) => ask(`v1/accounts/${encodeURIComponent(accountId)}/payments`, { cursor }, signal), {
       empty: "No payment.",
     });
     const fields = [
@@ -138,7 +138,7 @@ function freezing(one, again) {
     : "The account takes requests again.";
   const act = async () => {
     const title = freezes ? "Freeze this account?" : "Unfreeze this account?";
-    const done = await confirm({ title, text, action: freezes ? "Freeze" : "Unfreeze", act: () => send("POST", `v1/accounts/${one.id}/${verb}`) });
+    const done = await confirm({ title, text, action: freezes ? "Freeze" : "Unfreeze", act: () => send("POST", `v1/accounts/${encodeURIComponent(one.id)}/${verb}`) });
     if (!done) return;
     await again();
     tell(freezes ? "The account is frozen." : "The account takes requests again.");
@@ -149,7 +149,7 @@ function freezing(one, again) {
 async function addressOf(wanted, signal) {
   for (const [path, page] of THINGS) {
     try {
-      await ask(`${path}/${wanted}`, {}, signal);
+      await ask(`${path}/${encodeURIComponent(wanted)}`, {}, signal);
       return `#/${page}/${wanted}`;
     } catch (problem) {
       if (!(problem instanceof Problem) || problem.status !== 404) throw problem;
