@@ -136,6 +136,8 @@ async def test_a_key_is_shown_once_works_and_is_revoked(console: Console, bank: 
     row = page.get_by_role("row").filter(has_text="The <b>till</b>")
     await row.wait_for()
     assert token[-4:] in await row.inner_text()
+    assert await console.accessibility() == []
+    await console.keep("key-shown-once-wide-light")
     await page.reload()
     await console.settled("API keys")
     assert token not in await page.content()
@@ -217,6 +219,8 @@ async def test_what_is_refused_is_said_in_the_question(console: Console, bank: B
     await asked.get_by_role("button", name="Freeze", exact=True).click()
     problem = asked.get_by_role("alert")
     await problem.wait_for()
+    assert await console.accessibility() == []
+    await console.keep("dialog-with-a-problem-wide-light")
     assert "closed" in await problem.inner_text()
     assert "request " in await problem.inner_text()  # by which the log is found
     await console.page.keyboard.press("Escape")

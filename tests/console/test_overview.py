@@ -149,6 +149,7 @@ async def test_charts_draw_the_minutes_with_their_gaps(console: Console, sql: as
     pixels = "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(value => value > 0)"
     assert await chart.locator("canvas").evaluate(pixels)
     await console.keep("overview-with-data-wide-light")
+    assert await console.accessibility() == []
 
 
 @pytest.mark.deep
@@ -180,6 +181,7 @@ async def test_alerts_say_what_to_do(console: Console, sql: asyncpg.Connection) 
     for part in ("ApiSlow", "critical", "longer than 0.5 s <b>now</b>", *(step.replace("`", "") for step in runbooks.steps("ApiSlow"))):
         assert part in shown
     await console.keep("overview-with-an-alert-wide-light")
+    assert await console.accessibility() == []
     await console.page.get_by_role("link", name="Runbook of ApiSlow").click()
     await console.settled("Runbook")
     page = runbooks.table()["ApiSlow"]

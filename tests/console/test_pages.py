@@ -3,6 +3,7 @@
 import pytest
 from playwright.async_api import Browser
 
+from piggybank import ids
 from tests.console.conftest import SIZES, Bank, Console, opened
 
 pytestmark = pytest.mark.xdist_group("console")  # one installation and one browser for all of them
@@ -57,6 +58,40 @@ async def test_every_page_fits_every_screen_and_is_accessible(browser: Browser, 
     assert {template: wrong for template, wrong in found.items() if wrong} == {}
     await console.check()
     await context.close()
+
+
+@pytest.mark.deep
+async def test_backups_say_what_a_drill_said(console: Console, bank: Bank) -> None:
+    await console.open("backups", "Backups")
+    assert "2026-11-03T02" not in await console.main()
+    await bank.desk.sql.execute(
+        "INSERT INTO backups (id, kind, target, started_at, finished_at, size_bytes) VALUES"
+        " ('2026-11-03T02-base', 'base', '/mnt/far', '2026-11-03 02:00+00', '2026-11-03 02:04+00', 5242880);"
+        " INSERT INTO drills (id, backup_id, at, seconds, passed, said)"
+        f" VALUES ('{ids.new_id(0)}', '2026-11-03T02-base', now(), 3, false, 'a row is missing')"
+    )
+    try:
+        await console.page.reload()
+        await console.settled("Backups")
+        row = await console.page.get_by_role("row").filter(has_text="2026-11-03T02-base").inner_text()
+        assert all(part in row for part in ("base", "5 MiB", "failed", "a row is missing")), row
+    finally:
+        await bank.desk.sql.execute("DELETE FROM drills; DELETE FROM backups")
+
+
+@pytest.mark.deep
+async def test_partitions_and_reconciliations_say_what_is_there(console: Console, bank: Bank) -> None:
+    await console.open("partitions", "Partitions")
+    row = await console.page.get_by_role("row").filter(has_text="transactions").first.inner_text()
+    assert "all" in row
+    assert "Months are off: one partition takes everything." in await console.main()
+    await console.open("reconciliations", "Reconciliations")
+    await console.page.locator(f"a[href='#/reconciliations/{bank.reconciliation_id}']").click()
+    await console.settled("Reconciliation")
+    text = await console.main()
+    kinds = await bank.desk.sql.fetch("SELECT kind FROM reconciliation_items WHERE reconciliation_id = $1", bank.reconciliation_id)
+    assert kinds
+    assert all(item["kind"] in text for item in kinds), (text, kinds)
 
 
 @pytest.mark.deep
