@@ -142,6 +142,7 @@ async def test_charts_draw_the_minutes_with_their_gaps(console: Console, sql: as
     assert await chart.locator("canvas").count() == 1
     assert await chart.locator("[role=img]").get_attribute("aria-label") == f"Requests. {words}"
     await chart.locator("summary").click()
+    await chart.locator("tbody tr").nth(39).wait_for()
     rows = await chart.locator("tbody tr").all()
     assert len(rows) == 40
     assert "50/s" in await rows[0].inner_text()
