@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: up test test-deep test-images lint check fmt bench chart lock bundle clean
 
 up: .venv/ready ; $(PYTHON) -m piggybank --data-dir .data up
-test: .venv/ready ; $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not deep and not images"
+test: .venv/ready ; $(PYTHON) -m pytest -n $(WORKERS) --no-loadscope-reorder -m "not deep and not images"
 test-deep: .venv/ready ; mkdir -p build/screenshots && SCREENSHOTS=$(CURDIR)/build/screenshots $(PYTHON) -m pytest -m "deep and not images"
 test-images: .venv/ready ; $(PYTHON) -m pytest -m images tests/images
 lint: .venv/ready ; $(PYTHON) -m ruff format --check . && $(PYTHON) -m ruff check . && $(PYTHON) -m mypy

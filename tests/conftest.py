@@ -28,6 +28,7 @@ import psutil
 import pytest
 from pytest_socket import socket_allow_hosts
 from redis.asyncio import Redis
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from piggybank import settings as settings_file
 from piggybank.appliance import store_files
@@ -45,6 +46,22 @@ SERVER_START_TIMEOUT_S = 30
 SERVER_STOP_TIMEOUT_S = 40
 COMMAND_TIMEOUT_S = 60
 VALKEY_DATABASES = 16
+SHARED_FOLDERS = ("api", "cache", "console", "durability", "prove", "replicas", "simulator")
+LONGEST = (
+    "phases/test_f",
+    "appliance",
+    "prove",
+    "console",
+    "replicas",
+    "durability",
+    "cli",
+    "faults",
+    "installer",
+    "cache",
+    "phases",
+    "upgrade",
+    "api",
+)
 ALL_SCOPES = "users:read,users:write,accounts:read,accounts:write,ledger:write,payments:write,ops:read"
 
 SIMULATOR_KEY = "simulator-key-of-the-tests"
@@ -80,13 +97,31 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         _remove(_run_dir)
 
 
-@pytest.hookimpl(tryfirst=True)
+class _Rooms(LoadScopeScheduling):  # type: ignore[misc]
+    """A file stays with one worker, or both would pay for its fixtures; so does a folder whose files share an installation.
+
+    xdist's own groups are marks that it writes into the ids of tests, which pytest 9.2 does not take any more: it says nothing then.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        folder = file.split("/")[1]
+        return folder if folder in SHARED_FOLDERS else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """xdist: asked in the main process."""
+    return _Rooms(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file stays with one worker, or both would pay for its fixtures; what shares an installation goes first, for it is the longest."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
-    items.sort(key=lambda item: item.location[0] == str(next(item.iter_markers("xdist_group")).args[0]))
+    """The longest first, so that no worker has one of them alone at the end."""
+
+    def place(item: pytest.Item) -> int:
+        return next((at for at, name in enumerate(LONGEST) if item.location[0].startswith(f"tests/{name}")), len(LONGEST))
+
+    items.sort(key=place)
 
 
 def pytest_runtest_setup() -> None:

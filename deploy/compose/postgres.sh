@@ -157,7 +157,12 @@ SQL
 
 after_start() { # beside the primary, and gone when it is done
   until pg_isready --quiet --host=/tmp; do sleep 0.5; done
-  put_passwords || say "the roles keep the passwords that they had"
+  tries=30 # the migration changes the roles, too, and of two at once PostgreSQL refuses one
+  until put_passwords; do
+    tries=$((tries - 1))
+    [ "$tries" -gt 0 ] || { say "the roles keep the passwords that they had"; break; }
+    sleep 1
+  done
   if [ -z "$STANDBYS" ]; then # or they would keep the log for nobody, until the disk is full
     until [ "$(ask -c "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'postgres\_%'")" = 0 ]; do
       ask -c "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active AND slot_name LIKE 'postgres\_%'" >/dev/null

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from piggybank.cli import main
 
-UNKNOWN = "piggybank: no database is known in {place}; start one: piggybank up\n"
+UNKNOWN = "piggybank: no owner_database_url is known for {place}; start it: piggybank up; or set it\n"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from tests.appliance.bank import Bank
 from tests.conftest import ROOT, Server, Stores, environment, run_apart, start_server
 from tests.ledger.conftest import new_account
 
-pytestmark = [pytest.mark.deep, pytest.mark.xdist_group("move")]
+pytestmark = pytest.mark.deep
 
 WAIT_S = 60
 CLIENTS = 6

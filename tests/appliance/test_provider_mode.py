@@ -15,8 +15,6 @@ from piggybank.appliance import store_files
 from tests.appliance.bank import Bank, wait_until
 from tests.conftest import run_apart
 
-pytestmark = pytest.mark.xdist_group("appliance")
-
 SCOPES = "users:write,accounts:write,accounts:read,ledger:write,ops:read"
 
 

@@ -21,8 +21,6 @@ from piggybank.settings import Settings
 from tests.appliance.bank import Bank, wait_until
 from tests.conftest import require
 
-pytestmark = pytest.mark.xdist_group("appliance")  # one appliance for all of them
-
 SMALL_DISK_MIB = 500
 MIB = 1024 * 1024
 

@@ -24,7 +24,7 @@ from piggybank.capacity import alerts, dashboards
 from tests.appliance.bank import Bank
 from tests.conftest import ALL_SCOPES, require
 
-pytestmark = [pytest.mark.deep, pytest.mark.xdist_group("installation")]
+pytestmark = pytest.mark.deep
 
 REPLICAS = ("postgres-2", "postgres-3")
 PACE = 60  # windows and waits of an hour are a minute

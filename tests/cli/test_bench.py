@@ -18,8 +18,6 @@ from piggybank.settings import Settings
 from tests.conftest import ROOT, Stores, command, environment, run_apart, run_command
 
 # one at a time: each looks at the throw-away databases of the whole cluster
-pytestmark = pytest.mark.xdist_group("bench")
-
 OWN_TABLES = ("users", "accounts", "transactions", "idempotency_keys", "outbox", "api_keys", "audit_log")
 SCENARIOS = ("deposits", "hot", "constant", "row_locking")
 START_TIMEOUT_S = 30

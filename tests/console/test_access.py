@@ -13,8 +13,6 @@ from tests.api.conftest import Client, client  # noqa: F401 - a fixture
 from tests.console.conftest import ATTACK, Bank, Console, opened
 from tests.prove.conftest import PASSWORD
 
-pytestmark = pytest.mark.xdist_group("console")  # one installation and one browser for all of them
-
 PAGES = Path(console.__file__).parent
 
 

@@ -10,8 +10,6 @@ from piggybank import ids, queues
 from piggybank.queues import Run, Schedule
 from tests.console.conftest import Bank, Console, opened
 
-pytestmark = pytest.mark.xdist_group("console")  # one installation and one browser for all of them
-
 
 async def table(console: Console, caption: str) -> Locator:
     found = console.page.get_by_role("region", name=caption, exact=True)

@@ -11,8 +11,6 @@ from piggybank import ids
 from piggybank.capacity import projection, runbooks
 from tests.console.conftest import Bank, Console
 
-pytestmark = pytest.mark.xdist_group("console")  # one installation and one browser for all of them
-
 NOTHING = {
     "requests": "no data",
     "transactions": "no data",

@@ -6,8 +6,6 @@ from playwright.async_api import Browser
 from piggybank import ids
 from tests.console.conftest import SIZES, Bank, Console, opened
 
-pytestmark = pytest.mark.xdist_group("console")  # one installation and one browser for all of them
-
 # address and title, with `{..}` of the bank
 PAGES = {
     "overview": "Overview",

@@ -15,8 +15,6 @@ from tests.durability.conftest import WAITERS, waits
 from tests.ledger.conftest import new_account
 from tests.standbys import Replicated, Standby, replicated, until
 
-pytestmark = pytest.mark.xdist_group("durability")
-
 CLIENTS = 16
 BEFORE = 60  # answered deposits, before anything happens to the standbys
 PATIENCE_S = 60

@@ -18,8 +18,6 @@ from tests.ledger.conftest import running_ledger
 from tests.poolers import pooled
 from tests.standbys import Replicated, until
 
-pytestmark = pytest.mark.xdist_group("durability")
-
 DEPOSITED = "SELECT balance FROM accounts WHERE id = $1"
 A_WHILE_S = 0.6  # long enough for an answer that must not come
 

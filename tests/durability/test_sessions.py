@@ -15,8 +15,6 @@ from piggybank.wallet import inbox
 from tests.durability.conftest import CANCEL_WAITERS, WAITERS, nobody_is_synchronous, waits
 from tests.standbys import Replicated
 
-pytestmark = pytest.mark.xdist_group("durability")
-
 INSERT = text("INSERT INTO users (id, name) VALUES (:id, :name)")
 NAMED = "SELECT count(*) FROM users WHERE name = $1"
 

@@ -2,7 +2,6 @@
 
 import asyncpg
 import msgspec
-import pytest
 
 from piggybank.appliance import doctor, overview
 from piggybank.db import migrate
@@ -10,8 +9,6 @@ from piggybank.settings import Settings
 from tests.conftest import run_command, start_server
 from tests.durability.conftest import nobody_is_synchronous
 from tests.standbys import Replicated
-
-pytestmark = pytest.mark.xdist_group("durability")
 
 
 async def standbys(settings: Settings) -> tuple[str, str]:

@@ -16,8 +16,6 @@ from installer import bundle
 from tests.conftest import ROOT, require
 from tests.installer.test_look import INSTALL_TIMEOUT_S, a_free_port, install
 
-pytestmark = pytest.mark.xdist_group("bundle")
-
 # A default route leads to one end of a pair whose other end nobody listens at: whoever asks for an address is counted there.
 NETWORK = """
 ip link set lo up

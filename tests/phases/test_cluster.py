@@ -17,7 +17,7 @@ from tests.clusters import Reached, slots_of
 from tests.conftest import require
 from tests.phases.load import loaded, shows_itself
 
-pytestmark = [pytest.mark.deep, pytest.mark.xdist_group("phases")]
+pytestmark = pytest.mark.deep
 
 SLOTS_MOVED = 6  # of those that accounts are in
 TAG_SLOTS = {key_slot(str(tag).encode()) for tag in range(servers.TAGS)}

@@ -17,8 +17,6 @@ from tests.appliance.bank import wait_until
 from tests.conftest import require
 from tests.storage.disks import fill, make_room, small_disk
 
-pytestmark = pytest.mark.xdist_group("phases")
-
 DISK_MIB = 1_024
 LEFT_MIB = 300  # more than the reserve, less than that and a copy
 

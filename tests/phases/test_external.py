@@ -19,7 +19,7 @@ from tests.phases.load import Load, loaded, shows_itself
 from tests.poolers import pooled
 from tests.standbys import Replicated, replicated, until
 
-pytestmark = [pytest.mark.deep, pytest.mark.xdist_group("phases")]
+pytestmark = pytest.mark.deep
 
 POOLER_CLIENTS, POOLER_SERVERS = 1_000, 50
 

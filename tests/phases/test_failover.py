@@ -21,8 +21,6 @@ from tests.appliance.bank import Bank, wait_until
 from tests.conftest import require
 from tests.phases.load import loaded
 
-pytestmark = pytest.mark.xdist_group("phases")
-
 LOCAL = "SET synchronous_commit = local;\n"
 OPENED_WITHIN_S = 15.0  # of which the processes get three to look
 

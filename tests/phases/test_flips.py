@@ -17,8 +17,6 @@ from tests.appliance.bank import Bank, wait_until
 from tests.conftest import require
 from tests.phases.load import loaded, shows_itself
 
-pytestmark = pytest.mark.xdist_group("phases")
-
 UP, BACK = 3, 2  # through all phases, one by one: test_soak.py
 
 

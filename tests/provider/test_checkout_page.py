@@ -10,8 +10,6 @@ from playwright.async_api import Browser, Page, async_playwright
 from tests.conftest import require
 from tests.provider.conftest import Desk, Object
 
-pytestmark = pytest.mark.xdist_group("provider checkout_page")  # one desk for all of them
-
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [
     "--no-sandbox",

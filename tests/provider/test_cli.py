@@ -15,8 +15,6 @@ from tests.conftest import environment
 from tests.provider.conftest import Desk
 from tests.revio.test_signatures import OTHER, PEM, pem
 
-pytestmark = pytest.mark.xdist_group("provider cli")  # one desk for all of them
-
 
 def run(desk: Desk, *words: str, text: str | None = None) -> Result:
     """In this process: a start of Python costs seconds on a busy machine."""

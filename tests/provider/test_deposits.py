@@ -8,8 +8,6 @@ import pytest
 from piggybank.jobs import revio as jobs
 from tests.provider.conftest import Desk
 
-pytestmark = pytest.mark.xdist_group("provider deposits")  # one desk for all of them
-
 
 async def test_a_deposit_is_credited_when_it_is_paid(desk: Desk) -> None:
     account = await desk.account()

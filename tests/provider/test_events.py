@@ -16,8 +16,6 @@ from piggybank.jobs import revio as jobs
 from piggybank.wallet import inbox, provider
 from tests.provider.conftest import Desk, Object
 
-pytestmark = pytest.mark.xdist_group("provider events")  # one desk for all of them
-
 MUTATIONS = 1_000
 SEED = 20_261_124
 

@@ -2,12 +2,8 @@
 
 from uuid import UUID, uuid4
 
-import pytest
-
 from piggybank.jobs import revio as jobs
 from tests.provider.conftest import Desk
-
-pytestmark = pytest.mark.xdist_group("provider outage")  # one desk for all of them
 
 HOUR = "interval '1 hour'"
 

@@ -17,9 +17,6 @@ from piggybank.wallet.reconciliation import ReconciliationWithItems
 from tests.provider.conftest import Desk, Object, until
 from tests.provider.test_withdrawals import ACCEPTED, UNPAID, eft_destination
 
-pytestmark = pytest.mark.xdist_group("provider reconciliation")  # one desk for all of them
-
-
 TRIES = 10
 
 

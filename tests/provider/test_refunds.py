@@ -9,8 +9,6 @@ import pytest
 from piggybank.jobs import revio as jobs
 from tests.provider.conftest import Desk, Object, until
 
-pytestmark = pytest.mark.xdist_group("provider refunds")  # one desk for all of them
-
 
 @pytest.fixture(autouse=True)
 async def no_faults(desk: Desk) -> AsyncIterator[None]:

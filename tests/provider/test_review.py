@@ -21,7 +21,6 @@ from tests.provider.test_reconciliation import compare
 from tests.provider.test_refunds import ended, refund
 
 BACKLOG = 300  # payouts; more than a worker that is told to stop could send before it is cut off
-pytestmark = pytest.mark.xdist_group("provider review")  # one desk for all of them
 
 
 async def test_a_late_event_does_not_take_the_next_refund_for_its_own(desk: Desk) -> None:

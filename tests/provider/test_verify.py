@@ -2,11 +2,7 @@
 
 from uuid import UUID
 
-import pytest
-
 from tests.provider.conftest import Desk
-
-pytestmark = pytest.mark.xdist_group("provider verify")  # one desk for all of them
 
 
 async def found_after(desk: Desk, change: str, back: str, *arguments: object) -> set[str]:

@@ -12,8 +12,6 @@ from piggybank.wallet import orders
 from piggybank.wallet.provider import Provider
 from tests.provider.conftest import Desk, Object, until
 
-pytestmark = pytest.mark.xdist_group("provider withdrawals")  # one desk for all of them
-
 FUNDS = 20_000
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.replicas.conftest import Client, Place
 from tests.standbys import until
 
-pytestmark = [pytest.mark.xdist_group("replicas"), pytest.mark.usefixtures("warm")]
+pytestmark = pytest.mark.usefixtures("warm")
 
 SHARE_MIN = 0.8
 ACCOUNTS = 250

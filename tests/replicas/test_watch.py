@@ -12,8 +12,6 @@ from piggybank.db.replicas import HEARTBEAT_MISSING_S, Introduction, Replica, Wa
 from tests.replicas.conftest import NOWHERE, ROLE, Place, becomes, watched
 from tests.standbys import Standby
 
-pytestmark = pytest.mark.xdist_group("replicas")
-
 LOOKS = 20
 SEEN_FOR_S = 0.5
 

@@ -19,7 +19,7 @@ from tests.appliance.bank import Bank, wait_until
 from tests.conftest import ALL_SCOPES, start_server
 from tests.storage.disks import fill, free_mib, make_room, small_disk
 
-pytestmark = [pytest.mark.deep, pytest.mark.xdist_group("storage")]
+pytestmark = pytest.mark.deep
 
 DISK_MIB = 1_024
 DEPOSITS = 400

@@ -20,8 +20,6 @@ from tests.appliance.bank import Bank
 from tests.conftest import ALL_SCOPES, require, run_apart
 from tests.phases.load import Load
 
-pytestmark = pytest.mark.xdist_group("secrets")
-
 CLIENTS = 4
 PAUSE_S = 0.02
 STEADY_S = 1.0

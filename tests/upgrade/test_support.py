@@ -18,8 +18,6 @@ from piggybank.settings import Settings
 from tests.appliance.bank import Bank
 from tests.conftest import run_apart
 
-pytestmark = pytest.mark.xdist_group("support")
-
 EMAIL = "ada.lovelace@example.com"
 KEY = "sk_0f9e8d7c6b5a49382716"
 SHORT_KEY = "hunter22"  # nothing about it looks like a key

@@ -23,7 +23,7 @@ from tests.conftest import ALL_SCOPES, ROOT, require, run_apart
 from tests.installer.test_look import a_free_port
 from tests.phases.load import Load
 
-pytestmark = [pytest.mark.deep, pytest.mark.xdist_group("upgrade")]
+pytestmark = pytest.mark.deep
 
 WALLET = "d68af4a083e5f716a95db92164a88d11236698bf"  # the commit that landed the wallet
 INSTALL_TIMEOUT_S = 900
