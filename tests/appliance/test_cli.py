@@ -7,13 +7,13 @@ from click.testing import CliRunner
 
 from piggybank.cli import main
 
-UNKNOWN = "piggybank: no owner_database_url is known for {place}; start it: piggybank up; or set it\n"
+UNKNOWN = "piggybank: no database is known in {place}; start one: piggybank up\n"
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("migrate",), UNKNOWN),
+        (("migrate",), "piggybank: no owner_database_url is known for {place}; start it: piggybank up; or set it\n"),
         (("users", "list"), UNKNOWN),
         (("apikeys", "list"), UNKNOWN),
         (("uninstall",), "piggybank: there is no installation in {place}; name its folder: --data-dir\n"),

@@ -15,7 +15,7 @@ from tests.clusters import Nodes
 PATIENCE_S = 60.0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def started_nodes(open_folder: Path) -> Iterator[Nodes]:
     folder = open_folder / f"cluster-{uuid4().hex[:8]}"
     folder.mkdir(mode=0o755)

@@ -21,7 +21,7 @@ WAITERS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 CANCEL_WAITERS = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(open_folder: Path) -> Iterator[Replicated]:
     """A primary and two standbys, `ANY 1` of which confirms."""
     with replicated(open_folder) as made:

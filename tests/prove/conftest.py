@@ -36,14 +36,14 @@ class Person(NamedTuple):
     headers: dict[str, str]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def own_settings(stores: Stores, worker_id: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A database in which nobody breaks anything by SQL, so that `verify` may be asked about all of it."""
     with _database_copy(stores, tmp_path_factory.mktemp("prove"), 2 * _worker_number(worker_id) + 1) as made:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pair(own_settings: Settings) -> Iterator[tuple[Server, Server]]:
     """Two server processes on one database, and a provider: what one has answered, the other knows."""
     first, second, simulator = start_server(own_settings), start_server(own_settings), start_simulator(own_settings)
@@ -53,7 +53,7 @@ def pair(own_settings: Settings) -> Iterator[tuple[Server, Server]]:
     simulator.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def sql(own_settings: Settings) -> AsyncIterator[asyncpg.Connection]:
     """The owner's connection."""
     connection = await asyncpg.connect(own_settings.owner_database_url)
@@ -61,13 +61,13 @@ async def sql(own_settings: Settings) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def http() -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(timeout=SUBMIT_TIMEOUT_S) as client:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def settle(own_settings: Settings) -> Iterator[Settle]:
     """What the provider's jobs will do: commands that have no route, from a process of their own."""
     with _in_background() as run:

@@ -151,14 +151,14 @@ def client(config: Config) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=config.url, headers={"Authorization": f"Bearer {config.key}"}, timeout=PATIENCE_S, trust_env=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Simulator]:
     """The run's simulator; use `simulator`."""
     async with running(new_config(tmp_path_factory.mktemp("simulator"), free_port())) as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def shared_unhurried(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Simulator]:
     """One that takes as long as the real thing; use `unhurried`."""
     async with running(new_config(tmp_path_factory.mktemp("simulator"), free_port(), time_scale=1.0)) as started:
