@@ -249,7 +249,7 @@ class Embedded:
         self.settle_passwords()
         self.take_over(primary)  # no news, unless a failover was interrupted
         self.postgres.reload(primary)
-        if self.postgres.must_restart():
+        if self.postgres.must_restart(archived=self.topology.archived):
             self._restart_primary(tell)
         self.postgres.make_roles()
         for name in filter(self.postgres.is_made, standbys):

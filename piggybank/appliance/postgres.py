@@ -41,7 +41,7 @@ _STREAMING = f"SELECT application_name FROM pg_stat_replication WHERE {FOLLOWS}"
 _OTHERWISE = """
 WITH said AS (
     SELECT DISTINCT ON (name) name, setting FROM pg_file_settings
-    WHERE name IN ('shared_buffers', 'max_connections', 'archive_mode') ORDER BY name, seqno DESC
+    WHERE name IN ({names}) ORDER BY name, seqno DESC
 )
 SELECT bool_or(CASE name WHEN 'shared_buffers' THEN pg_size_bytes(said.setting) <> pg_size_bytes(current_setting(name))
                     ELSE said.setting <> current_setting(name) END)
@@ -241,9 +241,10 @@ class Postgres:
         """Read the configuration again."""
         self.psql("SELECT pg_reload_conf();", name)
 
-    def must_restart(self) -> bool:
-        """True when the primary runs with other values than its files say, of what only a start changes."""
-        return self.psql(_OTHERWISE).strip() == "t"
+    def must_restart(self, *, archived: bool) -> bool:
+        """True when the primary runs with other values than its files say, of what only a start changes and somebody needs now."""
+        names = ["shared_buffers", "max_connections", *(["archive_mode"] if archived else [])]
+        return self.psql(_OTHERWISE.format(names=", ".join(f"'{name}'" for name in names))).strip() == "t"
 
     def make_roles(self) -> None:
         """Roles and database, when they are missing. The owner may alter the application's role: it puts the timeouts on it."""
