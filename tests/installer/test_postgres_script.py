@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import asyncpg
@@ -72,6 +72,8 @@ class Primary:
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(STARTED_WITHIN_S)
+            with suppress(ProcessLookupError):  # what runs beside the server ends with its container
+                os.killpg(process.pid, signal.SIGKILL)
 
     def lets_in(self, role: str, password: str) -> bool:
         async def enter() -> bool:
