@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import click
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +21,8 @@ from piggybank.appliance import change, data_folder, folder, migrating, overview
 from piggybank.capacity import phases
 from piggybank.cli.moments import MOMENT
 from piggybank.db import schema
+from piggybank.db.engines import CONNECTION_LOST
+from piggybank.identity import audit
 from piggybank.settings import Settings
 
 UP_TIMEOUT_S = 180  # the first start makes a database cluster
@@ -229,6 +232,15 @@ def uninstall(ctx: click.Context, purge: bool, yes_really: str | None) -> None:
 def settings_of(ctx: click.Context) -> Settings:
     """Those of the folder that the command line names."""
     return settings_file.load((ctx.find_root().obj or {}).get("data_dir"))
+
+
+def write_down(ctx: click.Context, action: str, target: str, **details: Any) -> None:
+    """An act that is done already, into the audit log: what is done stays so, also where that cannot be written."""
+    settings = settings_of(ctx)  # the addresses may be others by now
+    try:
+        asyncio.run(audit.record_command_done(settings.owner_database_url, action, target, details))
+    except (*CONNECTION_LOST, asyncpg.PostgresError) as cause:
+        click.echo(f"piggybank: warning: it is done, but the audit log has no row of it: {cause}", err=True)
 
 
 def _tell(line: str) -> None:

@@ -13,12 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from piggybank import errors
-from piggybank import settings as settings_file
-from piggybank.appliance import change, data_folder, folder, observed, orders, succession
+from piggybank.appliance import change, data_folder, folder, observed, orders, succession, topology
 from piggybank.capacity import phases
 from piggybank.capacity.plan import lines
 from piggybank.capacity.standing import Target
-from piggybank.settings import Settings
+from piggybank.cli.appliance import settings_of, write_down
 
 PIPED_WIDTH_CHARACTERS = 180  # where no terminal says its width
 
@@ -50,7 +49,7 @@ def show(ctx: click.Context, look: bool, as_json: bool) -> None:
       piggybank phase show --observed
       piggybank phase show --observed --json | jq .differences
     """
-    settings = _settings(ctx)
+    settings = settings_of(ctx)
     said: dict[str, Any] = change.declared(settings)
     if look:
         seen = asyncio.run(observed.look(settings))
@@ -76,7 +75,7 @@ def plan(ctx: click.Context, number: int, target: Target | None, as_json: bool) 
       piggybank phase plan 2
       piggybank phase plan 3 --json | jq .refused
     """
-    settings = _settings(ctx)
+    settings = settings_of(ctx)
     made = asyncio.run(change.plan(settings, number, target))
     if as_json:
         click.echo(json.dumps({**msgspec.to_builtins(made.plan), "on": made.target, "command": made.command}))
@@ -100,8 +99,8 @@ def apply(ctx: click.Context, number: int, target: Target | None) -> None:
       piggybank phase apply 2
       piggybank phase apply 1
     """
-    settings = _settings(ctx)
-    made = asyncio.run(change.plan(settings, number, target))
+    settings = settings_of(ctx)
+    before, made = settings.phase, asyncio.run(change.plan(settings, number, target))
     if made.plan.refused:
         first = made.plan.refused[0]
         raise errors.CannotProceed(what=f"phase {number} is refused, and nothing was changed: {first.what}", do=first.do)
@@ -114,7 +113,8 @@ def apply(ctx: click.Context, number: int, target: Target | None) -> None:
     if folder.read_card(settings.data_dir) is None:
         click.echo(f"phase {number} is written down; nothing runs here, so the next `piggybank up` builds it")
         return
-    settings = _settings(ctx)
+    write_down(ctx, "phase.apply", f"phase:{number}", before=before)
+    settings = settings_of(ctx)
     differences = observed.differences(settings, asyncio.run(observed.look(settings)))
     if differences:
         raise errors.CannotProceed(what=f"the servers differ: {'; '.join(differences)}", do=f"piggybank phase apply {number}, again")
@@ -138,7 +138,7 @@ def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
       piggybank failover
       piggybank failover --to postgres-3
     """
-    settings = _settings(ctx)
+    settings = settings_of(ctx)
     if folder.read_card(settings.data_dir) is None:
         if not succession.is_orphaned(settings):
             raise errors.CannotProceed(what=f"nothing supervises {settings.data_dir}", do="start it first: piggybank up --detach")
@@ -149,10 +149,8 @@ def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
     started = time.monotonic()
     for line in orders.carry_out(settings.data_dir, "failover", to, accept_loss=accept_loss):
         click.echo(f"{time.monotonic() - started:7.1f} s  {line}")
-
-
-def _settings(ctx: click.Context) -> Settings:
-    return settings_file.load((ctx.find_root().obj or {}).get("data_dir"))
+    name = topology.primary_of(settings.data_dir / "stores")
+    write_down(ctx, "failover", f"database:{name}", **({"accept_loss": True} if accept_loss else {}))
 
 
 def _print(said: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """`piggybank secrets rotate`."""
 
-import asyncio
 import secrets as random
 import sys
 from collections.abc import Iterator
@@ -13,8 +12,7 @@ from piggybank import settings as settings_file
 from piggybank.appliance import folder, orders, processes, rotation, topology
 from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.system_user import ours, shared
-from piggybank.cli.appliance import settings_of
-from piggybank.identity import audit
+from piggybank.cli.appliance import settings_of, write_down
 from piggybank.settings import OPERATOR_FILE, Settings
 
 CALLBACK = "eft_callback_secret"
@@ -67,13 +65,8 @@ def rotate(ctx: click.Context, name: str | None, drop_old: bool) -> None:
     for one in _stores(settings) if name is None else [name]:
         for line in _rotated(settings, one, drop_old=drop_old):
             print(line, file=sys.stderr, flush=True)
-        _written_down(settings_of(ctx), one, drop_old=drop_old)  # the addresses are others by now
+        write_down(ctx, "secret.rotate", f"secret:{one}", **({"dropped_old": True} if drop_old else {}))
         click.echo(f"{one}: done")
-
-
-def _written_down(settings: Settings, name: str, *, drop_old: bool) -> None:
-    details = {"dropped_old": True} if drop_old else {}
-    asyncio.run(audit.record_command_done(settings.owner_database_url, "secret.rotate", f"secret:{name}", details))
 
 
 def _stores(settings: Settings) -> list[str]:

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from enum import IntEnum, unique
 
 import asyncpg
 from msgspec import Struct
@@ -27,6 +28,17 @@ WAITS = " waits for "  # in what is told
 
 Tell = Callable[[str], None]
 _Key = tuple[int | None, str]  # pid, transaction
+
+
+@unique
+class Alone(IntEnum):
+    """Work of which one at a time goes on in a database, and the number of its advisory lock there."""
+
+    MIGRATION = 5_077_164_913
+    PARTITIONS = 5_077_164_914
+    BACKUP = 5_077_164_915
+    DRILL = 5_077_164_916
+    FINISH = 5_077_164_917
 
 
 class Holder(Struct, frozen=True, kw_only=True):

@@ -20,8 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from alembic import command
 from piggybank import ids, money
 from piggybank.db.engines import DRIVER
-
-_LOCK = 5_077_164_913  # any number that nobody else in this database takes
+from piggybank.db.locks import Alone
 
 # A pooler passes no SET, so the timeouts live on the role.
 ROLE_SETTINGS = {
@@ -60,14 +59,14 @@ async def upgrade(owner_url: str, application_role: str, provider_mode: str = "s
     engine = create_async_engine(DRIVER, connect_args={"dsn": owner_url, "server_settings": _LOCAL})
     try:
         async with engine.connect() as connection:
-            await connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
+            await connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": Alone.MIGRATION})
             await connection.commit()
             applied = await connection.run_sync(_run)
             if applied is not None:
                 await _seed(connection, provider_mode)
                 await _grant(connection, application_role)
             await connection.commit()
-            await connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
+            await connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": Alone.MIGRATION})
             await connection.commit()
         return applied or []
     finally:

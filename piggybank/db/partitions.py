@@ -18,7 +18,7 @@ from msgspec import Struct, structs
 
 from piggybank import errors, ids
 from piggybank.db import locks
-from piggybank.db.locks import Tell
+from piggybank.db.locks import Alone, Tell
 
 TABLE = "transactions"
 CATCH_ALL = "transactions_all"
@@ -28,7 +28,6 @@ APPLICATION_NAME = "piggybank partitions"
 BEFORE = "transactions_all_before"  # the CHECK that proves where the catch-all may end, while months are being turned on
 # The server notices soon when a command that waits was killed.
 _CONNECTION = {"application_name": APPLICATION_NAME, "client_connection_check_interval": "2s"}
-_ALONE = 5_077_164_914  # advisory lock: one command at a time
 _ANY_MONTH = re.compile(r"transactions_(\d{4})_(\d{2})")
 _BOUND = re.compile(r"FROM \((?P<lowest>[^)]*)\) TO \((?P<below>[^)]*)\)")
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
@@ -86,7 +85,7 @@ MONTHS_ARE_ON = "(SELECT count(*) FROM pg_partition_tree('transactions') WHERE i
 async def alone(owner_url: str) -> AsyncIterator[tuple[asyncpg.Connection, asyncpg.Connection]]:
     """The owner's connection, and one to watch it with, while no other command changes partitions. Raises CannotProceed."""
     async with looking(owner_url) as connection, looking(owner_url) as watcher:
-        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _ALONE):
+        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", Alone.PARTITIONS):
             raise errors.CannotProceed(what="another command changes the partitions", do="wait until it has ended")
         yield connection, watcher
 

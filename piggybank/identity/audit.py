@@ -46,8 +46,8 @@ async def record_command(connection: asyncpg.Connection, action: str, target: st
 
 
 async def record_command_done(owner_url: str, action: str, target: str, details: dict[str, Any] | None = None) -> None:
-    """For an act that has no transaction of its own, or many: after it."""
-    connection = await asyncpg.connect(owner_url)
+    """For an act that has no transaction of its own, or many: after it. No standby is waited for: after a failover there may be none."""
+    connection = await asyncpg.connect(owner_url, server_settings={"synchronous_commit": "local"})
     try:
         await record_command(connection, action, target, details)
     finally:

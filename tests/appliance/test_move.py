@@ -248,6 +248,8 @@ async def test_a_running_bank_moves_under_load_and_nothing_is_lost_or_doubled(ba
     assert await _value(elsewhere, f"SELECT balance FROM accounts WHERE id = '{account}'") == 20_000 + load.answered
     assert await _value(elsewhere, "SELECT count(*) FROM idempotency_keys") == load.answered
     assert await differences(elsewhere) == []
+    written = await _value(elsewhere, "SELECT target FROM audit_log WHERE actor = 'cli' AND action = 'move'")
+    assert written == f"database:{move._shown(elsewhere)}"
 
     assert set(bank.pids()) == {"supervisor", "cache", "queue", "web-1", "simulator"}, "the Valkeys stay here"
     assert bank.ask("status").exit_code == 0

@@ -26,6 +26,7 @@ from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.schedule import Schedule
 from piggybank.appliance.embedded import Embedded
 from piggybank.db import archived, backups, recovery
+from piggybank.db.locks import Alone
 from piggybank.settings import Settings
 from tests.appliance.bank import wait_until
 from tests.backups.conftest import Branch
@@ -143,7 +144,7 @@ def test_a_drill_in_a_container_clears_what_a_killed_one_left(bank: Settings) ->
 
     async def while_another_runs() -> None:
         other = await asyncpg.connect(bank.owner_database_url)
-        await other.execute("SELECT pg_advisory_lock($1)", drills.LOCK)
+        await other.execute("SELECT pg_advisory_lock($1)", Alone.DRILL)
         try:
             with pytest.raises(errors.AlreadyRunning):
                 await drills._beside(bank, target, manifest, lambda _: None)

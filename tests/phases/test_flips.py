@@ -48,6 +48,7 @@ async def test_an_installation_grows_loses_its_primary_and_goes_back_under_load(
         assert load.stale == []
         await asyncio.to_thread(bank.do, "phase", "apply", str(BACK))
     await shows_itself(bank)
+    await what_was_done_is_in_the_audit_log(bank)
     a_killed_replica_is_a_difference(bank)
     a_pooler_of_another_size_is_a_difference(bank)
 
@@ -66,6 +67,23 @@ async def a_killed_primary_is_failed_over(bank: Bank) -> None:
             await connection.execute("INSERT INTO outbox (id, bucket, topic, payload) VALUES (gen_random_uuid(), 0, 'no', '{}')")
     finally:
         await connection.close()
+
+
+async def what_was_done_is_in_the_audit_log(bank: Bank) -> None:
+    """Who has the command line changes servers: the next operator sees what, and when."""
+    primary = topology.primary_of(bank.data_dir / "stores")
+    connection = await asyncpg.connect(bank.stores.database_url(store_files.OWNER_ROLE, primary))
+    try:
+        rows = await connection.fetch(
+            "SELECT actor, action, target, details FROM audit_log WHERE actor = 'cli' AND action NOT LIKE 'apikey.%' ORDER BY id"
+        )
+    finally:
+        await connection.close()
+    assert [(row["action"], row["target"], json.loads(row["details"])) for row in rows] == [
+        ("phase.apply", f"phase:{UP}", {"before": 0}),
+        ("failover", f"database:{primary}", {}),
+        ("phase.apply", f"phase:{BACK}", {"before": UP}),
+    ]
 
 
 def a_killed_replica_is_a_difference(bank: Bank) -> None:

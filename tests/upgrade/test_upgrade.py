@@ -15,10 +15,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from installer import bundle
-from piggybank.appliance import versions
+from piggybank.appliance import store_files, versions
 from tests.conftest import ALL_SCOPES, ROOT, require, run_apart
 from tests.installer.test_look import a_free_port
 from tests.phases.load import Load
@@ -208,6 +209,17 @@ def test_what_is_down_is_backed_up_before_the_installer_changes_it(open_folder: 
         place.run("down")
 
 
+async def _written_down(place: Place) -> list[tuple[str, dict[str, str]]]:
+    """The upgrades in the audit log."""
+    stores = store_files.load_secrets(place.data_dir / "stores", None)
+    connection = await asyncpg.connect(stores.addresses()["owner_database_url"])
+    try:
+        rows = await connection.fetch("SELECT target, details FROM audit_log WHERE action = 'upgrade' ORDER BY id")
+    finally:
+        await connection.close()
+    return [(row["target"], json.loads(row["details"])) for row in rows]
+
+
 def test_on_to_the_next_version_by_its_bundle(place: Place, workshop: Workshop) -> None:
     made = workshop.make("0.2.0")
 
@@ -221,6 +233,7 @@ def test_on_to_the_next_version_by_its_bundle(place: Place, workshop: Workshop) 
     assert done.returncode == 0, done.stderr
     assert versions.number(versions.present(place.data_dir)) == "0.2.0"
     assert json.loads(place.do("status", "--json"))["version"] == "0.2.0"
+    assert asyncio.run(_written_down(place)) == [(f"version:{planned['to']}", {"before": planned["from"]})]
     again = place.run("upgrade")
     assert (again.returncode, "runs already" in again.stderr) == (1, True), again.stderr
     place.do("verify")

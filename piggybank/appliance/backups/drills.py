@@ -27,10 +27,10 @@ from piggybank.appliance.backups.opening import Restored
 from piggybank.appliance.backups.targets import Target
 from piggybank.appliance.embedded import Embedded
 from piggybank.db import archived, backups, migrate
+from piggybank.db.locks import Alone
 from piggybank.settings import Settings
 
 FOLDER = "drill"  # in the data folder, while it lasts
-LOCK = 5_077_164_916  # any number that nobody else in this database takes: one drill beside it at a time
 
 Tell = Callable[[str], None]
 
@@ -138,7 +138,7 @@ async def _beside(settings: Settings, target: Target, manifest: Manifest, tell: 
     """In a container: no server of its own; the owner may make a database."""
     owner = await asyncpg.connect(settings.owner_database_url)
     try:
-        if not await owner.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
+        if not await owner.fetchval("SELECT pg_try_advisory_lock($1)", Alone.DRILL):
             raise errors.AlreadyRunning(data_dir=str(settings.data_dir), what="backup drill")
         prefix = await owner.fetchval("SELECT 'piggybank_drill_' || oid || '_' FROM pg_database WHERE datname = current_database()")
         await _drop_left(owner, prefix, tell)

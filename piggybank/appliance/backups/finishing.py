@@ -14,14 +14,13 @@ from piggybank.appliance.backups.manifests import Owner
 from piggybank.cache import Cache
 from piggybank.db import installation, migrate, recovery, writes
 from piggybank.db.engines import Database
+from piggybank.db.locks import Alone
 from piggybank.db.recovery import Lineage, Restore
 from piggybank.ledger import Ledger
 from piggybank.settings import Settings
 from piggybank.wallet import recovery as learning
 from piggybank.wallet.provider import Provider
 from piggybank.wallet.recovery import Found
-
-LOCK = 5_077_164_914  # any number that nobody else in this database takes: one finish at a time
 
 Tell = Callable[[str], None]
 
@@ -43,7 +42,7 @@ async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = F
     try:
         if not await recovery.is_recovering(connection):
             return None
-        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
+        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", Alone.FINISH):
             raise errors.AlreadyRunning(data_dir=str(settings.data_dir), what="restore finish")
         restore = await recovery.current(connection)
         assert restore is not None

@@ -30,6 +30,7 @@ from piggybank.appliance.backups.manifests import Facts, File, Kind, Manifest
 from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.targets import Target
 from piggybank.db import archived, backups, copies, recovery
+from piggybank.db.locks import Alone
 from piggybank.db.migrate import quoted
 from piggybank.settings import Settings
 
@@ -38,7 +39,6 @@ CONNECT_TIMEOUT_S = 10
 ENDS_WITHIN_S = 60  # after its output has ended
 WORDS_SHOWN = 3  # last lines of a program that failed
 BASE, DUMP = "base.tar.gz", "dump.pgc"
-LOCK = 5_077_164_915  # any number that nobody else in this database takes: one backup at a time
 ENCRYPTED = ("require", "verify-ca", "verify-full")
 
 Tell = Callable[[str], None]
@@ -109,7 +109,7 @@ async def _make(
     folder = f"backups/{backup_id}"
     connection = await _connect(settings.owner_database_url)
     try:
-        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
+        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", Alone.BACKUP):
             raise errors.AlreadyRunning(data_dir=str(settings.data_dir), what="backup create")
         if await recovery.is_recovering(connection):
             raise errors.CannotProceed(what="this database is in recovery: it may lack what happened since", do="piggybank restore finish")
