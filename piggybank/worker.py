@@ -227,7 +227,9 @@ class _JobWorker(Worker[Any]):
     async def _tell(self, context: Any) -> None:
         job, cause = context["job"], context.get("exception")
         metrics.JOBS.labels(job.function, str(job.status.value)).inc()
-        if cause is not None:
+        if isinstance(cause, errors.Error) and cause.retryable:
+            _log.warning("job_failed", job=job.function, attempt=job.attempts, because=type(cause).__name__)
+        elif cause is not None:
             _log.error("job_failed", job=job.function, attempt=job.attempts, exc_info=cause)
         with suppress(*queues.AWAY):  # the log has it
             await self._jobs.remember(queues.run_of(job, cause))

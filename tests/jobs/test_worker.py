@@ -4,19 +4,22 @@ import asyncio
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
 import msgspec
 import pytest
+import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from piggybank import jobs, queues
+from piggybank import errors, jobs, queues
 from piggybank.appliance import binaries, store_files
 from piggybank.jobs import Job
 from piggybank.jobs.work import Work
@@ -138,6 +141,31 @@ async def test_a_failing_job_is_tried_again_and_hurts_nobody(
             await counted.again()
         await put(sql, "ledger.posted", posted(uuid4()))
         await swept(sql)
+
+
+async def test_an_outage_is_a_line_in_the_log_and_a_fault_of_ours_a_traceback(
+    work: Work, queue: Queue, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def outage(_: Work) -> int:
+        raise errors.DatabaseUnavailable
+
+    async def fault(_: Work) -> int:
+        raise ValueError("as it is told to")
+
+    for name, part in (("outage", outage), ("fault", fault)):
+        monkeypatch.setitem(jobs.JOBS, name, Job(part, "0 0 1 1 *", timeout_s=5, retries=1))
+    with structlog.testing.capture_logs() as logged:
+        async with running_worker(work, queue):
+            for number, name in enumerate(("outage", "fault"), 1):
+                await until(partial(_starts, queue, name))
+                await until(partial(_failed, logged, number))
+    first, second = (line for line in logged if line["event"] == "job_failed")
+    assert (first["job"], first["log_level"], first["because"], "exc_info" in first) == ("outage", "warning", "DatabaseUnavailable", False)
+    assert (second["job"], second["log_level"], type(second["exc_info"])) == ("fault", "error", ValueError)
+
+
+async def _failed(logged: Sequence[Mapping[str, Any]], jobs_failed: int) -> bool:
+    return len([line for line in logged if line["event"] == "job_failed"]) == jobs_failed
 
 
 async def test_what_became_of_each_run_is_told_in_the_queue(
