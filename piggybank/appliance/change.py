@@ -26,6 +26,9 @@ ASK_TIMEOUT_S = 5.0
 SAID_BY_PLATFORM = ("phase", "web_processes", "worker_processes", "pool_connections")
 COMMANDS: dict[str, str] = {
     "compose": "installer/install.sh --docker --phase {number}",
+    "ecs": "export PHASE={number} POOL_CONNECTIONS={pool}  # then register the definitions: deploy/ecs/README.md\n"
+    "aws ecs update-service --service piggybank-web --desired-count {web} --task-definition piggybank-web ..\n"
+    "aws ecs update-service --service piggybank-worker --desired-count {worker} --task-definition piggybank-worker ..",
 }
 
 _FACTS = f"""
@@ -100,7 +103,9 @@ def _command(settings: Settings, number: int, target: Target) -> str:
     if target == "helm":
         release = helm.Release.of(*settings_file.helm_release(), settings.database_url)
         return "\n".join(helm.commands(release, current, phase))
-    return COMMANDS[target].format(number=number, profile=phase.profile) if target in COMMANDS else ""
+    if target not in COMMANDS:
+        return ""
+    return COMMANDS[target].format(number=number, pool=phase.pool, web=phase.web, worker=phase.worker)
 
 
 async def _facts(settings: Settings, target: Target) -> Facts:

@@ -64,6 +64,7 @@ ELSEWHERE = {
     "compose": "installer/install.sh --docker of that version's checkout",
     "helm": "helm upgrade piggybank deploy/helm/piggybank --reset-then-reuse-values --set image.tag=VERSION",
     "railway": "deploy the image of that version: railway up",
+    "ecs": "register the definitions with that version's IMAGE, run piggybank-migrate, update both services: deploy/ecs/README.md",
     "native": "installer/install.sh of that version's checkout",
     "external": "pip install the new version; piggybank migrate; then start the processes again, one after the other",
 }

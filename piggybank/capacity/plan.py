@@ -204,7 +204,7 @@ def _notes(before: Standing, after: Standing, facts: Facts) -> list[str]:
         notes.append("durability = local: losing the primary may lose answered writes")
     if after.replicas and facts.target == "native":
         notes.append("all copies are on this machine's disk: they carry load and a crash, not the loss of the machine")
-    if facts.target in ("helm", "railway", "compose"):
+    if facts.target in ("helm", "railway", "compose", "ecs"):
         notes.append(f"{facts.target} does it: `phase apply` prints the command")
     if facts.target == "railway":
         notes += railway.notes(phases.of(before.phase), phases.of(after.phase))

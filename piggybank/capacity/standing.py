@@ -10,7 +10,7 @@ from piggybank.capacity.connections import Processes
 from piggybank.capacity.connections import pooler as pooler_of
 from piggybank.capacity.phases import Phase
 
-Target = Literal["native", "external", "compose", "helm", "railway"]
+Target = Literal["native", "external", "compose", "helm", "railway", "ecs"]
 
 WEB_LEAST = 2  # of a phase that has several: one answers while another is replaced
 # One web process a core: on 2 cores 1, 2, 4 and 6 of them posted 4,050, 3,916, 3,153 and 2,519 deposits a second (tests/bench/RESULTS.md).
@@ -20,7 +20,7 @@ PROCESSES_OF_MEMORY = 2  # web and workers get one of so many parts of it
 POSTGRES_OF_MEMORY = 2
 CACHE_OF_MEMORY = 8
 HERE: tuple[Target, ...] = ("native", "external")  # our supervisor starts the processes
-AUTOSCALED: tuple[Target, ...] = ("helm",)
+AUTOSCALED: tuple[Target, ...] = ("helm", "ecs")
 ASYNCHRONOUS: tuple[Target, ...] = ("railway",)  # no standby there confirms a commit
 
 

@@ -34,7 +34,7 @@ _folder = click.option(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Where the file goes instead of archive/ in the data folder: the only place that backups take it from.",
 )
-_GOES = ("helm", "railway")  # where the data folder of a container goes with it
+_GOES = ("helm", "railway", "ecs")  # where the data folder of a container goes with it
 
 
 @click.group()

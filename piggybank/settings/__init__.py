@@ -112,13 +112,15 @@ def operator_values(data_dir: Path, environment: Mapping[str, str] | None = None
     return _from_file(data_dir / OPERATOR_FILE) | _from_environment(os.environ if environment is None else environment)
 
 
-def platform(environment: Mapping[str, str] | None = None) -> Literal["compose", "helm", "railway"] | None:
+def platform(environment: Mapping[str, str] | None = None) -> Literal["compose", "helm", "railway", "ecs"] | None:
     """The container platform that this process runs on; None on a plain machine."""
     environment = os.environ if environment is None else environment
     if "RAILWAY_PROJECT_ID" in environment:
         return "railway"
     if "KUBERNETES_SERVICE_HOST" in environment:
         return "helm"
+    if "ECS_CONTAINER_METADATA_URI_V4" in environment:
+        return "ecs"
     return "compose" if Path("/.dockerenv").exists() else None
 
 

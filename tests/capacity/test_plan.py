@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from piggybank.capacity import cost, phases, plan, prices, projection
-from piggybank.capacity.standing import Facts
+from piggybank.capacity.standing import Facts, Target
 
 ROOMY = Facts(cores=16, memory_mib=65_536, pgbouncer=True)
 OUTSIDE = Facts(target="external", cores=16, memory_mib=65_536, pgbouncer=True, replicas=2, cache_masters=3)
 SMALL = Facts(cores=2, memory_mib=4_096, pgbouncer=True)
+PLATFORMS: tuple[Target, ...] = ("compose", "helm", "railway", "ecs")
 FULL = msgspec.structs.replace(ROOMY, database_mib=1_000, free_mib=2_655)
 
 
@@ -20,7 +21,7 @@ def changed(made: plan.Plan) -> dict[str, tuple[str, str]]:
     return {each.what: (each.before, each.after) for each in made.changes}
 
 
-@pytest.mark.parametrize("facts", [ROOMY, OUTSIDE, SMALL, Facts(target="helm"), Facts(target="compose"), Facts(target="railway")])
+@pytest.mark.parametrize("facts", [ROOMY, OUTSIDE, SMALL, *(Facts(target=target) for target in PLATFORMS)])
 @pytest.mark.parametrize(("current", "target"), list(itertools.permutations(phases.BUILT_PHASES, 2)))
 def test_every_flip_between_built_phases_is_possible(facts: Facts, current: int, target: int) -> None:
     made = plan.plan(current, target, {}, facts)
@@ -188,6 +189,6 @@ def test_differences_are_those_of_the_bills() -> None:
 
 def test_on_containers_the_phase_of_the_environment_stands_in_nobodys_way() -> None:
     """There the platform says it; on one machine it would win over what `phase apply` writes down."""
-    for facts in (Facts(target="compose"), Facts(target="helm"), Facts(target="railway")):
+    for facts in (Facts(target=target) for target in PLATFORMS):
         assert plan.plan(0, 2, {"phase": 0}, facts).possible, facts.target
     assert not plan.plan(0, 2, {"phase": 0}, ROOMY).possible

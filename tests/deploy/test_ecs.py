@@ -19,7 +19,8 @@ from piggybank.appliance import store_files
 from piggybank.capacity import phases
 from piggybank.cli import COMMANDS, serving
 from piggybank.settings import PREFIX, Settings
-from tests.conftest import ROOT, environment, require
+from tests import forks
+from tests.conftest import COMMAND_TIMEOUT_S, ROOT, environment, require
 
 FOLDER = ROOT / "deploy" / "ecs"
 LOCK = Path(__file__).with_name("botocore.lock")
@@ -136,6 +137,17 @@ def test_the_readme_has_the_counts_of_the_table() -> None:
     assert f"{100 * phases.limits().rollout.cpu_used:.0f} % CPU" in README
     for name in FILLED:
         assert f"`{name}`" in README
+
+
+def test_a_task_says_how_its_phase_is_changed(fresh_settings: Settings) -> None:
+    there = environment(fresh_settings) | {"ECS_CONTAINER_METADATA_URI_V4": "http://169.254.170.2/v4/task", "PIGGYBANK_PHASE": "1"}
+    done = forks.run(("phase", "apply", "3"), there, "", COMMAND_TIMEOUT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    phase = phases.of(3)
+    assert "nothing was changed" in done.stdout
+    assert f"PHASE=3 POOL_CONNECTIONS={phase.pool}" in done.stdout
+    for role, count in (("web", phase.web), ("worker", phase.worker)):
+        assert f"--service piggybank-{role} --desired-count {count} " in done.stdout
 
 
 @pytest.mark.deep

@@ -69,7 +69,9 @@ async def test_detach_then_archive(fresh_settings: Settings, random_books: Books
 
 
 @pytest.mark.parametrize(
-    ("platform", "variable"), [("helm", "KUBERNETES_SERVICE_HOST"), ("railway", "RAILWAY_PROJECT_ID")], ids=lambda text: text
+    ("platform", "variable"),
+    [("helm", "KUBERNETES_SERVICE_HOST"), ("railway", "RAILWAY_PROJECT_ID"), ("ecs", "ECS_CONTAINER_METADATA_URI_V4")],
+    ids=lambda text: text,
 )
 @pytest.mark.parametrize("word", ["archive", "detach"])
 async def test_no_month_goes_into_a_disk_that_goes_with_its_container(
