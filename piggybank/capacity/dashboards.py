@@ -22,6 +22,19 @@ RATE = "$__rate_interval"
 GREEN, YELLOW, RED = "green", "yellow", "red"
 COLORS = {"warning": YELLOW, "critical": RED}
 
+_LINK = {
+    "title": "piggybank",
+    "type": "dashboards",
+    "tags": ["piggybank"],
+    "icon": "external link",
+    "tooltip": "the other pages",
+    "asDropdown": True,
+    "includeVars": True,
+    "keepTime": True,
+    "targetBlank": False,
+}
+_LEGEND = {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []}
+
 _PEOPLE = 'http_route!~"/health/live|/health/ready|/metrics"'
 _COUNT = "http_server_request_duration_seconds_count"
 _BUCKET = "http_server_request_duration_seconds_bucket"
@@ -355,7 +368,7 @@ def document(dashboard: Dashboard) -> dict[str, Any]:
         "templating": {
             "list": [{"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "hide": 0, "refresh": 1}]
         },
-        "links": [{"title": "piggybank", "type": "dashboards", "tags": ["piggybank"], "asDropdown": True, "includeVars": True}],
+        "links": [_LINK],
         "panels": _placed(dashboard.panels),
     }
 
@@ -392,9 +405,7 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
         "datasource": SOURCE,
         "gridPos": place,
         "fieldConfig": {"defaults": defaults, "overrides": []},
-        "options": {"reduceOptions": {"calcs": ["lastNotNull"]}}
-        if panel.stat
-        else {"legend": {"displayMode": "list", "placement": "bottom"}},
+        "options": {"reduceOptions": {"calcs": ["lastNotNull"]}} if panel.stat else {"legend": _LEGEND},
         "targets": [
             {"refId": chr(ord("A") + at), "datasource": SOURCE, "expr": expression, "legendFormat": legend}
             for at, (expression, legend) in enumerate(panel.lines)

@@ -27,9 +27,8 @@ from piggybank.cli import COMMANDS, serving
 from piggybank.settings import Settings
 from tests.conftest import ROOT, command, environment, run_apart
 from tests.deploy import npm, railway_files
-from tests.deploy.conftest import fetched
+from tests.deploy.conftest import fetched, typescript
 
-TYPESCRIPT = ("5.9.3", "sha512-jl1vZzPDinLr9eUt3J/t7V6FgNEw9QjvBPdysz9KfQDD41fQrC2Y4vKQdiaUpFT4bXlb1RHhLpp8wtm6M5TgSw==")
 START_TIMEOUT_S = 30
 BUILT = [phases.of(number) for number in phases.BUILT_PHASES]
 README = (railway_files.FOLDER / "README.md").read_text(encoding="utf-8")
@@ -191,7 +190,7 @@ def test_a_digest_is_a_version(folder: Path) -> None:
 @pytest.mark.deep
 def test_the_types_are_those_of_the_sdk(folder: Path, npm_cache: Path, tmp_path: Path) -> None:
     """The SDK drops a field that it does not know; its types do not."""
-    compiler = fetched(npm_cache, "typescript", *TYPESCRIPT) / "lib" / "tsc.js"
+    compiler = typescript(npm_cache)
     options = ["--strict", "--noEmit", "--allowImportingTsExtensions", "--module", "nodenext", "--target", "es2022", "--skipLibCheck"]
     copied = shutil.copytree(folder, tmp_path / "copy", symlinks=True)
 
