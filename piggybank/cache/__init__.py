@@ -202,7 +202,10 @@ class Cache:
         return await self.write(kind, [Entry(key, TOMBSTONE, b"") for key in keys], ttl_s)
 
     async def forget(self, kind: str, keys: Sequence[str]) -> bool:
-        """Drop values and leases: the next read fills them anew, and no read that began before can. False when the cache is away.
+        """Drop values and leases: a read after COLD_MS fills them anew, and no read that began before can. False when the cache is away.
+
+        A replica may not have yet what was written a moment ago, so a fence stands there that long, also where this process has no
+        replicas: while the phase is changed, another one has.
 
         This is how a missed write-through is mended: a value from the past, put into a cache that was emptied meanwhile, would
         have nothing there to be older than.
@@ -210,7 +213,8 @@ class Cache:
         if not self.epoch:
             return False
         groups = self._servers.groups(keys)
-        commands = [self._forgetting(tag, self._pairs(kind, [keys[at] for at in ats])) for tag, ats in groups.items()]
+        pairs = {tag: self._pairs(kind, [keys[at] for at in ats]) for tag, ats in groups.items()}
+        commands = [Command(tag, (len(names), *names, COLD_MS), _FENCE_OFF) for tag, names in pairs.items()]
         moving: list[str] = []
         for ats, result in zip(groups.values(), await self._servers.send(commands, WRITE_TIMEOUT_S), strict=True):
             if cluster.is_moving(result):
@@ -222,19 +226,12 @@ class Cache:
     async def _forget_one_by_one(self, kind: str, keys: Sequence[str]) -> bool:
         """While a slot moves, a key is here or there. Leases first: a fill between the two would stay."""
         names = [(servers.tag_of(key), self._name(kind, key)) for key in keys]
-        values = ("SET", _FENCE, "PX", COLD_MS) if self._has_replicas else ("DEL",)
         leases = [Command(tag, ("DEL", _lease(name))) for tag, name in names]
-        for commands in (leases, [Command(tag, (values[0], name, *values[1:])) for tag, name in names]):
+        for commands in (leases, [Command(tag, ("SET", name, _FENCE, "PX", COLD_MS)) for tag, name in names]):
             results = await self._servers.send(commands, WRITE_TIMEOUT_S)
             if any(isinstance(result, Exception) for result in results):
                 return False
         return True
-
-    def _forgetting(self, tag: int, pairs: list[str]) -> Command:
-        """A replica may not have yet what was written a moment ago: where there are replicas, a fence stands there for a while."""
-        if self._has_replicas:
-            return Command(tag, (len(pairs), *pairs, COLD_MS), _FENCE_OFF)
-        return Command(tag, ("DEL", *pairs))
 
     async def ping(self) -> bool:
         """True when the cache answers; of a cluster, one master."""

@@ -122,19 +122,36 @@ async def test_it_knows_how_new_a_replica_must_be(settings: Settings, cache: Cac
         await told.close()
 
 
+async def test_no_replica_is_asked_for_what_a_process_without_replicas_forgot(settings: Settings) -> None:
+    """While the phase is changed both run, and a new name that was answered by the one is asked for by the other."""
+    changed, told, without = uuid4().hex, Cache(settings.cache_url, has_replicas=True), Cache(settings.cache_url)
+    told.epoch = without.epoch = uuid4().hex
+    try:
+        await told.floor("test", changed)
+        async with Redis.from_url(settings.cache_url) as redis:
+            await redis.delete(f"{told.epoch}:cold:{{0}}")
+        assert await told.floor("test", changed) == 0
+        await until(lambda: without.forget("test", [changed]))
+        assert await told.floor("test", changed) is None
+    finally:
+        await told.close()
+        await without.close()
+
+
 async def test_while_it_is_closed_a_change_only_drops_what_is_there(cache: Cache) -> None:
     """One process knows already that the cache is being exchanged, another does not yet: nobody is shown what is older."""
-    (old,) = entries(1)
+    old, other = entries(2)
     try:
         assert await cache.write("test", [old], TTL_S)
         cache.know(cache.epoch, closed=True)
         assert (await cache.read("test", old.key)).payload is None
         assert await cache.write("test", [old._replace(version=old.version + 1)], TTL_S)
         cache.know(cache.epoch, closed=False)
-        missed = await cache.read("test", old.key)
+        assert (await cache.read("test", old.key)).payload is None
+        missed = await cache.read("test", other.key)
         assert (missed.payload, bool(missed.lease)) == (None, True)
         cache.know(cache.epoch, closed=True)
-        await cache.fill("test", missed, old, TTL_S)
+        await cache.fill("test", missed, other, TTL_S)
     finally:
         cache.know(cache.epoch, closed=False)
-    assert (await cache.read("test", old.key)).payload is None
+    assert (await cache.read("test", other.key)).payload is None
