@@ -26,7 +26,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from piggybank import errors
-from piggybank.appliance import binaries, cache_cluster, pooler, processes, store_files, system_user, topology
+from piggybank.appliance import binaries, cache_cluster, pooler, processes, store_files, store_programs, system_user, topology
 from piggybank.appliance.data_folder import had_database, prepare_folder
 from piggybank.appliance.postgres import Postgres
 from piggybank.appliance.processes import Program, Running
@@ -37,9 +37,6 @@ from piggybank.settings import OPERATOR_FILE, STORES
 
 START_TIMEOUT_S = 120  # crash recovery replays at most max_wal_size
 FOLLOW_TIMEOUT_S = 15  # a standby that is well has asked its primary for the log by then
-POSTGRES_STOP_TIMEOUT_S = 60
-POOLER_STOP_TIMEOUT_S = 5
-VALKEY_STOP_TIMEOUT_S = 30
 POLL_S = 0.05
 LOG_TAIL_LINES = 5
 
@@ -286,12 +283,14 @@ class Embedded:
                     found.stop()
                 if name in topology.NODES and self._has_database and name != self.postgres.primary:
                     self.postgres.drop_slot(name)
-                    shutil.rmtree(self.dir / name, ignore_errors=True)
+                    self.postgres.folders.put_away(name)
                 elif name in CACHE_NODES:
                     shutil.rmtree(self.dir / name, ignore_errors=True)
                 del self.programs[name]
         finally:
             self.busy.difference_update(beyond)
+        if self._has_database:
+            self.postgres.clear_copies(self.names)
 
     def _restart_primary(self, tell: Tell) -> None:
         name = self.postgres.primary
@@ -381,25 +380,7 @@ class Embedded:
         self.programs = {name: self._program(name) for name in topology.ALL_STORES if name in set(names)}
 
     def _program(self, name: str) -> Program:
-        folder = self.dir / name
-        stop_signal, kill_signal, stop_timeout_s = signal.SIGTERM, signal.SIGKILL, VALKEY_STOP_TIMEOUT_S
-        argv: tuple[str, ...] = (str(self._valkey_program), str(folder / "valkey.conf"))
-        if name in topology.NODES:  # SIGINT is PostgreSQL's fast shutdown, SIGQUIT its immediate one
-            stop_signal, kill_signal, stop_timeout_s = signal.SIGINT, signal.SIGQUIT, POSTGRES_STOP_TIMEOUT_S
-            argv = (str(self._postgres_bin / "postgres"), "-D", str(folder))
-        elif name == POOLER:
-            stop_timeout_s = POOLER_STOP_TIMEOUT_S
-            argv = (pooler.found() or "pgbouncer", str(folder / "pgbouncer.ini"))
-        return Program(
-            name=name,
-            argv=argv,
-            run_dir=self.run_dir,
-            log=self.logs / f"{name}.log",
-            user=self.user,
-            stop_signal=stop_signal,
-            kill_signal=kill_signal,
-            stop_timeout_s=stop_timeout_s,
-        )
+        return store_programs.of(name, self.dir / name, self._postgres_bin, self._valkey_program, self.run_dir, self.logs, self.user)
 
     def _in_stopping_order(self, names: Iterable[str]) -> list[str]:
         """Clients before servers, standbys before their primary: its last bytes need nobody then."""

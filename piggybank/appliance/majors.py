@@ -19,9 +19,11 @@ from piggybank import errors
 from piggybank import settings as settings_file
 from piggybank.appliance import binaries, folder, processes, store_files, system_user, topology, upgrade
 from piggybank.appliance.data_folder import prepare_folder
-from piggybank.appliance.embedded import POSTGRES_STOP_TIMEOUT_S, START_TIMEOUT_S, Tell
-from piggybank.appliance.postgres import UPGRADED, Postgres, major_of
+from piggybank.appliance.embedded import START_TIMEOUT_S, Tell
+from piggybank.appliance.postgres import Postgres
 from piggybank.appliance.processes import Program
+from piggybank.appliance.server_folders import UPGRADED, major_of
+from piggybank.appliance.store_programs import POSTGRES_STOP_TIMEOUT_S
 from piggybank.db import storage
 from piggybank.db.storage import RESERVE_MIB
 from piggybank.settings import Settings

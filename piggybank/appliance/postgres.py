@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from piggybank import errors
 from piggybank.appliance import binaries, processes, standings, store_files, system_user, topology
 from piggybank.appliance.data_folder import MARK
 from piggybank.appliance.processes import Running
+from piggybank.appliance.server_folders import ServerFolders, major_of
 from piggybank.appliance.standings import Ended, Standing
 from piggybank.appliance.store_files import Secrets, Server
 from piggybank.appliance.system_user import SystemUser
@@ -49,15 +51,6 @@ FROM said
 """
 
 
-UPGRADED = ".upgraded"  # a cluster that is whole, and about to take the place of the old one
-
-
-def major_of(cluster: Path) -> int:
-    """The major that made a cluster."""
-    with os.fdopen(system_user.open_file(cluster / "PG_VERSION", os.O_RDONLY), encoding="ascii") as file:
-        return int(file.read())
-
-
 class Postgres:
     """The servers below `stores/`, each in a folder of its name."""
 
@@ -66,6 +59,7 @@ class Postgres:
         self.bin = binaries
         self.secrets = secrets
         self.user = user
+        self.folders = ServerFolders(folder, user)
 
     @property
     def primary(self) -> str:
@@ -78,7 +72,7 @@ class Postgres:
 
     def is_made(self, name: str) -> bool:
         """True when the server has its folder."""
-        return (self.dir / name).exists()
+        return self.folders.is_made(name)
 
     def check_majors(self) -> None:
         """Raises `errors.CannotProceed` where another major made what is here, or nobody: a server is never started on that."""
@@ -102,7 +96,7 @@ class Postgres:
         place = self.dir / self.primary
         if place.exists():
             return
-        if (upgraded := self.dir / f"{self.primary}{UPGRADED}").exists():  # `piggybank upgrade postgres` was killed between two renames
+        if (upgraded := self.folders.upgraded(self.primary)).exists():  # `piggybank upgrade postgres` was killed between two renames
             upgraded.rename(place)
             return
         if left := [name for name in topology.NODES if self.is_made(name)]:
@@ -116,7 +110,7 @@ class Postgres:
                 do=f"mount its disk; if that is gone for good: piggybank restore --in-place; only if a new, empty bank is meant:"
                 f" : > {self.dir.parent / MARK}",
             )
-        making = self._making(self.primary)
+        making = self.folders.make(self.primary)
         self.initialize(making)
         making.rename(place)
 
@@ -147,7 +141,7 @@ class Postgres:
         copy would replace is of another database.
         """
         self.check_is_copy(name)
-        making = self._making(name)
+        making = self.folders.make(name)
         try:
             storage.check_room(self.dir, storage.needed_mib(storage.size_mib(self.dir / self.primary), 1), f"{name}, copied, needs")
             self.drop_slot(name)
@@ -167,12 +161,22 @@ class Postgres:
             )
             processes.write_file(making / "standby.signal", "", 0o600, self.user)
         except BaseException:  # half a copy takes room, and its slot keeps the log for nobody
-            shutil.rmtree(making, ignore_errors=True)
             with suppress(errors.StoreFailed):
                 self.drop_slot(name)
+            shutil.rmtree(making, ignore_errors=True)
             raise
-        shutil.rmtree(self.dir / name, ignore_errors=True)
-        making.rename(self.dir / name)
+        self.folders.put_away(name, making)
+
+    def clear_copies(self, wanted: Collection[str]) -> None:
+        """What was being made or taken away when a supervisor was killed; of a server that is not wanted its slot, too."""
+        for name in topology.NODES:
+            if self.folders.is_being_made(name):
+                self.folders.end_orphans(name)
+                if name not in wanted:
+                    self.drop_slot(name)
+            self.folders.clear(name)
+            if not (self.is_made(name) and self.must_be_rewound(name)):
+                self.folders.end_rewind(name)
 
     def check_is_copy(self, name: str) -> None:
         """Of the primary, so that nothing is lost with it. Raises `errors.CannotProceed` where it is of another database."""
@@ -188,8 +192,9 @@ class Postgres:
     def make_follow(self, name: str, values: Topology) -> str:
         """Make a server that was a primary a standby of the present one; returns how. What it alone had written is given up."""
         folder = self.dir / name
-        self._end_orphans(name)
+        self.folders.end_orphans(name)
         try:
+            self.folders.begin_rewind(name)
             self._run(
                 "pg_rewind",
                 f"--target-pgdata={folder}",
@@ -197,7 +202,7 @@ class Postgres:
                 password=self.secrets.admin_password,
                 timeout_s=REWIND_TIMEOUT_S,
             )
-        except errors.StoreFailed:  # its WAL does not reach back to where the two parted
+        except errors.StoreFailed:  # its WAL does not reach back to where the two parted, say
             self.make_standby(name)
             how = "copied anew"
         else:
@@ -205,6 +210,7 @@ class Postgres:
                 shutil.rmtree(slot)
             self.make_slot(name)
             processes.write_file(folder / "standby.signal", "", 0o600, self.user)
+            self.folders.end_rewind(name)
             how = "rewound"
         self.write_configuration(name, values)
         return how
@@ -403,23 +409,6 @@ class Postgres:
             running.signal(signal.SIGKILL)  # it hangs: its backends end when they see that
         if left := processes.end(lambda: processes.in_folder(self.dir / name), GONE_TIMEOUT_S):
             raise errors.StoreFailed(store=name, says=f"processes of it do not end: {', '.join(str(process.pid) for process in left)}")
-
-    def _end_orphans(self, name: str) -> None:
-        """What a supervisor that was killed left at work on that server: it would go on writing there, beside us."""
-        copies, rewinds = {f"--pgdata={self.dir / name}.new"}, {f"--target-pgdata={self.dir / name}"}
-
-        def at_work() -> list[psutil.Process]:
-            return processes.with_word("pg_basebackup", copies) + processes.with_word("pg_rewind", rewinds)
-
-        if left := processes.end(at_work, GONE_TIMEOUT_S):
-            raise errors.StoreFailed(store=name, says=f"what works on it does not end: {', '.join(str(process.pid) for process in left)}")
-
-    def _making(self, name: str) -> Path:
-        self._end_orphans(name)
-        making = self.dir / f"{name}.new"
-        shutil.rmtree(making, ignore_errors=True)
-        system_user.make_folder(making, self.user)
-        return making
 
     def _run(self, program: str, *words: str, text: str = "", password: str = "", timeout_s: float = system_user.COMMAND_TIMEOUT_S) -> str:
         environment = {"PGPASSWORD": password, "PGCONNECT_TIMEOUT": CONNECT_TIMEOUT_S, "LC_ALL": "C"}

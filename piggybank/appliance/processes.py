@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -34,6 +34,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     low_ports: bool = False  # may listen below 1024
     environment: Mapping[str, str] = {}
     mark: str = ""  # of what it was started with; another mark: it must be started again to see a change
+    alone: bool = False  # no other program has its command line
     stop_signal: int = signal.SIGTERM
     kill_signal: int = signal.SIGKILL
     stop_timeout_s: float = 30.0
@@ -136,8 +137,11 @@ def start(program: Program) -> Running:
 
 
 def find(program: Program) -> Running | None:
-    """`look`, and a record of a dead process, or of a pid that is now another program, is cleared."""
-    found = look(program)
+    """`look`, and a record of a dead process, or of a pid that is now another program, is cleared.
+
+    One that is `alone` is found without a record, too: its supervisor was killed before that was written.
+    """
+    found = look(program) or (_like(program) if program.alone else None)
     if found is None:
         program.record.unlink(missing_ok=True)
     return found
@@ -158,6 +162,25 @@ def look(program: Program) -> Running | None:
         return None
     if found is not None:
         found.mark = str(record.get("mark", ""))
+    return found
+
+
+def _like(program: Program) -> Running | None:
+    """The first with that command line, wherever the program itself lies; its children may have it for a moment."""
+
+    def words(argv: Sequence[str]) -> tuple[str, ...]:
+        return (Path(argv[0]).name, *argv[1:]) if argv else ()
+
+    alike = [
+        each for each in psutil.process_iter(["cmdline"]) if words(each.info["cmdline"] or ()) == words(program.argv) and is_live(each)
+    ]
+    try:
+        found = min((Running(program, each, None) for each in alike), key=lambda each: (each.since, each.pid), default=None)
+        if found is not None:
+            with contextlib.suppress(OSError):  # it is found again without
+                found.write_record()
+    except psutil.NoSuchProcess:
+        return None
     return found
 
 

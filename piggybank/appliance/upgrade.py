@@ -48,8 +48,8 @@ from piggybank.appliance import (
 from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.embedded import Embedded, Tell
 from piggybank.appliance.folder import Card
-from piggybank.appliance.postgres import major_of
 from piggybank.appliance.processes import Program
+from piggybank.appliance.server_folders import major_of
 from piggybank.db import installation, migrate, storage
 from piggybank.db.storage import MIB, RESERVE_MIB
 from piggybank.settings import Settings

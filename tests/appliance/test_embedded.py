@@ -102,6 +102,18 @@ def test_a_pid_that_is_now_another_program_is_neither_adopted_nor_stopped(embedd
             sleeper.kill()
 
 
+def test_what_was_started_and_not_written_down_is_found(embedded: Callable[[str], Embedded]) -> None:
+    """A supervisor was killed between the start of a program and its record."""
+    stores = embedded("bank")
+    stores.start()
+    was = {name: running.pid for name, running in stores.running.items()}
+    for name in was:
+        (stores.run_dir / f"{name}.json").unlink()
+    again = embedded("bank")
+    again.start()
+    assert {name: running.pid for name, running in again.running.items()} == was
+
+
 def test_a_port_that_somebody_took_meanwhile_is_changed(embedded: Callable[[str], Embedded]) -> None:
     stores = embedded("bank")
     stores.start()

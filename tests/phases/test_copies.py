@@ -1,4 +1,4 @@
-"""A copy of the database is begun where there is room for it, and one that fails leaves nothing behind."""
+"""A copy of the database is begun where there is room for it, and one that fails or is cut short leaves nothing behind."""
 
 import os
 import subprocess
@@ -94,6 +94,49 @@ def test_a_copy_of_a_supervisor_that_was_killed_is_ended_first(stores: Embedded)
     finally:
         orphan.kill()
         orphan.wait()
+
+
+@pytest.mark.deep
+def test_a_standby_that_was_half_taken_away_is_no_reason_not_to_start(open_path: Path) -> None:
+    """A folder without what makes it a database would else be a disk that is not mounted (`Postgres.check_majors`)."""
+    require("pgbouncer")
+    require("mount (as root)", os.geteuid() == 0)
+    stores = Embedded(open_path / "bank", topology.of(2))
+    try:
+        stores.start()
+        (stores.dir / "postgres-2" / "stays").mkdir()  # whatever is done to it
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", stores.dir / "postgres-2" / "stays"], check=True)
+        stores.grow(topology.of(0))
+        stores.shrink()
+        stores.stop()
+        again = Embedded(open_path / "bank", topology.of(0))
+        again.start()
+        again.stop()
+    finally:
+        stores.stop()
+        for place in stores.dir.glob("postgres-2*/stays"):
+            subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@pytest.mark.deep
+def test_what_a_killed_pg_rewind_left_is_not_started(open_path: Path) -> None:
+    """It may have taken the log away by which a second one would find what the first had not done: the server is copied anew."""
+    require("pgbouncer")
+    stores = Embedded(open_path / "bank", topology.of(2))
+    try:
+        stores.start()
+        stores.postgres.name_primary("postgres-2")  # of a failover that was interrupted, and so was the next start:
+        stores.stop()
+        stores.postgres.folders.begin_rewind("postgres")
+        told: list[str] = []
+        again = Embedded(open_path / "bank", topology.of(2))
+        again.start(told.append)
+        assert "postgres: copied anew" in told
+        assert again.postgres.streaming() == {"postgres", "postgres-3"}
+        assert not list(again.dir.glob("postgres.*"))
+        again.stop()
+    finally:
+        stores.stop()
 
 
 def _in_a_folder_of(stores: Embedded) -> dict[str, Any]:
