@@ -66,6 +66,7 @@ def declared(settings: Settings) -> dict[str, Any]:
         "profile": phase.profile,
         "serves": f"{phase.users:,} users, {phase.transactions_a_day:,} transactions a day, {phase.tps_peak:,} a second at the peak",
         "target": target,
+        "applying": topology.applying(settings.data_dir),
         "declared": observed.declared(settings),
         "overrides": msgspec.to_builtins(kept),
     }
@@ -89,11 +90,24 @@ def apply(settings: Settings, number: int) -> Iterator[str]:
 
     Raises `errors.CannotProceed`.
     """
-    user = data_folder.prepare_folder(settings.data_dir)
+    data_folder.prepare_folder(settings.data_dir)
     if folder.read_card(settings.data_dir) is None:
-        topology.write_phase(settings.data_dir, number, user)
+        write_down(settings, number)
         return
     yield from orders.carry_out(settings.data_dir, "phase", str(number))
+
+
+def write_down(settings: Settings, number: int) -> None:
+    """For the next start, where nothing runs. It serves as what stands, and applies it then, where the database has to be copied first."""
+    data_dir = settings.data_dir
+    user = data_folder.prepare_folder(data_dir)
+    stores, before = data_dir / "stores", topology.written_phase(data_dir)
+    copies = phases.of(number).replicas and not phases.of(before).replicas and (stores / topology.primary_of(stores)).exists()
+    if copies:
+        topology.write_applying(data_dir, number)
+    else:
+        topology.write_phase(data_dir, number, user)
+        topology.forget_applying(data_dir)
 
 
 def _command(settings: Settings, number: int, target: Target) -> str:

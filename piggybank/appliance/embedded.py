@@ -77,6 +77,11 @@ class Embedded:
         return topology.DATABASE in self.topology.embedded
 
     @property
+    def confirmed(self) -> bool:
+        """Whether every answered commit is on a standby, too: not yet while the first copies are made."""
+        return self._confirmed and self.topology.synchronous
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The stores of the topology, in the order in which they start."""
         return topology.names(self.dir, self.topology)
@@ -84,14 +89,21 @@ class Embedded:
     # Starting and stopping -------------------------------------------------------------------------------------------
 
     def start(self, tell: Tell = quietly) -> None:
-        """Prepare, adopt what lives, start what does not, wait until all answer; raises `errors.StoreFailed`, `errors.CannotProceed`."""
+        """All of it, standbys too; raises `errors.StoreFailed`, `errors.CannotProceed`."""
+        self.open(tell)
+        self.add_standbys(tell, patient=True)
+
+    def open(self, tell: Tell = quietly) -> None:
+        """What people are served with: prepare, adopt what lives, start what does not, wait until it answers. Standbys that follow by
+        themselves are started; others take their time (`add_standbys`). Raises `errors.StoreFailed`, `errors.CannotProceed`.
+        """
         if unfinished_restore(self.data_dir):  # what lies here may be half a database, or none, in whose place an empty one would be made
             raise errors.CannotProceed(
                 what=f"a restore into {self.data_dir} was cut short",
                 do="piggybank restore .., again as it was; the database that was here before it is in stores/replaced-..",
             )
         self.prepare()
-        self.grow(self.topology, tell, patient=True)
+        self._open(self.topology, tell)
 
     def prepare(self, *, orphaned: bool = False) -> None:
         """Folders, user, secrets, binaries, cluster and configuration; starts nothing. Raises `errors.CannotProceed` where it moved.
@@ -170,7 +182,9 @@ class Embedded:
         self._list_programs(topology.ALL_STORES)
 
     def stop(self) -> dict[str, bool]:
-        """Stop what runs, the primary last; for each, whether asking was enough."""
+        """Stop what runs, also of a phase that was being applied, the primary last; for each, whether asking was enough."""
+        if self.programs:  # else nothing was looked at
+            self._list_programs({*self.programs, *self._made()})
         stopped = {}
         for name in self._in_stopping_order(self.programs):
             found = self.running.pop(name, None) or processes.find(self.programs[name])
@@ -200,15 +214,15 @@ class Embedded:
 
     # Changing --------------------------------------------------------------------------------------------------------
 
-    def grow(self, wanted: Topology, tell: Tell = quietly, *, patient: bool = False) -> None:
-        """Make what `wanted` has and we do not; safe to repeat. Raises `errors.StoreFailed`, `errors.CannotProceed`.
+    def grow(self, wanted: Topology, tell: Tell = quietly) -> None:
+        """Make what `wanted` has and we do not; safe to repeat. Raises `errors.StoreFailed`, `errors.CannotProceed`."""
+        self._open(wanted, tell)
+        self.add_standbys(tell)
 
-        `patient`: go on without a standby that cannot be had; the others confirm, and `phase apply` makes it again.
-        """
+    def _open(self, wanted: Topology, tell: Tell) -> None:
         if wanted.pooled:
             self._check_pooler(wanted)
         self.topology = wanted
-        self._confirmed |= wanted.synchronous
         self._list_programs({*self.programs, *self.names})
         self._leave_taken_ports()
         standbys = topology.standbys_of(self.dir, wanted.replicas)
@@ -217,7 +231,7 @@ class Embedded:
             if name not in standbys:
                 self.ensure(name)
         if self._has_database:
-            self._grow_database(standbys, tell, patient=patient)
+            self._open_database(standbys, tell)
         for name in self.names:
             if name not in standbys:
                 self.wait_ready(name)
@@ -237,7 +251,7 @@ class Embedded:
                 what=f"PgBouncer may not open {wanted.pooler_clients} connections", do="raise the hard limit of open files: ulimit -Hn"
             )
 
-    def _grow_database(self, standbys: tuple[str, ...], tell: Tell, *, patient: bool) -> None:
+    def _open_database(self, standbys: tuple[str, ...], tell: Tell) -> None:
         primary = self.postgres.primary
         for name in filter(self.postgres.is_made, standbys):
             with suppress(errors.StoreFailed):  # one that cannot say it is not started, or is copied anew, below
@@ -256,15 +270,30 @@ class Embedded:
             self.ensure(name)
             if self.is_ready(name):
                 self.postgres.reload(name)  # it may have been started under another primary
-        for name in standbys:
+
+    def add_standbys(self, tell: Tell = quietly, *, patient: bool = False) -> None:
+        """Those of the topology; from then on commits wait for one, where the phase says so, and not before: it may take hours.
+
+        `patient`: go on without one that cannot be had; the others confirm, and `phase apply` makes it again.
+        """
+        if not self._has_database:
+            return
+        for name in topology.standbys_of(self.dir, self.topology.replicas):
             try:
                 self.add_standby(name, tell)
             except (errors.Error, OSError, subprocess.SubprocessError) as cause:
                 if not patient:
                     raise
                 tell(f"{name} is missing: {cause}")
-        self.write_configuration(primary)
-        self.postgres.reload(primary)  # from here on commits wait for a standby, where the phase says so
+        self._confirmed |= self.topology.synchronous
+        self.write_configuration(self.postgres.primary)
+        self.postgres.reload(self.postgres.primary)
+
+    def end_copies(self) -> None:
+        """Cut short what copies or rewinds a server: `add_standby` fails."""
+        for name in topology.NODES if self._has_database else ():
+            with suppress(errors.StoreFailed):
+                self.postgres.folders.end_orphans(name)
 
     def shrink(self, tell: Tell = quietly) -> None:
         """Take away what the present topology does not have. Copies are deleted; the primary never is."""
@@ -272,7 +301,7 @@ class Embedded:
         if self._has_database:
             self.write_configuration(self.postgres.primary)
             self.postgres.reload(self.postgres.primary)  # commits stop waiting before those are gone that they wait for
-        self._list_programs({*self.programs, *(name for name in topology.ALL_STORES if (self.dir / name).exists())})
+        self._list_programs({*self.programs, *self._made()})
         beyond = [name for name in self.programs if name not in self.names]
         self.busy.update(beyond)
         try:
@@ -375,6 +404,10 @@ class Embedded:
         store_files.forget_next(self.dir)
 
     # What to run -----------------------------------------------------------------------------------------------------
+
+    def _made(self) -> list[str]:
+        """What has a folder, be it of another phase."""
+        return [name for name in topology.ALL_STORES if (self.dir / name).exists()]
 
     def _list_programs(self, names: Iterable[str]) -> None:
         self.programs = {name: self._program(name) for name in topology.ALL_STORES if name in set(names)}

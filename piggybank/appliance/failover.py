@@ -142,9 +142,10 @@ def _fed(postgres: Postgres, to: str) -> set[str] | None:
 
 
 def _check_crashed(stores: Embedded, chosen: Standing, furthest: Standing, silent: list[str]) -> None:
-    if not stores.topology.synchronous:
+    if not stores.confirmed:
         raise errors.CannotProceed(
-            what=f"{stores.postgres.primary} did not end in order, and durability is local: what it answered last may be nowhere else",
+            what=f"{stores.postgres.primary} did not end in order, and no standby confirmed what it answered last"
+            " (durability is local, or the first copies are being made): that may be nowhere else",
             do="start it again (piggybank status), or accept that: piggybank failover --accept-loss",
         )
     if silent:
@@ -170,7 +171,7 @@ def _has_all(stores: Embedded, old: str, new: str, *, crashed: bool) -> bool:
         had = stores.postgres.look(new)
         if ended.at is not None and _position(had) >= (ended.timeline, ended.at):
             return True
-        if (crashed or ended.at is None) and stores.topology.synchronous and _is_furthest(stores, had):
+        if (crashed or ended.at is None) and stores.confirmed and _is_furthest(stores, had):
             return True
         if time.monotonic() > until:
             return False

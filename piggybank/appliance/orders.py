@@ -20,6 +20,7 @@ from piggybank.appliance import folder, processes
 
 POLL_S = 0.1
 TAKEN_WITHIN_S = 30  # a supervisor that is well looks five times a second
+CUT_SHORT, REPEAT = "a failover came first, and this was cut short", "piggybank phase show, then repeat it"
 
 Verb = Literal["phase", "failover", "rotate"]
 State = Literal["running", "done", "failed"]
@@ -99,6 +100,14 @@ def take(data_dir: Path) -> Order | None:
     return order
 
 
+def waiting(data_dir: Path) -> Verb | None:
+    """What the order is that waits, if one does; it goes on waiting."""
+    try:
+        return msgspec.json.decode(_order_path(data_dir).read_bytes(), type=Order).verb
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
 def forget(data_dir: Path) -> None:
     """What was asked of an earlier supervisor, and what it said."""
     for path in (_order_path(data_dir), _report_path(data_dir)):
@@ -109,13 +118,14 @@ def forget(data_dir: Path) -> None:
 def carry_out(data_dir: Path, verb: Verb, argument: str = "", *, accept_loss: bool = False) -> Iterator[str]:
     """Give an order to the running supervisor; its lines as they come.
 
-    Raises `errors.CannotProceed` where it fails, where another order is under way, and where the supervisor ends meanwhile.
+    A failover waits for none that is under way: that is cut short. Raises `errors.CannotProceed` where it fails, where another order is
+    under way, and where the supervisor ends meanwhile.
     """
-    if said := under_way(data_dir):
+    if (said := under_way(data_dir)) and verb != "failover":
         raise errors.CannotProceed(what=f"the supervisor is at work: {said}", do="wait until that is done, then again")
     order = Order(id=uuid4().hex[:12], verb=verb, argument=argument, accept_loss=accept_loss)
     give(data_dir, order)
-    told, given = 0, time.monotonic()
+    told, began, given = 0, False, time.monotonic()
     while True:
         report = _read(data_dir)
         mine = report if report is not None and report.id == order.id else None
@@ -126,11 +136,20 @@ def carry_out(data_dir: Path, verb: Verb, argument: str = "", *, accept_loss: bo
                 return
             if mine.state == "failed":
                 raise errors.CannotProceed(what=mine.what, do=mine.do)
-        if folder.read_card(data_dir) is None or (mine is None and time.monotonic() - given > TAKEN_WITHIN_S):
-            if (waiting := take(data_dir)) is not None and waiting.id != order.id:
+        elif began:
+            raise errors.CannotProceed(what="another order came before this one had said how it ended", do=REPEAT)
+        elif under_way(data_dir):
+            given = time.monotonic()  # it ends what it is at work on
+        began |= mine is not None
+        ended = folder.read_card(data_dir) is None
+        if ended or (mine is None and time.monotonic() - given > TAKEN_WITHIN_S):
+            if (left := take(data_dir)) is not None and left.id != order.id:
                 with suppress(errors.CannotProceed):
-                    give(data_dir, waiting)
-            raise errors.CannotProceed(what="the supervisor does not take orders", do=f"look into {data_dir}/logs/supervisor.log")
+                    give(data_dir, left)
+            log = f"{data_dir}/logs/supervisor.log"
+            if ended:
+                raise errors.CannotProceed(what="the supervisor has ended", do=f"piggybank up --detach ends what was begun; see {log}")
+            raise errors.CannotProceed(what="the supervisor takes no orders now", do=f"see in {log} what it is at work on; then again")
         time.sleep(POLL_S)
 
 

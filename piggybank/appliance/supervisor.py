@@ -8,29 +8,34 @@ A full disk ends none of that: what cannot be written now is tried again, and sa
 """
 
 import asyncio
+import math
 import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
+from uuid import uuid4
 
 import asyncpg
 import msgspec
 import psutil
 
-from piggybank import errors, metrics, telemetry
+from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import failover, folder, logs, migrating, move, orders, processes, rotation, system_user, topology, web
+from piggybank.appliance import failover, folder, logs, migrating, move, orders, processes, rotation, topology, web
 from piggybank.appliance.backups.schedule import Schedule
 from piggybank.appliance.data_folder import prepare_folder
-from piggybank.appliance.embedded import Embedded, Tell
+from piggybank.appliance.embedded import Embedded, Tell, quietly
+from piggybank.appliance.fleet import Fleet
 from piggybank.appliance.orders import Order
 from piggybank.appliance.processes import Program, Running
 from piggybank.capacity import phases
-from piggybank.db import installation, months
+from piggybank.db import months
 from piggybank.settings import Settings
 
 LOOK_EVERY_S = 0.2
@@ -42,6 +47,7 @@ STEADY_S = 60.0  # a child that lived that long starts again without a pause
 
 TROUBLE = (OSError, subprocess.SubprocessError, psutil.Error)  # no space, no memory, no process: it may pass
 
+CUT = {"what": orders.CUT_SHORT, "do": orders.REPEAT}
 AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError)  # the database does not answer, or will not
 
 _log = telemetry.logger("supervisor")
@@ -55,6 +61,11 @@ def _tell(level: Literal["info", "warning", "error"], event: str, **details: Any
     """Log it, if the disk takes it."""
     with suppress(OSError):
         getattr(_log, level)(event, **details)
+
+
+def _check_cut(cut: threading.Event) -> None:
+    if cut.is_set():
+        raise errors.CannotProceed(**CUT)
 
 
 class Pause:
@@ -79,31 +90,29 @@ class Supervisor:
     """Of one data folder."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
         self.data_dir = settings.data_dir
+        self.fleet = Fleet(settings, _tell)
         self.stores: Embedded | None = None
-        self.programs: list[Program] = []
-        self.running: dict[str, Running] = {}
         self._pauses: dict[str, Pause] = {}
         self._down: set[str] = set()
         self._said = ""  # the state on the card
-        self._busy: set[str] = set()  # web processes and workers that are being replaced
-        self._at_work: threading.Thread | None = None  # on an order of the command line
+        self._at_work: threading.Thread | None = None  # on an order of the command line, or on what the start left to do
+        self._cut = threading.Event()  # a failover waits: that ends
         self._stop = threading.Event()
         self._schedule: Schedule | None = None  # of backups
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT; raises `errors.AlreadyRunning`, `errors.StoreFailed`, `errors.CannotProceed`."""
-        self.user = prepare_folder(self.data_dir)
+        self.user = self.fleet.user = prepare_folder(self.data_dir)
         with folder.Lock(self.data_dir):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._told_to_stop)
             orders.forget(self.data_dir)
-            folder.write_card(self.settings, "starting")
+            folder.write_card(self.fleet.settings, "starting")
             try:
                 self._start()
                 self._say("running")
-                _tell("info", "running", url=self.settings.url, data_dir=str(self.data_dir))
+                _tell("info", "running", url=self.fleet.settings.url, data_dir=str(self.data_dir))
                 self._watch()
             finally:
                 self._say("stopping")
@@ -113,75 +122,35 @@ class Supervisor:
 
     def _start(self) -> None:
         if settings_file.embedded_stores(self.data_dir):
-            self.stores = Embedded(self.data_dir, topology.wanted(self.settings))
-            self.stores.start(_tell_line)
+            self.stores = Embedded(self.data_dir, topology.wanted(self.fleet.settings))
+            self.stores.open(_tell_line)
             for name, store in self.stores.running.items():
                 _tell("info", "adopted" if store.adopted else "started", name=name, pid=store.pid)
-            self.settings = settings_file.load(self.data_dir)
+            self.fleet.settings = settings_file.load(self.data_dir)
         if (left := move.settle(self.data_dir)) is not None:
             _tell("warning", "move_undone" if left.undone else "move_finished")
-        for revision in asyncio.run(migrating.bring_schema(self.settings)):
+        for revision in asyncio.run(migrating.bring_schema(self.fleet.settings)):
             _tell("info", "migrated", revision=revision)
-        if self.settings.backup_target:  # before anybody pays: this may be an old copy that comes back (backups/schedule.py)
-            self._schedule = Schedule(self.settings)
+        if self.fleet.settings.backup_target:  # before anybody pays: this may be an old copy that comes back (backups/schedule.py)
+            self._schedule = Schedule(self.fleet.settings)
             self._schedule.start()
-        self.programs = self._wanted_programs(self.settings)
-        self._adopt()
-        if not self.running:
-            web.check_port(self.settings)
-            metrics.wipe(web.counting_folder(self.data_dir))  # nobody counts there: begin at 0
-        for program in self.programs:
-            self._ensure(program)
-        changed = self._changed(self.programs)
-        if changed:  # what somebody else started may have another cache; `_finish` opens it
-            asyncio.run(installation.close_cache(self.settings.owner_database_url))
-        for program in changed:
-            self._replace(program, self.settings, _tell_line)
-        if self.stores is not None:
-            self.stores.shrink(_tell_line)  # what a change of the phase that was interrupted left
-        self._at_work = threading.Thread(target=self._finish, name="finish", daemon=True)
-        self._at_work.start()
+        self.fleet.start()
+        self._set_to_work("finish", self._finish)
 
-    def _finish(self) -> None:
-        """What a change that was interrupted left, and what a phase has that takes its time."""
+    def _finish(self, cut: threading.Event) -> None:
+        """While people are served: an apply that was cut short is done again; else what the phase lacks is made, as `apply` makes it."""
+        tell = self._teller("finish", cut)
+        number = topology.applying(self.data_dir)
         try:
-            asyncio.run(installation.open_cache(self.settings.owner_database_url))
-            if phases.of(self.settings.phase).partitions:
-                asyncio.run(months.enable(self.settings.owner_database_url, tell=_tell_line))
+            self.fleet.roll(tell)  # those that were adopted
+            if number is None:
+                if self.stores is not None:
+                    self.stores.add_standbys(tell, patient=True)
+                self._end_apply(self.fleet.settings.phase, tell, cut)
         except (*TROUBLE, *AWAY, errors.Error) as error:
             _tell("error", "not_finished", error=str(error), do="piggybank phase apply, again")
-
-    def _wanted_programs(self, settings: Settings) -> list[Program]:
-        runs_as = web.may_run_as(self.user, self.data_dir)
-        if runs_as != self.user:
-            why = f"user {system_user.NAME} cannot read the program"
-            _tell("warning", "web_runs_as_root", why=why, do="install it with installer/install.sh")
-        system_user.make_folder(web.counting_folder(self.data_dir), runs_as)
-        mode = asyncio.run(installation.stored_mode(settings.database_url))
-        if mode == "simulator":
-            system_user.make_folder(self.data_dir / web.SIMULATOR, runs_as)
-        return web.programs(settings, runs_as, mode)
-
-    def _adopt(self) -> None:
-        """Live processes of a supervisor that was killed, or of an earlier version; those that were started with something else are
-        replaced when the rest runs, one after the other."""
-        self._stop_unwanted()
-        for program in self.programs:
-            found = processes.find(program)
-            if found is not None:
-                self.running[program.name] = found
-                _tell("info", "adopted", name=program.name, pid=found.pid, to_be_replaced=found.mark != program.mark)
-
-    def _stop_unwanted(self) -> None:
-        for program in web.beyond(self.settings, self.programs) if self.programs else []:
-            if (found := processes.find(program)) is not None:
-                _tell("info", "stopping_unwanted", name=program.name, pid=found.pid)
-                found.stop()
-
-    def _ensure(self, program: Program) -> None:
-        if program.name not in self.running:
-            self.running[program.name] = processes.start(program)
-            _tell("info", "started", name=program.name, pid=self.running[program.name].pid)
+        if number is not None:
+            self._carry_out(Order(id=uuid4().hex[:12], verb="phase", argument=str(number)), cut)
 
     def _watch(self) -> None:
         rotated_at = 0.0
@@ -192,8 +161,8 @@ class Supervisor:
                 for name, known in list(self.stores.running.items()):
                     if name not in self.stores.busy:
                         self._look_after(name, known)
-            for name, known in list(self.running.items()):
-                if name not in self._busy:
+            for name, known in list(self.fleet.running.items()):
+                if name not in self.fleet.busy:
                     self._look_after(name, known)
             self._look_for_orders()
             if time.monotonic() - rotated_at > ROTATE_EVERY_S:
@@ -205,7 +174,7 @@ class Supervisor:
         if known.alive():
             self._down.discard(name)
             return
-        present = self.stores.running if self.stores is not None and name in self.stores.running else self.running
+        present = self.stores.running if self.stores is not None and name in self.stores.running else self.fleet.running
         if present.get(name) is not known:  # stopped or replaced since somebody looked
             return
         pause = self._pauses.setdefault(name, Pause())
@@ -221,8 +190,7 @@ class Supervisor:
             if self.stores is not None and name in self.stores.programs:
                 fresh = self.stores.ensure(name)
             else:
-                self._close_exchanged_cache(settings_file.load(self.data_dir), _tell_line)  # it reads them anew
-                fresh = self.running[name] = processes.start(known.program)
+                fresh = self.fleet.start_again(known, _tell_line)
         except (*TROUBLE, errors.Error, *AWAY) as error:
             _tell("error", "not_started", name=name, error=str(error), again_in_s=round(pause.died(0), 1))
             return
@@ -230,32 +198,49 @@ class Supervisor:
         _tell("info", "started", name=name, pid=fresh.pid)
 
     def _look_for_orders(self) -> None:
-        """Orders take minutes (a database is copied), and what dies meanwhile is still to be started again: a thread of their own."""
+        """Orders take minutes (a database is copied), and what dies meanwhile is still to be started again: a thread of their own.
+
+        One after the other; but a bank without a working primary waits for nothing: a failover cuts short what is at work.
+        """
         if self._at_work is not None and self._at_work.is_alive():
-            return
-        if (order := orders.take(self.data_dir)) is not None:
-            self._at_work = threading.Thread(target=self._carry_out, args=(order,), name=order.verb, daemon=True)
-            self._at_work.start()
+            if orders.waiting(self.data_dir) == "failover":
+                self._cut.set()
+                if self.stores is not None:
+                    self.stores.end_copies()
+        elif (order := orders.take(self.data_dir)) is not None:
+            self._set_to_work(order.verb, partial(self._carry_out, order))
 
-    def _carry_out(self, order: Order) -> None:
-        reporting = orders.Reporting(self.data_dir, order)
+    def _set_to_work(self, name: str, work: Callable[[threading.Event], None]) -> None:
+        self._cut = threading.Event()
+        self._at_work = threading.Thread(target=work, args=(self._cut,), name=name, daemon=True)
+        self._at_work.start()
 
-        def tell(line: str) -> None:
-            if self._stop.is_set() and order.verb == "phase":  # a failover is not left half done
+    def _teller(self, verb: str, cut: threading.Event, tell: Tell = quietly) -> Tell:
+        """Tells what is done, and ends it where it must end; a failover is not left half done."""
+
+        def told(line: str) -> None:
+            if verb in ("phase", "finish") and self._stop.is_set():
                 raise errors.CannotProceed(what="the supervisor was told to stop", do="start it again: piggybank up; then repeat this")
-            _tell("info", order.verb, step=line)
-            reporting.tell(line)
+            if verb != "failover":
+                _check_cut(cut)
+            _tell("info", verb, step=line)
+            tell(line)
 
+        return told
+
+    def _carry_out(self, order: Order, cut: threading.Event) -> None:
+        reporting = orders.Reporting(self.data_dir, order)
+        tell = self._teller(order.verb, cut, reporting.tell)
         try:
             if order.verb == "phase":
-                self._apply_phase(int(order.argument), tell)
+                self._apply_phase(int(order.argument), tell, cut)
             elif order.verb == "rotate":
                 self._rotate_secrets(order.argument, tell)
             else:
                 self._fail_over(order, tell)
         except errors.Error as error:
             _tell("error", "order_failed", verb=order.verb, error=str(error))
-            details = error.details
+            details = CUT if cut.is_set() else error.details
             reporting.failed(str(details.get("what", error)), str(details.get("do", f"look into {self.data_dir}/logs, then again")))
         except Exception as error:
             _log.exception("order_failed", verb=order.verb)
@@ -263,92 +248,64 @@ class Supervisor:
         else:
             reporting.done()
 
-    def _apply_phase(self, number: int, tell: Tell) -> None:
-        """First what is added, then the web processes and workers, one after the other, then what is not needed any more."""
+    def _apply_phase(self, number: int, tell: Tell, cut: threading.Event) -> None:
+        """First what is added, then the web processes and workers, one after the other, then what is not needed any more.
+
+        The phase is that of the next start when all is there that it needs, and not before: nobody waits for copies then.
+        """
         before = topology.written_phase(self.data_dir)
-        topology.write_phase(self.data_dir, number, self.user)
+        topology.write_applying(self.data_dir, number)
         try:
             if self.stores is not None:
-                self.stores.grow(topology.wanted(settings_file.load(self.data_dir)), tell)
-            self._roll(tell)
-        except BaseException:
-            topology.write_phase(self.data_dir, before, self.user)  # a start finds what stood before; `apply` may be repeated
-            raise
+                self.stores.grow(topology.wanted(settings_file.load(self.data_dir), number), tell)
+            topology.write_phase(self.data_dir, number, self.user)
+            try:
+                self.fleet.roll(tell)
+            except BaseException:
+                topology.write_phase(self.data_dir, before, self.user)  # a start finds what stood before; `apply` may be repeated
+                raise
+            self._end_apply(number, tell, cut)
+        finally:
+            topology.forget_applying(self.data_dir)
+
+    def _end_apply(self, number: int, tell: Tell, cut: threading.Event) -> None:
         if self.stores is not None:
             self.stores.shrink(tell)
         if phases.of(number).partitions:
-            asyncio.run(months.enable(self.settings.owner_database_url, tell=tell))
+            self._turn_months_on(tell, cut)
+
+    def _turn_months_on(self, tell: Tell, cut: threading.Event) -> None:
+        """That waits for whoever reads for long, and on a server that hangs for ever: in a thread that is left alone when it is cut."""
+        failed: list[Exception] = []
+
+        def turn_on() -> None:
+            try:
+                asyncio.run(months.enable(self.fleet.settings.owner_database_url, tell=tell))
+            except Exception as error:  # raised below, to whoever asked
+                failed.append(error)
+
+        turning = threading.Thread(target=turn_on, name="months", daemon=True)
+        turning.start()
+        while turning.is_alive():
+            turning.join(LOOK_EVERY_S)
+            _check_cut(cut)
+        if failed:
+            raise failed[0]
 
     def _fail_over(self, order: Order, tell: Tell) -> None:
         if self.stores is None or topology.DATABASE not in self.stores.topology.embedded:
             raise errors.CannotProceed(
                 what="the database is yours, elsewhere", do="fail it over with its own tool; the pooler or the address must follow it"
             )
-        failover.fail_over(self.stores, order.argument, tell, accept_loss=order.accept_loss, roll=lambda: self._roll(tell))
+        failover.fail_over(self.stores, order.argument, tell, accept_loss=order.accept_loss, roll=lambda: self.fleet.roll(tell))
 
     def _rotate_secrets(self, name: str, tell: Tell) -> None:
         if name == rotation.SETTINGS:  # the new one stands in the operator's file
-            self._roll(tell)
+            self.fleet.roll(tell)
         elif self.stores is None:
             raise errors.CannotProceed(what="the stores are yours, elsewhere", do="change their passwords there, then the addresses")
         else:
-            rotation.rotate(self.stores, name, lambda: self._roll(tell), tell)
-
-    def _roll(self, tell: Tell) -> None:
-        """Move to the settings as they are now: what is new is started first, so that somebody always answers.
-
-        The cache is read again when all have the same one: where this fails on the way, not before it has been repeated.
-        """
-        settings = settings_file.load(self.data_dir)
-        self._close_exchanged_cache(settings, tell)
-        wanted = self._wanted_programs(settings)
-        for program in self._changed(wanted):
-            self._replace(program, settings, tell)
-        for name in [name for name in self.running if name not in {program.name for program in wanted}]:
-            tell(f"stopping {name}")
-            self._busy.add(name)
-            self.running.pop(name).stop()
-            self._busy.discard(name)
-        self.programs, self.settings = wanted, settings
-        asyncio.run(installation.open_cache(settings.owner_database_url))
-
-    def _close_exchanged_cache(self, settings: Settings, tell: Tell) -> None:
-        """Processes that have different caches do not see each other's writes there: nobody reads either of them."""
-        if settings.cache_url != self.settings.cache_url:
-            tell("the cache is not read until every process has the new cache_url")
-            asyncio.run(installation.close_cache(self.settings.owner_database_url))
-
-    def _changed(self, wanted: list[Program]) -> list[Program]:
-        """Those that do not run, or run with something else; what is new comes first."""
-        changed = [program for program in wanted if program.name not in self.running or self.running[program.name].mark != program.mark]
-        return sorted(changed, key=lambda program: program.name in self.running)
-
-    def _replace(self, program: Program, settings: Settings, tell: Tell) -> None:
-        """A web process is started beside the one that it replaces, which then drains: somebody always listens. Others first end."""
-        name, is_web = program.name, program.name.startswith("web-")
-        self._busy.add(name)
-        try:
-            old = self.running.pop(name, None)
-            if old is not None and not is_web:
-                old.stop()
-            self.running[name] = fresh = processes.start(program)
-            if is_web:
-                self._take_place_of(old, fresh, settings)
-        finally:
-            self._busy.discard(name)
-        tell(f"{name} {'replaced' if old else 'started'}")
-
-    def _take_place_of(self, old: Running | None, fresh: Running, settings: Settings) -> None:
-        try:
-            web.wait_listening(fresh, settings.port)
-        except errors.CannotProceed:
-            if old is not None and old.alive():  # it goes on as it was
-                fresh.stop()
-                old.write_record()
-                self.running[fresh.program.name] = old
-            raise
-        if old is not None:
-            old.stop()
+            rotation.rotate(self.stores, name, lambda: self.fleet.roll(tell), tell)
 
     def _rotate(self) -> None:
         try:
@@ -362,20 +319,14 @@ class Supervisor:
             self._schedule.stopping.set()
         if self._at_work is not None:
             self._at_work.join(ORDER_STOP_S)
-        for kind in ("web-", "worker-", web.SIMULATOR):
-            found = [child for name, child in self.running.items() if name.startswith(kind)]
-            for child in found:
-                child.signal(child.program.stop_signal)
-            for child in found:
-                _tell("info", "stopped", name=child.program.name, pid=child.pid, gently=child.stop())
-        self._stop_unwanted()  # what an upgrade that was killed has tried
+        self.fleet.stop()
         if self.stores is not None:
             for name, gently in self.stores.stop().items():
                 _tell("info", "stopped", name=name, gently=gently)
 
     def _say(self, state: str) -> None:
         try:
-            folder.write_card(self.settings, state)
+            folder.write_card(self.fleet.settings, state)
             self._said = state
         except TROUBLE as error:
             _tell("warning", "card_not_written", state=state, error=str(error))
@@ -395,6 +346,7 @@ def stop_orphans(settings: Settings) -> list[str]:
                 if (found := processes.find(msgspec.structs.replace(plain, name=path.stem))) is not None:
                     found.stop()
                     stopped.append(path.stem)
+        stopped += [str(pid) for pid in web.stop_strays(settings.data_dir, set(), math.inf)]
         if (settings.data_dir / "stores" / "secrets.toml").exists():
             stores = Embedded(settings.data_dir)
             stores.find_all(user)

@@ -56,10 +56,11 @@ class Topology(Struct, frozen=True, kw_only=True):
     archived: bool = False  # the log is kept until it is at the backup target
 
 
-def wanted(settings: Settings) -> Topology:
-    """The stores of these settings' phase."""
+def wanted(settings: Settings, number: int | None = None) -> Topology:
+    """The stores of these settings' phase; or of another one that is to be applied, which an operator's own `phase` wins over."""
     chosen = {"pooler": settings.pooler, "durability": settings.durability}
-    found = of(settings.phase, chosen, embedded=settings_file.embedded_stores(settings.data_dir))
+    phase = settings.phase if number is None or "phase" in overrides(settings) else number
+    found = of(phase, chosen, embedded=settings_file.embedded_stores(settings.data_dir))
     return msgspec.structs.replace(found, archived=bool(settings.backup_target))
 
 
@@ -145,3 +146,25 @@ def written_phase(data_dir: Path) -> int:
     """The phase that was applied last; 0 where none was."""
     path = data_dir / settings_file.PHASE_FILE
     return int(tomllib.loads(path.read_text(encoding="utf-8")).get("phase", 0)) if path.exists() else 0
+
+
+def write_applying(data_dir: Path, number: int) -> None:
+    """That phase is being applied; it stays written down until that has ended, well or not: a supervisor that is killed does it again."""
+    processes.write_file(_applying(data_dir), f"{number}\n", 0o640)
+
+
+def applying(data_dir: Path) -> int | None:
+    """The phase that is being applied, by whoever runs or was killed."""
+    try:
+        return int(_applying(data_dir).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def forget_applying(data_dir: Path) -> None:
+    """It has ended, or is not to be done again."""
+    _applying(data_dir).unlink(missing_ok=True)
+
+
+def _applying(data_dir: Path) -> Path:
+    return data_dir / "run" / "applying"

@@ -12,6 +12,7 @@ import ssl
 import sys
 import sysconfig
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,7 @@ import psutil
 
 import piggybank
 from piggybank import errors
-from piggybank.appliance import system_user
+from piggybank.appliance import processes, system_user
 from piggybank.appliance.processes import Program, Running
 from piggybank.appliance.system_user import SystemUser
 from piggybank.settings import COUNTING_FOLDER, ProviderMode, Settings
@@ -98,6 +99,26 @@ def beyond(settings: Settings, wanted: list[Program]) -> list[Program]:
     recorded = [path.stem for pattern in RECORDS for path in sorted((settings.data_dir / "run").glob(pattern))]
     like = wanted[0]
     return [msgspec.structs.replace(like, name=name, log=like.log.with_name(f"{name}.log")) for name in recorded if name not in known]
+
+
+def stop_strays(data_dir: Path, known: set[int], before: float) -> list[int]:
+    """End what was started for this folder before that time, and neither is `known` nor has a record; returns the pids."""
+    likes = {command(data_dir, verb)[1:] for verb in _VERBS.values()}  # whatever Python
+    plain = Program(name="", argv=(), run_dir=data_dir / "run", log=Path())
+    recorded = [processes.look(msgspec.structs.replace(plain, name=path.stem)) for path in plain.run_dir.glob("*.json")]
+    kept = known | {found.pid for found in recorded if found is not None}
+    strays = [
+        process
+        for process in psutil.process_iter(["cmdline", "create_time"])
+        if tuple(process.info["cmdline"] or ())[1:] in likes and process.pid not in kept and process.info["create_time"] < before
+    ]
+    for process in strays:
+        with suppress(psutil.Error):
+            process.terminate()
+    for process in psutil.wait_procs(strays, WEB_STOP_TIMEOUT_S)[1]:
+        with suppress(psutil.Error):
+            process.kill()
+    return [process.pid for process in strays]
 
 
 def may_run_as(user: SystemUser | None, data_dir: Path) -> SystemUser | None:

@@ -249,16 +249,16 @@ def _tell(line: str) -> None:
 
 def _as_phase(settings: Settings, number: int) -> Settings:
     """Write the phase down before anything starts. Raises `errors.CannotProceed` where it cannot be built here, or something else runs."""
-    user = data_folder.prepare_folder(settings.data_dir)
+    data_folder.prepare_folder(settings.data_dir)
     here = topology.DATABASE in settings_file.embedded_stores(settings.data_dir)
     refused = asyncio.run(change.plan(settings, number, "native" if here else "external")).plan.refused
     if refused:
         raise errors.CannotProceed(what=f"phase {number} cannot run here: {refused[0].what}", do=refused[0].do)
     if folder.read_card(settings.data_dir) is not None:
-        if topology.written_phase(settings.data_dir) == number:
+        if number in (topology.applying(settings.data_dir), topology.written_phase(settings.data_dir)):
             return settings
         raise errors.CannotProceed(what="it runs already, as another phase", do=f"piggybank phase apply {number}")
-    topology.write_phase(settings.data_dir, number, user)
+    change.write_down(settings, number)
     return settings_file.load(settings.data_dir)
 
 

@@ -94,6 +94,8 @@ def plan(ctx: click.Context, number: int, target: Target | None, as_json: bool) 
 def apply(ctx: click.Context, number: int, target: Target | None) -> None:
     """Change to another phase, up or down, on the running installation. Safe to repeat; where nothing runs, the next `up` does it.
 
+    Where the supervisor is killed meanwhile, `piggybank up` serves as what stood before, and applies it again.
+
     \b
     Examples:
       piggybank phase apply 2
@@ -129,7 +131,8 @@ def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
     """Make a standby the primary. The old one is stopped or killed first, and comes back as a standby only.
 
     Writes wait meanwhile, or answer 503 with Retry-After. No answered write is lost: an old primary that answers, or ended in order, must
-    have sent all it has; of one that crashed every standby must answer, and with durability = local only --accept-loss helps.
+    have sent all it has; of one that crashed every standby must answer, and with durability = local only --accept-loss helps. It waits for
+    nothing: a phase that is being applied is cut short, and is to be applied again.
 
     Where the primary's folder is gone, so that `up` refuses, it names the standby that takes its place at the next start.
 
@@ -156,6 +159,8 @@ def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
 def _print(said: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH_CHARACTERS)
     console.print(f"[bold]phase {said['phase']}[/] {said['name']} ({said['profile']}): {said['serves']}")
+    if said["applying"] is not None:
+        console.print(f"phase {said['applying']} is being applied; where that was interrupted, `piggybank up` does it again")
     table = Table("", "declared", *(("observed",) if "observed" in said else ()), box=None, pad_edge=False)
     for name, value in said["declared"].items():
         table.add_row(name.replace("_", " "), str(value), *((str(said["observed"].get(name)),) if "observed" in said else ()))

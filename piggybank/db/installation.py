@@ -84,9 +84,10 @@ async def epoch(read: Current) -> Epoch:
     return epoch_of(row.epoch, recovering=row.recovering) if row else epoch_of("")
 
 
-async def close_cache(owner_url: str) -> None:
-    """Nobody reads from the cache any more when this returns."""
-    await _set_epoch(owner_url, "UPDATE installation SET epoch = $1 || epoch WHERE left(epoch, 1) <> $1", CLOSED)
+async def close_cache(owner_url: str, *, waits: bool = True) -> None:
+    """Nobody reads from the cache any more when this returns. `waits`: for a standby, too; else whoever makes one the primary closes it."""
+    first = "" if waits else _WAITS_FOR_NOBODY
+    await _set_epoch(owner_url, "UPDATE installation SET epoch = $1 || epoch WHERE left(epoch, 1) <> $1", CLOSED, first=first)
 
 
 async def open_cache(owner_url: str) -> None:

@@ -55,9 +55,10 @@ class Account:
 class Load:
     """Clients on one installation, until `stop`."""
 
-    def __init__(self, url: str, token: str, clients: int, pause_s: float = 0.0, within_s: float = 60.0) -> None:
+    def __init__(self, url: str, token: str, clients: int, pause_s: float = 0.0, within_s: float = 60.0, *, tries: int = TRIES) -> None:
         self._url = url
         self._within_s = within_s
+        self._tries = tries  # of a write; reads in proportion
         self.headers = {"Authorization": f"Bearer {token}"}
         self._http = httpx.AsyncClient(timeout=TIMEOUT_S, limits=httpx.Limits(max_connections=2 * clients))
         self._pause_s = pause_s
@@ -149,9 +150,9 @@ class Load:
 
     async def _write(self, path: str, body: dict[str, object], moves: dict[Account, int]) -> None:
         key, began = uuid4().hex, time.monotonic()
-        for number in range(TRIES):
+        for number in range(self._tries):
             if number:
-                await asyncio.sleep(PAUSES_S[number - 1])
+                await asyncio.sleep(PAUSES_S[min(number, len(PAUSES_S)) - 1])
             left = self._within_s - (time.monotonic() - began)
             if left <= 0:
                 raise AssertionError(f"{self.now:.2f} s: {path} was not answered within {self._within_s} s: {dict(self.retries)}")
@@ -169,7 +170,7 @@ class Load:
                 why = problem["code"]
             self.retries[why] += 1
         else:
-            raise AssertionError(f"{self.now:.2f} s: {path} was not answered after {TRIES} tries: {dict(self.retries)}")
+            raise AssertionError(f"{self.now:.2f} s: {path} was not answered after {self._tries} tries: {dict(self.retries)}")
         for account, amount in moves.items():
             account.balance += amount
             account.version += 1
@@ -178,8 +179,8 @@ class Load:
         self.done.append(Done(self.now, time.monotonic() - began, write=True))
 
     async def _get(self, path: str) -> dict[str, object]:
-        began = time.monotonic()
-        for _ in range(READ_TRIES):
+        began, tries = time.monotonic(), READ_TRIES * self._tries // TRIES
+        for _ in range(tries):
             try:
                 answer = await self._http.get(self._url + path, headers=self.headers)
             except httpx.TransportError as cause:
@@ -193,14 +194,14 @@ class Load:
                 assert problem["retryable"], answer.text
                 self.retries[f"read {problem['code']}"] += 1
             await asyncio.sleep(READ_PAUSE_S)
-        raise AssertionError(f"{path} was not answered after {READ_TRIES} tries")
+        raise AssertionError(f"{path} was not answered after {tries} tries")
 
 
 @asynccontextmanager
-async def loaded(bank: Bank) -> AsyncIterator[Load]:
+async def loaded(bank: Bank, *, within_s: float = 60.0, tries: int = TRIES) -> AsyncIterator[Load]:
     """The load beside the block; after it every account is what was counted."""
     token = json.loads(await asyncio.to_thread(bank.do, "apikeys", "create", "--name", "load", "--scopes", ALL_SCOPES, "--json"))["token"]
-    load = Load(bank.url, token, CLIENTS, PAUSE_S)
+    load = Load(bank.url, token, CLIENTS, PAUSE_S, within_s, tries=tries)
     try:
         await load.open_accounts()
         running = load.start()
