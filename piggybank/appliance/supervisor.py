@@ -29,7 +29,7 @@ from piggybank import errors, telemetry
 from piggybank import settings as settings_file
 from piggybank.appliance import failover, folder, logs, migrating, move, orders, processes, rotation, topology, web
 from piggybank.appliance.backups.schedule import Schedule
-from piggybank.appliance.data_folder import prepare_folder
+from piggybank.appliance.data_folder import had_database, prepare_folder
 from piggybank.appliance.embedded import Embedded, Tell, quietly
 from piggybank.appliance.fleet import Fleet
 from piggybank.appliance.orders import Order
@@ -123,7 +123,10 @@ class Supervisor:
     def _start(self) -> None:
         if settings_file.embedded_stores(self.data_dir):
             self.stores = Embedded(self.data_dir, topology.wanted(self.fleet.settings))
-            self.stores.open(_tell_line)
+            if had_database(self.data_dir):
+                self.stores.open(_tell_line)
+            else:  # nobody pays yet
+                self.stores.start(_tell_line)
             for name, store in self.stores.running.items():
                 _tell("info", "adopted" if store.adopted else "started", name=name, pid=store.pid)
             self.fleet.settings = settings_file.load(self.data_dir)

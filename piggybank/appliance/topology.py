@@ -1,7 +1,9 @@
 """What should stand on this machine: the phase's servers, capped by what the machine has.
 
 `phase.toml` in the data folder says which phase was applied, and the settings that it brings; it is never erased by being applied,
-so the same phase can be applied again. What the operator sets in `piggybank.toml` or the environment wins and is listed.
+so the same phase can be applied again. `run/applying` says which one is being applied: until its stores are there the one before counts,
+and a supervisor that finds it there at its start applies it again. What the operator sets in `piggybank.toml` or the environment wins
+and is listed.
 """
 
 import os
