@@ -135,7 +135,7 @@ class Supervisor:
         for revision in asyncio.run(migrating.bring_schema(self.fleet.settings)):
             _tell("info", "migrated", revision=revision)
         if self.fleet.settings.backup_target:  # before anybody pays: this may be an old copy that comes back (backups/schedule.py)
-            self._schedule = Schedule(self.fleet.settings)
+            self._schedule = Schedule(lambda: settings_file.load(self.data_dir))
             self._schedule.start()
         self.fleet.start()
         self._set_to_work("finish", self._finish)

@@ -260,7 +260,7 @@ def run_schedule(ctx: click.Context) -> None:
     settings = settings_of(ctx)
     check_target(settings)
     telemetry.configure(settings.log_level, settings.log_format)
-    for thread in schedule.Schedule(settings).start():
+    for thread in schedule.Schedule(lambda: settings_of(ctx)).start():
         thread.join()
 
 

@@ -76,6 +76,10 @@ class Branch(Bank):
     def rebuilt_as(self, data_dir: Path) -> "Branch":
         """The same address, another folder, the same provider."""
         shutil.move(data_dir.parent / "provider", data_dir / "simulator")
+        return self.at(data_dir)
+
+    def at(self, data_dir: Path) -> "Branch":
+        """The same address, another folder."""
         made = Branch(data_dir, **{name: value for name, value in self.environment.items() if name.startswith("PIGGYBANK_")})
         made.token = self.token
         return made

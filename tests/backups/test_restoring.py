@@ -316,7 +316,7 @@ def test_a_backup_of_ones_own_postpones_none_of_the_schedule(bank: Settings, tmp
             standing = await backups.standing(connection)
         finally:
             await connection.close()
-        return await asyncio.to_thread(Schedule(bank)._backup_due, standing, datetime.now(UTC))
+        return await asyncio.to_thread(Schedule(lambda: bank)._backup_due, standing, datetime.now(UTC))
 
     def make(kind: str, target: str) -> None:
         at = datetime.now(UTC)
