@@ -15,8 +15,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from piggybank import errors, telemetry
 from piggybank import settings as settings_file
-from piggybank.appliance import data_folder, processes
-from piggybank.appliance.backups import drills, keeping, making, manifests, months, schedule, secrets, targets, wal
+from piggybank.appliance import binaries, data_folder, processes
+from piggybank.appliance.backups import courses, drills, keeping, making, manifests, months, schedule, secrets, targets, wal
+from piggybank.appliance.backups.courses import Course
+from piggybank.appliance.backups.manifests import Manifest
+from piggybank.appliance.backups.targets import Target
 from piggybank.appliance.system_user import chosen, ours, shared
 from piggybank.cli.appliance import settings_of
 from piggybank.db import backups
@@ -176,8 +179,8 @@ def list_backups(ctx: click.Context, *, address: str, as_json: bool) -> None:
 def verify(ctx: click.Context, *, backup_id: str, address: str, key_file: str | None, without_key: bool, deep: bool, as_json: bool) -> None:
     """Read a backup to its end, compare every checksum, and open its secrets with the recovery key.
 
-    Also whether the log since then has a hole, and whether archived months are at the target. Ends with 1 where something is damaged,
-    missing, or the key does not open it.
+    Also whether the log since then has a hole, through every failover, up to when it can be restored, and whether archived months are at
+    the target. Ends with 1 where something is damaged or missing, or the key does not open it.
 
     \b
     Examples:
@@ -189,8 +192,7 @@ def verify(ctx: click.Context, *, backup_id: str, address: str, key_file: str | 
         manifest = manifests.choose(target, backup_id)
         for file in manifest.files:
             manifests.check(target, file, lambda size, name=file.name: tell(f"reading {name}: {size / MIB:,.0f} MiB"))  # type: ignore[misc]
-        log = wal.needed(wal.names_of(target, manifest.system), manifest.first_wal) if manifest.kind == "base" else []
-        hole = wal.hole(log, manifest.first_wal) if log else ""
+        log, until = _log_since(settings, target, manifest)
         missing = months.missing(manifest.facts.months, target.names(months.FOLDER))
     opened: list[str] = []
     if manifest.recipient and not without_key:
@@ -208,20 +210,39 @@ def verify(ctx: click.Context, *, backup_id: str, address: str, key_file: str | 
     if as_json:
         drilled = msgspec.to_builtins(found)
         said = {"id": manifest.id, "files": len(manifest.files), "secrets": opened, "deep": drilled}
-        click.echo(json.dumps(said | {"log_files": len(log), "log_hole": hole, "missing_months": missing}))
+        said |= {"log_files": len(log.files), "log_hole": log.missing, "log_leads_on": not log.is_given_up}
+        click.echo(json.dumps(said | {"restorable_until": until.isoformat() if until else None, "missing_months": missing}))
     else:
         click.echo(f"{manifest.id}: {len(manifest.files)} files, {manifest.size_bytes / MIB:,.1f} MiB, as they were written")
         without = "not tried" if manifest.recipient else "there are none in it: piggybank backup key"
         click.echo(f"secrets: {', '.join(opened) if opened else without}")
-        if log:
-            click.echo(
-                f"log since then: {len(log)} files" + (f", NOT whole: {hole} is missing, later moments cannot be restored" if hole else "")
-            )
+        click.echo(_said_of(log, until))
         if missing:
             click.echo(f"archived months that are NOT at the target: {', '.join(missing)}")
         if found is not None:
             click.echo(f"restored and verified in {found.seconds:.1f} s: {found.said}" if found.passed else f"NOT restored: {found.said}")
-    ctx.exit(0 if not hole and not missing and (found is None or found.passed) else 1)
+    ctx.exit(0 if not log.missing and not log.is_given_up and not missing and (found is None or found.passed) else 1)
+
+
+def _log_since(settings: Settings, target: Target, manifest: Manifest) -> tuple[Course, datetime | None]:
+    """And when the last commit was made that can be restored; None: no program here can read that."""
+    if manifest.kind != "base":
+        return Course(), manifest.taken_at
+    log = courses.course(target, manifest, wal.names_of(target, manifest.system))
+    try:
+        programs = binaries.postgres(settings.data_dir / "stores", chosen(), manifest.facts.postgres_major)
+    except errors.CannotProceed:
+        return log, None
+    return log, max(courses.last_commit(target, log, programs) or manifest.taken_at, manifest.taken_at)
+
+
+def _said_of(log: Course, until: datetime | None) -> str:
+    whole = f"log since then: {len(log.files)} files"
+    if log.is_given_up:
+        whole = "log since then: NONE leads on from it, since it is of a history that was given up before it was made"
+    elif log.missing:
+        whole += f", NOT whole: {log.missing} is missing, later moments cannot be restored"
+    return f"{whole}\nit can be restored up to {until:%Y-%m-%dT%H:%M:%SZ}" if until else whole
 
 
 @backup.command("drill")

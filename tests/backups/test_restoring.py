@@ -509,10 +509,10 @@ def test_a_hole_in_the_log_is_never_taken_for_its_end(branch: Branch, target: Pa
     log = _log(target)
     log[-2].rename(open_path / "hidden")
     verified = branch.run("backup", "verify", "--without-key", "--json")
-    assert (verified.returncode, json.loads(verified.stdout)["log_hole"]) == (1, log[-2].name[8:24])
+    assert (verified.returncode, json.loads(verified.stdout)["log_hole"]) == (1, wal.segment(log[-2].name))
     refused = branch.run("restore", "latest", "--to", str(open_path / "no"), "--without-key")
     assert refused.returncode == 1
-    assert f"the log at the target has a hole ({log[-2].name[8:24]})" in refused.stderr.replace("\n", " ")
+    assert f"the log at the target has a hole ({wal.segment(log[-2].name)})" in refused.stderr.replace("\n", " ")
     assert not (open_path / "no").exists()
     branch.do("restore", "latest", "--to", str(open_path / "until"), "--until-hole", "--without-key")
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from piggybank.appliance.backups import manifests, wal
+from piggybank.appliance.backups import manifests, timelines, wal
 from piggybank.appliance.backups.manifests import MANIFEST, Manifest
 from piggybank.appliance.backups.targets import Target
 
@@ -29,7 +29,7 @@ def prune(target: Target, keep: int, keep_days: int, now: datetime) -> list[str]
         if name.split("/")[1] in {*gone, *cut_short}:
             target.delete(name)
     bases = [manifest for manifest in kept if manifest.kind == "base"]
-    first = {base.system: min((one.first_wal for one in bases if one.system == base.system), key=wal.number) for base in bases}
+    first = {base.system: min((one.first_wal for one in bases if one.system == base.system), key=timelines.number) for base in bases}
     log = target.names(wal.FOLDER)
     needed = {name for system, first_wal in first.items() for name in wal.needed(log, first_wal) if name.startswith(wal.folder_of(system))}
     for name in sorted(set(log) - needed):  # where there is no base backup left the log is good for nothing

@@ -40,6 +40,9 @@ ENDS_WITHIN_S = 60  # after its output has ended
 WORDS_SHOWN = 3  # last lines of a program that failed
 BASE, DUMP = "base.tar.gz", "dump.pgc"
 ENCRYPTED = ("require", "verify-ca", "verify-full")
+_KEEP_LOG = (
+    "SELECT pg_walfile_name(lsn), pg_walfile_name(pg_current_wal_insert_lsn()) FROM pg_create_physical_replication_slot($1, true, true)"
+)
 
 Tell = Callable[[str], None]
 
@@ -122,10 +125,10 @@ async def _make(
                 snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
                 taken_at: datetime = await connection.fetchval("SELECT now()")
                 data = await asyncio.to_thread(_dump, settings.owner_database_url, found, snapshot, target, f"{folder}/{DUMP}", tell)
-                first_wal = system = ""
+                first_wal = next_wal = system = ""
         if kind == "base":
             system = wal.system_of(settings.data_dir / "stores" / topology.primary_of(settings.data_dir / "stores"))
-            async with _slot(settings) as first_wal:
+            async with _slot(settings) as (first_wal, next_wal):
                 data = await asyncio.to_thread(_base, settings, target, f"{folder}/{BASE}", tell)
             taken_at = datetime.now(UTC)
     finally:
@@ -148,6 +151,7 @@ async def _make(
         facts=found,
         files=files,
         first_wal=first_wal,
+        next_wal=next_wal,
         system=system,
         recipient=settings.backup_recipient,
     )
@@ -200,14 +204,15 @@ async def _connect(url: str) -> asyncpg.Connection:
 
 
 @asynccontextmanager
-async def _slot(settings: Settings) -> AsyncIterator[str]:
-    """Keep the log from here on for as long as the backup reads it; the first segment that it needs."""
+async def _slot(settings: Settings) -> AsyncIterator[tuple[str, str]]:
+    """Keep the log from here on for as long as the backup reads it; the first segment that it needs, and the one that is written to."""
     primary = topology.primary_of(settings.data_dir / "stores")
     known = store_files.load_secrets(settings.data_dir / "stores", system_user.chosen())
     connection = await _connect(known.database_url(store_files.ADMIN_ROLE, primary).rpartition("/")[0] + "/postgres")
     try:
         name = f"backup_{random.token_hex(4)}"
-        yield await connection.fetchval("SELECT pg_walfile_name(lsn) FROM pg_create_physical_replication_slot($1, true, true)", name)
+        first, following = await connection.fetchrow(_KEEP_LOG, name)
+        yield first, following
     finally:
         await connection.close()  # a temporary slot goes with its session
 

@@ -52,7 +52,8 @@ class Facts(Struct, frozen=True, kw_only=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """`first_wal`: the first segment that a base backup needs; `system`: of whose log; `taken_at`: what was committed by then is in it."""
+    """`first_wal`: the first segment that a base backup needs; `next_wal`: the one that was written to when it began, since which all go to
+    the target; `system`: of whose log; `taken_at`: what was committed by then is in it."""
 
     format: int = FORMAT
     id: str
@@ -65,6 +66,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     facts: Facts
     files: list[File]
     first_wal: str = ""
+    next_wal: str = ""  # backups of older versions do not say it
     system: str = ""
     recipient: str = ""  # whose recovery key opens the secrets; empty: they are not in it
 

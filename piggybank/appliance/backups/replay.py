@@ -18,7 +18,8 @@ from typing import IO, cast
 
 from piggybank import errors
 from piggybank.appliance import processes, store_files, system_user
-from piggybank.appliance.backups import manifests, wal
+from piggybank.appliance.backups import courses, manifests, timelines, wal
+from piggybank.appliance.backups.courses import Course
 from piggybank.appliance.backups.making import BASE
 from piggybank.appliance.backups.manifests import Hashing, Manifest
 from piggybank.appliance.backups.targets import CHUNK_BYTES, Target
@@ -108,15 +109,20 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, user
         system_user.give(file.fileno(), user, 0o600)
 
 
-def fetch_log(target: Target, manifest: Manifest, folder: Path, user: SystemUser | None, tell: Tell, *, until_hole: bool) -> list[str]:
-    """The log since that backup, compressed as it is: a segment is unpacked when it is replayed. Returns what must be replayed.
+def fetch_log(target: Target, manifest: Manifest, folder: Path, user: SystemUser | None, tell: Tell, *, until_hole: bool) -> Course:
+    """The log since that backup, compressed as it is: a segment is unpacked when it is replayed. Nothing of a timeline that was given up.
 
-    Raises `errors.CannotProceed` where a segment is damaged; with `until_hole` it is left out, and nothing is asked of the replay.
+    Raises `errors.CannotProceed` where no log leads on from it, or a segment is damaged; with `until_hole` that is left out.
     """
     system_user.make_folder(folder, user)
-    names = wal.needed(wal.names_of(target, manifest.system), manifest.first_wal)
-    for number, name in enumerate(names, start=1):
-        tell(f"fetching the log: {number} of {len(names)} segments")
+    found = courses.course(target, manifest, wal.names_of(target, manifest.system))
+    if found.is_given_up and not until_hole:
+        raise errors.CannotProceed(
+            what=f"{manifest.id} is of a history that was given up before it was made: the log does not lead on from it",
+            do="take another backup (piggybank backup list); or --until-hole, which restores the moment of this one",
+        )
+    for number, name in enumerate(found.files, start=1):
+        tell(f"fetching the log: {number} of {len(found.files)} files")
         path = folder / PurePosixPath(name).name
         with target.open(name) as source, path.open("wb") as file:
             shutil.copyfileobj(source, file, CHUNK_BYTES)
@@ -127,18 +133,18 @@ def fetch_log(target: Target, manifest: Manifest, folder: Path, user: SystemUser
             if not until_hole:
                 raise
             path.unlink()
-    return [] if until_hole else list(names)
+    return found
 
 
-def check_replayed(server: "Alive", names: list[str]) -> None:
-    """Raises `errors.CannotProceed` where the replay ended before the newest of these: PostgreSQL takes a missing segment for the end."""
-    newest, replayed_to = wal.newest(names), server.replayed_bytes
-    if not newest or replayed_to > wal.begins_at(newest):
+def check_replayed(server: "Alive", log: Course) -> None:
+    """Raises `errors.CannotProceed` where the replay ended before the newest of it: PostgreSQL takes a missing file for the end."""
+    came_to_it = not log.newest or server.replayed_bytes > timelines.begins_at(log.newest)
+    if came_to_it and not timelines.HISTORY.fullmatch(log.missing):  # without a history the newest is of a timeline that does not follow
         return
-    missing = wal.hole(names, min(wal.segment(name) for name in names if wal.segment(name)[:8] == newest[:8])) or "the one that comes next"
+    missing, beyond = log.missing or "the one that comes next", log.newest or "a later one"
     when = f"{server.replayed_to:%Y-%m-%dT%H:%M:%SZ}" if server.replayed_to else "the moment of the backup"
     raise errors.CannotProceed(
-        what=f"the log at the target has a hole ({missing}): it can be replayed to {when}, and segments up to {newest} come after that",
+        what=f"the log at the target has a hole ({missing}): it can be replayed to {when}, and files up to {beyond} come after that",
         do="take a backup that was made after the hole (piggybank backup list); or --until-hole, which loses what came after it",
     )
 

@@ -190,10 +190,10 @@ def _base(
     known = store_files.load_secrets(stores, user)
     try:
         replay.unpack(target, manifest, making, user, tell)
-        names = replay.fetch_log(target, manifest, log / "segments", user, tell, until_hole=until_hole)
+        fetched = replay.fetch_log(target, manifest, log / "segments", user, tell, until_hole=until_hole)
         with replay.alive(making, log / "segments", program, user, at, tell) as server:
-            if at is None:
-                replay.check_replayed(server, names)
+            if at is None and not until_hole:
+                replay.check_replayed(server, fetched)
             point = at or server.replayed_to or manifest.taken_at
             server.set_password(store_files.ADMIN_ROLE, known.admin_password)
             restored = asyncio.run(

@@ -18,7 +18,7 @@ import structlog
 
 from piggybank import errors
 from piggybank.appliance import topology
-from piggybank.appliance.backups import drills, keeping, making, manifests, months, targets, wal
+from piggybank.appliance.backups import courses, drills, keeping, making, manifests, months, targets, wal
 from piggybank.appliance.backups.targets import Target
 from piggybank.db import backups, migrate, recovery
 from piggybank.db.backups import Standing
@@ -108,8 +108,12 @@ class Schedule:
         why = ""
         if bases and bases[0].system != system:
             why = f"{bases[0].id}, the newest base backup, is of a database cluster that is not the present one"
-        elif bases and (missing := wal.hole(known, bases[0].first_wal)):
-            why = f"the log at the target has a hole after {bases[0].id}: {missing} is missing"
+        elif bases:
+            log = courses.course(target, bases[0], known)
+            if log.missing:
+                why = f"the log at the target has a hole after {bases[0].id}: {log.missing} is missing"
+            elif log.is_given_up:
+                why = f"{bases[0].id}, the newest base backup, is of a history that was given up: the log does not lead on from it"
         if why and why != self._hole:
             _log.error("log_has_a_hole", because=why, do="a base backup is made now")
         if bases and why != self._hole:

@@ -11,29 +11,24 @@ its segments from the beginning again.
 import gzip
 import io
 import os
-import re
 import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 
 from piggybank import errors
 from piggybank.appliance import processes, store_files, system_user
 from piggybank.appliance.backups.targets import Target
+from piggybank.appliance.backups.timelines import HISTORY, SEGMENT, SEGMENT_BYTES, number
 from piggybank.db.storage import MIB, RESERVE_MIB
 
 FOLDER = "wal"
 SUFFIX = ".gz"
-SEGMENT_BYTES = 16 * MIB
-SEGMENTS_OF_A_FILE = 0x100  # that the middle part of a name counts
 SPOOL_MAX_MIB = 8 * 1024  # days of a bank that is not busy: what was closed early is mostly zeros, and compressed
 SPOOL_LEAVES_MIB = 4 * RESERVE_MIB  # free on the disk; below RESERVE_MIB writes stop
 HOLE_FILE = "wal-hole"  # in `stores/`, while the newest base backup cannot be brought to the end of the log
-_SEGMENT = re.compile(r"[0-9A-F]{24}")
-_HISTORY = re.compile(r"([0-9A-F]{8})\.history")
 
 
 def spool_of(data_dir: Path) -> Path:
@@ -69,11 +64,11 @@ def ship(
     shipped, newest = 0, None
     for path in waiting(data_dir)[:most]:
         name = segment(path.name)
-        if _SEGMENT.fullmatch(name) or _HISTORY.fullmatch(name):  # what is left are labels of backups, which theirs hold
+        if SEGMENT.fullmatch(name) or HISTORY.fullmatch(name):  # what is left are labels of backups, which theirs hold
             with os.fdopen(system_user.open_file(path, os.O_RDONLY), "rb") as file:  # the spool is the system user's
                 content = file.read()
             _put(target, f"{folder_of(system)}/{name}{SUFFIX}", content, known)
-            if _SEGMENT.fullmatch(name):
+            if SEGMENT.fullmatch(name):
                 newest = (name, datetime.fromtimestamp(path.stat().st_mtime, UTC))
         path.unlink()
         shipped += 1
@@ -97,7 +92,8 @@ def _put(target: Target, name: str, content: bytes, known: set[str]) -> None:
 
 def give_up_beyond(data_dir: Path, *, max_mib: int = SPOOL_MAX_MIB, leaves_mib: int = SPOOL_LEAVES_MIB) -> int:
     """Delete the newest of what waits where the spool is larger than it may be, or the disk runs short; answers how many segments."""
-    found = waiting(data_dir)
+    # a history takes no room, and without it nothing of a timeline can be restored
+    found = [path for path in waiting(data_dir) if not HISTORY.fullmatch(segment(path.name))]
     size = sum(path.stat().st_size for path in found)
     gone = 0
     while found and (size > max_mib * MIB or shutil.disk_usage(spool_of(data_dir)).free < leaves_mib * MIB):
@@ -130,23 +126,7 @@ def noted_hole(data_dir: Path) -> str:
 
 def needed(names: Iterable[str], first_wal: str) -> list[str]:
     """Of a cluster's names those that a base backup which begins with `first_wal` may need: every later segment of any history."""
-    return [name for name in names if not _SEGMENT.fullmatch(segment(name)) or number(segment(name)) >= number(first_wal)]
-
-
-def hole(names: Iterable[str], first_wal: str) -> str:
-    """The first segment that is missing between those that a base backup needs, on whatever timeline; empty: none is."""
-    there = sorted({number(segment(name)) for name in needed(names, first_wal) if _SEGMENT.fullmatch(segment(name))})
-    after = next((one for one, following in pairwise(there) if following != one + 1), None)
-    return "" if after is None else _position(after + 1)
-
-
-def newest(names: Iterable[str]) -> str:
-    """The last segment of the newest timeline, which PostgreSQL follows; empty where that has none."""
-    words = [segment(name) for name in names]
-    timelines = [word[:8] for word in words if _SEGMENT.fullmatch(word)] + [
-        found[1] for word in words if (found := _HISTORY.fullmatch(word))
-    ]
-    return max((word for word in words if timelines and _SEGMENT.fullmatch(word) and word[:8] == max(timelines)), default="")
+    return [name for name in names if not SEGMENT.fullmatch(segment(name)) or number(segment(name)) >= number(first_wal)]
 
 
 def check_whole(path: Path) -> None:
@@ -157,12 +137,13 @@ def check_whole(path: Path) -> None:
             while chunk := plain.read(MIB):
                 size += len(chunk)
     except (OSError, EOFError, zlib.error) as cause:
-        raise _damaged(path.name, str(cause)) from cause
-    if _SEGMENT.fullmatch(segment(path.name)) and size != SEGMENT_BYTES:
-        raise _damaged(path.name, f"{size} bytes of {SEGMENT_BYTES}")
+        raise damaged(path.name, str(cause)) from cause
+    if SEGMENT.fullmatch(segment(path.name)) and size != SEGMENT_BYTES:
+        raise damaged(path.name, f"{size} bytes of {SEGMENT_BYTES}")
 
 
-def _damaged(name: str, why: str) -> errors.CannotProceed:
+def damaged(name: str, why: str) -> errors.CannotProceed:
+    """What to say of such a file of the log."""
     return errors.CannotProceed(
         what=f"{segment(name)} of the log is damaged at the target: {why}",
         do="--until-hole restores what was committed before it; or take a later backup (piggybank backup list)",
@@ -172,20 +153,6 @@ def _damaged(name: str, why: str) -> errors.CannotProceed:
 def segment(name: str) -> str:
     """The segment that a file of the target, or of the spool, is."""
     return name.rpartition("/")[2].removesuffix(SUFFIX)
-
-
-def number(name: str) -> int:
-    """How many segments come before this one, whatever its timeline."""
-    return int(name[8:16], 16) * SEGMENTS_OF_A_FILE + int(name[16:24], 16)
-
-
-def _position(count: int) -> str:
-    return f"{count // SEGMENTS_OF_A_FILE:08X}{count % SEGMENTS_OF_A_FILE:08X}"
-
-
-def begins_at(name: str) -> int:
-    """The first byte of a segment, as a position in the log."""
-    return number(name) * SEGMENT_BYTES
 
 
 def names_of(target: Target, system: str) -> Sequence[str]:
