@@ -26,7 +26,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from piggybank import errors
-from piggybank.appliance import binaries, cache_cluster, pooler, processes, store_files, store_programs, system_user, topology
+from piggybank.appliance import archiving, binaries, cache_cluster, pooler, processes, store_files, store_programs, system_user, topology
 from piggybank.appliance.data_folder import had_database, prepare_folder
 from piggybank.appliance.postgres import Postgres
 from piggybank.appliance.processes import Program, Running
@@ -376,6 +376,7 @@ class Embedded:
                 if self.postgres.is_made(other) and self.postgres.must_be_rewound(other):
                     self.postgres.fence(other, self.running.pop(other, None) or processes.find(self._program(other)))
             self._forget_cache()  # before: whoever is killed in between leaves nothing of the past
+            archiving.prepare(self.postgres, name)
             self.postgres.promote(name)
             self.postgres.close_cache()
 

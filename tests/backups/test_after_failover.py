@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from piggybank.appliance import store_files, topology
+from piggybank.appliance.backups import wal
 from tests.appliance.bank import wait_until
 from tests.backups.conftest import Branch, Writer
 from tests.conftest import require, run_apart
@@ -113,6 +114,70 @@ def test_what_was_answered_after_a_failover_comes_back_from_a_backup_of_before_i
     bank.do("verify")
     bank.do("phase", "show", "--observed")
     bank.do("down")
+
+
+def test_what_the_old_primary_had_not_archived_is_archived_by_the_new_one(branch: Branch, target: Path, open_path: Path) -> None:
+    """Its disk breaks while its archiver is behind: the copies have what it closed, and no log of theirs has a hole there."""
+    require("pgbouncer")
+    branch.do("up", "--detach", "--phase", "2")
+    key = with_key(branch, open_path)
+    account = branch.open_account()
+    assert branch.deposit(account, FIRST, "first").status_code == 201
+    branch.do("backup", "create")
+    old, stores = primary_of(branch), branch.data_dir / "stores"
+    [archiver] = archivers(branch, old)
+    archiver.suspend()
+    behind = []
+    for number in range(3):
+        assert branch.deposit(account, 1, f"behind-{number}").status_code == 201
+        behind.append(ask(branch, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())"))
+        ask(branch, "SELECT pg_switch_wal()")
+    assert branch.deposit(account, 1, "open").status_code == 201
+    (stores / old / "pg_wal").rename(open_path / "lost")
+    (stores / f"{old}.new").touch()  # nor can it be copied anew: it never comes back
+    branch.kill(old)
+    assert branch.run("failover").returncode != 0
+    new = primary_of(branch)
+    assert new != old
+    wait_until(lambda: branch.deposit(account, 1, "after").status_code == 201)
+    ship(branch, target)
+    for name in behind:
+        wait_until(lambda name=name: list((target / "wal").rglob(f"{name}.gz")))  # type: ignore[misc]
+    verified = json.loads(branch.do("backup", "verify", *key, "--json"))
+    assert (verified["log_hole"], verified["log_leads_on"]) == ("", True)
+    assert moment_of(verified["restorable_until"]) <= datetime.now(UTC)
+
+    # the schedule goes on, on the new timeline
+    next_one = json.loads(branch.do("backup", "create", "--json"))
+    assert next_one["next_wal"].startswith("00000002")
+    assert branch.deposit(account, 1, "last").status_code == 201
+    ship(branch, target)
+    answered = FIRST + len(behind) + 3
+
+    branch.destroy()
+    [first_one] = [name for name in sorted(path.name for path in (target / "backups").iterdir()) if name != next_one["id"]]
+    for backup_id in (next_one["id"], first_one):
+        restored = branch.at(open_path / backup_id)
+        branch.do("restore", backup_id, "--to", str(restored.data_dir), *key)
+        restored.do("up", "--detach")
+        assert restored.get(f"/v1/accounts/{account}/balance")["balance"] == answered
+        restored.do("verify")
+        restored.do("down")
+
+    # of the segment in which the two parted only the new one's counts
+    [parted] = [path for path in sorted((target / "wal").rglob("00000002*.gz")) if "history" not in path.name][:1]
+    parted.rename(open_path / "hidden")
+    (parted.parent / parted.name.replace("00000002", "00000001", 1)).write_bytes((open_path / "hidden").read_bytes())
+    there = branch.at(open_path / "none")
+    said = there.run("backup", "verify", first_one, *key)
+    assert said.returncode == 1
+    assert f"NOT whole: {wal.segment(parted.name)} is missing" in said.stdout
+    refused = there.run("restore", first_one, "--to", str(open_path / "no"), *key)
+    assert f"has a hole ({wal.segment(parted.name)})" in refused.stderr.replace("\n", " ")
+
+
+def moment_of(text: str) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 def test_new_passwords_do_not_stop_the_log(branch: Branch, target: Path) -> None:

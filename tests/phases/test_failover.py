@@ -260,6 +260,21 @@ def test_a_loss_that_is_accepted(stores: Embedded) -> None:
 
 
 @pytest.mark.deep
+def test_no_two_timelines_have_one_number(stores: Embedded) -> None:
+    """One takes over that never heard of the timeline before it: both may be at the backup target, under names that say the number."""
+    stores.running.pop("postgres-3").stop()
+    stores.running.pop("postgres").stop()
+    stores.postgres.name_primary("postgres-2")
+    stores.take_over("postgres-2")
+    assert stores.postgres.look("postgres-2").timeline == 2
+    stores.running["postgres-2"].signal(signal.SIGKILL)
+    stores.ensure("postgres-3")
+    stores.wait_ready("postgres-3")
+    assert fail_over(stores, "postgres-3", accept_loss=True) == "postgres-3"
+    assert stores.postgres.look("postgres-3").timeline == 3
+
+
+@pytest.mark.deep
 def test_a_primary_that_does_not_end_in_order_is_given_up(stores: Embedded) -> None:
     """It answers, and its disk, say, does not let it end: every standby answers, and what was confirmed is on the one that takes over."""
     stores.psql("SET synchronous_commit = on; INSERT INTO kept VALUES (2);")
