@@ -234,7 +234,7 @@ def settings_of(ctx: click.Context) -> Settings:
     return settings_file.load((ctx.find_root().obj or {}).get("data_dir"))
 
 
-def write_down(ctx: click.Context, action: str, target: str, **details: Any) -> None:
+def record_act(ctx: click.Context, action: str, target: str, **details: Any) -> None:
     """An act that is done already, into the audit log: what is done stays so, also where that cannot be written."""
     settings = settings_of(ctx)  # the addresses may be others by now
     try:

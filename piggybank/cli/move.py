@@ -75,7 +75,7 @@ def _move(ctx: click.Context, to: str, application_url: str) -> None:
         click.echo(f"not piggybank's, left behind: {', '.join(done.copied.left_behind)}")
     click.echo(f"writes waited {done.copied.seconds:.1f} s for the copy")
     _start_again(ctx, done)
-    appliance.write_down(ctx, "move", f"database:{found.target}", before=found.source, rows=rows)
+    appliance.record_act(ctx, "move", f"database:{found.target}", before=found.source, rows=rows)
     click.echo(f"moved to {found.target}; the old database is kept and takes no writes. Check everything: piggybank verify")
 
 

@@ -17,7 +17,7 @@ from piggybank.appliance import change, data_folder, folder, observed, orders, s
 from piggybank.capacity import phases
 from piggybank.capacity.plan import lines
 from piggybank.capacity.standing import Target
-from piggybank.cli.appliance import settings_of, write_down
+from piggybank.cli.appliance import record_act, settings_of
 
 PIPED_WIDTH_CHARACTERS = 180  # where no terminal says its width
 
@@ -115,7 +115,7 @@ def apply(ctx: click.Context, number: int, target: Target | None) -> None:
     if folder.read_card(settings.data_dir) is None:
         click.echo(f"phase {number} is written down; nothing runs here, so the next `piggybank up` builds it")
         return
-    write_down(ctx, "phase.apply", f"phase:{number}", before=before)
+    record_act(ctx, "phase.apply", f"phase:{number}", before=before)
     settings = settings_of(ctx)
     differences = observed.differences(settings, asyncio.run(observed.look(settings)))
     if differences:
@@ -153,7 +153,7 @@ def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
     for line in orders.carry_out(settings.data_dir, "failover", to, accept_loss=accept_loss):
         click.echo(f"{time.monotonic() - started:7.1f} s  {line}")
     name = topology.primary_of(settings.data_dir / "stores")
-    write_down(ctx, "failover", f"database:{name}", **({"accept_loss": True} if accept_loss else {}))
+    record_act(ctx, "failover", f"database:{name}", **({"accept_loss": True} if accept_loss else {}))
 
 
 def _print(said: dict[str, Any]) -> None:

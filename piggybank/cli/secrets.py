@@ -12,7 +12,7 @@ from piggybank import settings as settings_file
 from piggybank.appliance import folder, orders, processes, rotation, topology
 from piggybank.appliance.data_folder import prepare_folder
 from piggybank.appliance.system_user import ours, shared
-from piggybank.cli.appliance import settings_of, write_down
+from piggybank.cli.appliance import record_act, settings_of
 from piggybank.settings import OPERATOR_FILE, Settings
 
 CALLBACK = "eft_callback_secret"
@@ -65,7 +65,7 @@ def rotate(ctx: click.Context, name: str | None, drop_old: bool) -> None:
     for one in _stores(settings) if name is None else [name]:
         for line in _rotated(settings, one, drop_old=drop_old):
             print(line, file=sys.stderr, flush=True)
-        write_down(ctx, "secret.rotate", f"secret:{one}", **({"dropped_old": True} if drop_old else {}))
+        record_act(ctx, "secret.rotate", f"secret:{one}", **({"dropped_old": True} if drop_old else {}))
         click.echo(f"{one}: done")
 
 

@@ -12,7 +12,7 @@ import click
 from piggybank import telemetry
 from piggybank.appliance import majors, versions
 from piggybank.appliance import upgrade as work
-from piggybank.cli.appliance import settings_of, write_down
+from piggybank.cli.appliance import record_act, settings_of
 
 FILES = (".whl", ".tar.gz", ".tgz")
 
@@ -56,7 +56,7 @@ def upgrade(ctx: click.Context, wanted: str | None, only_plan: bool, without_bac
         _print_plan(made, as_json=as_json)
         return
     work.carry_out(made, _tell, without_backup=without_backup)
-    write_down(ctx, "upgrade", f"version:{made.after}", before=made.before)
+    record_act(ctx, "upgrade", f"version:{made.after}", before=made.before)
     click.echo(f"piggybank {made.after} runs: {settings.url}")
 
 
