@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID, uuid4
@@ -17,6 +18,7 @@ from piggybank.appliance import store_files
 from piggybank.appliance.backups import databases, finishing, making, manifests, targets
 from piggybank.appliance.backups.finishing import Finished
 from piggybank.appliance.backups.manifests import Owner
+from piggybank.db import months, partitions, recovery
 from piggybank.settings import Settings
 from tests.conftest import Stores, _on_database, start_simulator
 from tests.provider.conftest import TIME_SCALE, Desk, Object, running_desk
@@ -217,6 +219,18 @@ async def test_a_payout_that_the_statement_does_not_list_yet_keeps_it_closed(los
         assert found is not None
         assert [one.amount for one in found.lost] == [5_000]
         assert found.missing == {}
+
+
+async def test_months_that_began_since_the_backup_take_rows_when_writes_go_on(bank: Settings) -> None:
+    """It was made half a year ago, with months on: what is posted by `finish` has nowhere to go else, and deposits have not for an hour."""
+    half_a_year_ago = datetime.now(UTC) - timedelta(days=180)
+    await months.enable(bank.owner_database_url, now=half_a_year_ago)
+    await recovery.begin(bank.owner_database_url, "a snapshot", half_a_year_ago)
+    simulator = await in_thread(lambda: start_simulator(bank))
+    await finish(bank)
+    simulator.stop()
+    async with partitions.looking(bank.database_url) as connection:
+        assert await partitions.missing(connection, datetime.now(UTC)) == []
 
 
 async def test_eft_credits_of_the_lost_time_are_not_sent_again(loss: Loss) -> None:

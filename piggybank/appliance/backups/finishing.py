@@ -12,7 +12,7 @@ from piggybank import checks, errors
 from piggybank.appliance.backups import manifests, targets
 from piggybank.appliance.backups.manifests import Owner
 from piggybank.cache import Cache
-from piggybank.db import installation, migrate, recovery, writes
+from piggybank.db import installation, migrate, partitions, recovery, writes
 from piggybank.db.engines import Database
 from piggybank.db.locks import Alone
 from piggybank.db.recovery import Lineage, Restore
@@ -56,6 +56,7 @@ async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = F
                 await learning.check_answers(provider)  # else the old copy would stand down, and this one stay closed
             # Not later than this: what the old copy still pays out is learnt only where it stands down before we ask.
             warnings = await asyncio.to_thread(_take_over, settings, await recovery.lineage(connection), restore, tell)
+            await partitions.ensure(writes.mover_url(settings.owner_database_url), tell=tell)  # the job cannot while nobody may write
             found = None if provider is None else await _learn(settings, db, provider, restore, tell)
         if found is not None and not accept_unexplained:
             _check_explained(found)
