@@ -12,6 +12,7 @@ server here began and archived; two of one number would be one log in which nobo
 import os
 from contextlib import suppress
 from pathlib import Path
+from subprocess import SubprocessError
 
 from piggybank import errors
 from piggybank.appliance import processes, store_files, system_user, topology
@@ -30,7 +31,7 @@ def prepare(postgres: Postgres, name: str) -> None:
     A log that cannot be cared for keeps nobody from taking over: a hole is seen later, and a new base backup begins after it.
     """
     for work in (tell_of_timelines, take_on):
-        with suppress(errors.Error, OSError, UnicodeError):
+        with suppress(errors.Error, OSError, ValueError, SubprocessError):
             work(postgres, name)
 
 

@@ -91,6 +91,8 @@ def test_a_backup_of_a_history_that_was_given_up(target: Folder) -> None:
 
 
 def test_a_damaged_history_is_said(target: Folder) -> None:
-    target.put("wal/7/00000002.history.gz", io.BytesIO(gzip.compress(SECOND.encode())[:-9]))
-    with pytest.raises(errors.CannotProceed, match=r"00000002\.history of the log is damaged"):
-        course(target, [FD, SECOND_FF, "00000002.history"])
+    whole = SECOND.encode()
+    for content in (gzip.compress(whole)[:-9], gzip.compress(whole[:4]), gzip.compress(bytes(64))):
+        target.put("wal/7/00000002.history.gz", io.BytesIO(content))
+        with pytest.raises(errors.CannotProceed, match=r"00000002\.history of the log is damaged"):
+            course(target, [FD, SECOND_FF, "00000002.history"])

@@ -42,7 +42,7 @@ def course(target: Target, manifest: Manifest, names: Iterable[str]) -> Course:
     histories = [word for word in sorted(there) if timelines.HISTORY.fullmatch(word)]
     began = timelines.timeline_of(manifest.next_wal or manifest.first_wal)
     timeline = timelines.newest_of(began, there)
-    lineage = Ancestry(timeline, _read(target, there.get(timelines.history_of(timeline), "")))
+    lineage = _lineage(target, timeline, there.get(timelines.history_of(timeline), ""))
     if manifest.next_wal and not lineage.has(manifest.next_wal):
         return Course(is_given_up=True)
     segments = [word for word in there if timelines.SEGMENT.fullmatch(word)]
@@ -94,10 +94,12 @@ def _unpack(target: Target, name: str, file: IO[bytes]) -> None:
         raise wal.damaged(name, str(cause)) from cause
 
 
-def _read(target: Target, name: str) -> str:
-    """A history; of the first timeline there is none."""
-    if not name:
-        return ""
+def _lineage(target: Target, timeline: int, name: str) -> Ancestry:
+    """`name`: of its history; empty: there is none, as of the first."""
     text = io.BytesIO()
-    _unpack(target, name, text)
-    return text.getvalue().decode("ascii", errors="replace")
+    if name:
+        _unpack(target, name, text)
+    try:
+        return Ancestry(timeline, text.getvalue().decode("ascii"))
+    except ValueError as cause:
+        raise wal.damaged(name, "it is no history") from cause

@@ -115,7 +115,8 @@ class Schedule:
             elif log.is_given_up:
                 why = f"{bases[0].id}, the newest base backup, is of a history that was given up: the log does not lead on from it"
         if why and why != self._hole:
-            _log.error("log_has_a_hole", because=why, do="a base backup is made now")
+            do = "a base backup is made now" if self._settings().backup_every_h else "piggybank backup create"
+            _log.error("log_has_a_hole", because=why, do=do)
         if bases and why != self._hole:
             self._hole = why
             wal.note_hole(self._data_dir, why)

@@ -14,16 +14,17 @@ HISTORY = re.compile(r"([0-9A-F]{8})\.history")
 
 
 class Ancestry:
-    """One timeline, and those that it came from."""
+    """One timeline, and those that it came from. Raises ValueError for what is no history."""
 
     def __init__(self, timeline: int, history: str = "") -> None:
         self.timeline = timeline
         self._begins: list[tuple[int, int]] = []  # the number of the first segment of each, the oldest first
         first = 0
         for line in history.splitlines():
-            if (words := line.split()) and not line.startswith("#"):
-                self._begins.append((first, int(words[0])))
-                first = bytes_of(words[1]) // SEGMENT_BYTES
+            if line.strip() and not line.startswith("#"):
+                ancestor, position, *_ = line.split()
+                self._begins.append((first, int(ancestor)))
+                first = bytes_of(position) // SEGMENT_BYTES
         self._begins.append((first, timeline))
 
     def name_of(self, count: int) -> str:
