@@ -216,7 +216,8 @@ def verify(ctx: click.Context, *, backup_id: str, address: str, key_file: str | 
         click.echo(f"{manifest.id}: {len(manifest.files)} files, {manifest.size_bytes / MIB:,.1f} MiB, as they were written")
         without = "not tried" if manifest.recipient else "there are none in it: piggybank backup key"
         click.echo(f"secrets: {', '.join(opened) if opened else without}")
-        click.echo(_said_of(log, until))
+        if manifest.kind == "base":
+            click.echo(_said_of(log, until))
         if missing:
             click.echo(f"archived months that are NOT at the target: {', '.join(missing)}")
         if found is not None:

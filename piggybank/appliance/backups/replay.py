@@ -112,14 +112,14 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, user
 def fetch_log(target: Target, manifest: Manifest, folder: Path, user: SystemUser | None, tell: Tell, *, until_hole: bool) -> Course:
     """The log since that backup, compressed as it is: a segment is unpacked when it is replayed. Nothing of a timeline that was given up.
 
-    Raises `errors.CannotProceed` where no log leads on from it, or a segment is damaged; with `until_hole` that is left out.
+    Raises `errors.CannotProceed` where no log leads on from it, or a segment is damaged, which with `until_hole` is left out.
     """
     system_user.make_folder(folder, user)
     found = courses.course(target, manifest, wal.names_of(target, manifest.system))
-    if found.is_given_up and not until_hole:
+    if found.is_given_up:  # PostgreSQL would refuse the log
         raise errors.CannotProceed(
             what=f"{manifest.id} is of a history that was given up before it was made: the log does not lead on from it",
-            do="take another backup (piggybank backup list); or --until-hole, which restores the moment of this one",
+            do="take another backup: piggybank backup list",
         )
     for number, name in enumerate(found.files, start=1):
         tell(f"fetching the log: {number} of {len(found.files)} files")
