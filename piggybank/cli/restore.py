@@ -129,10 +129,7 @@ def bring_back(
     elif is_elsewhere:
         click.echo("It is in recovery: only reads are answered. Start everything again, then:\n  piggybank restore finish")
     else:
-        if not restored.secrets and not in_place:
-            click.echo("Settings and key files are NOT restored: that takes --recovery-key. Write them into piggybank.toml there.")
-        click.echo("It is in recovery: only reads are answered. Stop the old installation for good, then:")
-        click.echo(f"  piggybank up --detach --data-dir {restored.place}\n  piggybank restore finish --data-dir {restored.place}")
+        _say_how_to_go_on(restored, in_place=in_place)
 
 
 def _say(restored: Restored) -> None:
@@ -146,6 +143,20 @@ def _say(restored: Restored) -> None:
         click.echo(f"Not restored, since they lead to the old database: {', '.join(restored.left_out)} (comments in piggybank.toml there)")
     if restored.kept:
         click.echo(f"The database that was here is kept as {restored.kept}: delete it when all is well")
+
+
+def _say_how_to_go_on(restored: Restored, *, in_place: bool) -> None:
+    """A folder has the phase of its settings: its own, or those of the backup."""
+    phase = ""
+    if restored.secrets:
+        click.echo(f"Its settings are those of the backup: phase {restored.phase}. What was set after that is not in them.")
+    elif not in_place:
+        click.echo("Settings and key files are NOT restored: that takes --recovery-key. Write them into piggybank.toml there.")
+        if restored.phase:
+            click.echo(f"It was in phase {restored.phase} when the backup was made.")
+            phase = f" --phase {restored.phase}"
+    click.echo("It is in recovery: only reads are answered. Stop the old installation for good, then:")
+    click.echo(f"  piggybank up --detach{phase} --data-dir {restored.place}\n  piggybank restore finish --data-dir {restored.place}")
 
 
 @restore.command("begin")

@@ -25,6 +25,7 @@ class Restored(Struct, frozen=True, kw_only=True):
     backup_id: str
     place: str
     point: datetime  # up to there it knows everything
+    phase: int = 0  # that the backup was made in
     accounts: int
     transactions: int
     secrets: bool
@@ -76,7 +77,9 @@ async def open_in_recovery(owner_url: str, role: str, manifest: Manifest, point:
                 what=f"the restored books do not fit: account {found.account_id}: {found.what}: {found.stored}, derived {found.derived}",
                 do="use another backup (piggybank backup list)",
             )
-    return Restored(backup_id=manifest.id, place="", point=point, accounts=accounts, transactions=transactions, secrets=False)
+    return Restored(
+        backup_id=manifest.id, place="", point=point, phase=manifest.phase, accounts=accounts, transactions=transactions, secrets=False
+    )
 
 
 async def archived_months(owner_url: str) -> list[Month]:
