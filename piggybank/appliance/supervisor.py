@@ -122,7 +122,7 @@ class Supervisor:
 
     def _start(self) -> None:
         if settings_file.embedded_stores(self.data_dir):
-            self.stores = Embedded(self.data_dir, topology.wanted(self.fleet.settings))
+            self.stores = Embedded(self.data_dir, topology.to_begin_with(self.fleet.settings))
             if had_database(self.data_dir):
                 self.stores.open(_tell_line)
             else:  # nobody pays yet

@@ -66,6 +66,15 @@ def wanted(settings: Settings, number: int | None = None) -> Topology:
     return msgspec.structs.replace(found, archived=bool(settings.backup_target))
 
 
+def to_begin_with(settings: Settings) -> Topology:
+    """The stores of a start: of the phase that counts, with the memory of the one being applied, or the primary would start twice more."""
+    found = wanted(settings)
+    if (number := applying(settings.data_dir)) is None:
+        return found
+    coming = wanted(settings, number)
+    return msgspec.structs.replace(found, shared_buffers_mib=coming.shared_buffers_mib, effective_cache_mib=coming.effective_cache_mib)
+
+
 def of(number: int, overrides: Mapping[str, Any] = NO_OVERRIDES, *, embedded: tuple[str, ...] = tuple(settings_file.STORES)) -> Topology:
     """The stores of a phase on this machine, changed by what the operator set (`capacity.plan.OVERRIDES`)."""
     phase = phases.of(number)
