@@ -14,7 +14,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from redis.asyncio import Redis
 
 from piggybank.appliance import store_files
-from piggybank.cache import BALANCE_TTL_S, Cache, Entry
+from piggybank.cache import _FENCE, BALANCE_TTL_S, Cache, Entry
 from piggybank.db import outbox as rows
 from piggybank.jobs import outbox
 from piggybank.jobs.work import Work
@@ -27,10 +27,10 @@ def _with_cache(work: Work, url: str) -> Work:
 
 
 async def cached_version(work: Work, account_id: UUID) -> int | None:
-    """None: it would be read from the database. Takes no lease, unlike a reader."""
+    """None: it would be read from the database (a fence says so, too). Takes no lease, unlike a reader."""
     async with Redis.from_url(work.settings.cache_url) as redis:
         stored: Any = await redis.get(work.cache._name("balance", str(account_id)))
-    return None if stored is None else int(stored.split(b":")[0])
+    return None if stored in (None, _FENCE) else int(stored.split(b":")[0])
 
 
 async def in_cache(work: Work, account_id: UUID, version: int) -> None:
