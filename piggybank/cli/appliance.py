@@ -20,9 +20,8 @@ from piggybank import settings as settings_file
 from piggybank.appliance import change, data_folder, folder, migrating, overview, processes, reboot, supervisor, system_user, topology, web
 from piggybank.capacity import phases
 from piggybank.cli.moments import MOMENT
-from piggybank.db import schema
+from piggybank.db import acts, schema
 from piggybank.db.engines import CONNECTION_LOST
-from piggybank.identity import audit
 from piggybank.settings import Settings
 
 UP_TIMEOUT_S = 180  # the first start makes a database cluster
@@ -238,7 +237,7 @@ def record_act(ctx: click.Context, action: str, target: str, **details: Any) -> 
     """An act that is done already, into the audit log: what is done stays so, also where that cannot be written."""
     settings = settings_of(ctx)  # the addresses may be others by now
     try:
-        asyncio.run(audit.record_command_done(settings.owner_database_url, action, target, details))
+        asyncio.run(acts.record_done(settings.owner_database_url, action, target, details))
     except (*CONNECTION_LOST, asyncpg.PostgresError) as cause:
         click.echo(f"piggybank: warning: it is done, but the audit log has no row of it: {cause}", err=True)
 

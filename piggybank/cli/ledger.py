@@ -13,8 +13,8 @@ from rich.progress import Progress as Bar
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from piggybank import checks, errors, settings
+from piggybank.db import acts
 from piggybank.db.engines import CONNECTION_LOST
-from piggybank.identity import audit
 from piggybank.wallet import currencies as wallet_currencies
 
 MAX_SHOWN = 50  # findings, on a terminal
@@ -119,7 +119,7 @@ def disable(context: click.Context, code: str) -> None:
 
 def _switch(context: click.Context, code: str, *, enabled: bool) -> None:
     async def note(connection: asyncpg.Connection) -> None:
-        await audit.record_command(connection, f"currency.{'enable' if enabled else 'disable'}", f"currency:{code}")
+        await acts.record(connection, f"currency.{'enable' if enabled else 'disable'}", f"currency:{code}")
 
     _with_owner(context, lambda owner_url: wallet_currencies.switch(owner_url, code, note, enabled=enabled))
 

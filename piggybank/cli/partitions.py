@@ -16,12 +16,11 @@ from piggybank import archive as archives
 from piggybank import checks, errors, ids
 from piggybank import settings as settings_file
 from piggybank.archive import places
-from piggybank.db import locks, months
+from piggybank.db import acts, locks, months
 from piggybank.db import partitions as tables
 from piggybank.db.engines import CONNECTION_LOST
 from piggybank.db.locks import Tell
 from piggybank.db.partitions import Partition
-from piggybank.identity import audit
 from piggybank.settings import Settings
 
 MAX_SHOWN = 10  # findings, where an archive is refused for them
@@ -68,7 +67,7 @@ def enable(context: click.Context, *, as_json: bool) -> None:
     async def work(here: Settings, tell: Tell) -> list[str]:
         made = await months.enable(here.owner_database_url, tell=tell)
         if made:
-            await audit.record_command_done(here.owner_database_url, "partitions.enable", "transactions", {"made": made})
+            await acts.record_done(here.owner_database_url, "partitions.enable", "transactions", {"made": made})
         return made
 
     made = _run(context, as_json, work)
@@ -178,7 +177,7 @@ def _archive(context: click.Context, month: datetime, named: Path | None, *, kee
         await _verified(here.owner_database_url, tell)
         done = await archives.archive(here.owner_database_url, folder, month.date(), keep_table=keep_table, tell=tell)
         verb, details = "detach" if keep_table else "archive", {"month": _name(month), "rows": done.rows, "file": done.file}
-        await audit.record_command_done(here.owner_database_url, f"partitions.{verb}", f"partition:{done.name}", details)
+        await acts.record_done(here.owner_database_url, f"partitions.{verb}", f"partition:{done.name}", details)
         return done
 
     partition = _run(context, as_json, work)

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from piggybank import errors, ids, settings
 from piggybank.cache import Cache
 from piggybank.db import installation
+from piggybank.db.acts import COMMAND_LINE
 from piggybank.db.engines import Database
 from piggybank.db.tables.people import User
 from piggybank.identity import apikeys as keys
@@ -67,7 +68,7 @@ def create_user(
     newcomer = people.Newcomer(email=email, password=_password(password_stdin) if email else None, name=name, external_id=external_id)
 
     async def run(here: Here) -> User:
-        return await people.create(here.db, newcomer, role="operator" if operator else "user", actor=audit.COMMAND_LINE)
+        return await people.create(here.db, newcomer, role="operator" if operator else "user", actor=COMMAND_LINE)
 
     user = _run(ctx, run)
     row = {"id": user.id, "email": user.email, "external_id": user.external_id, "role": user.role}
@@ -153,7 +154,7 @@ def demote(ctx: click.Context, email: str, even_the_last: bool) -> None:
     """
 
     async def run(here: Here) -> int:
-        return await people.demote(here.db, here.tokens, email, actor=audit.COMMAND_LINE, even_the_last=even_the_last)
+        return await people.demote(here.db, here.tokens, email, actor=COMMAND_LINE, even_the_last=even_the_last)
 
     ended = _run(ctx, run)
     click.echo(f"{email} is no operator any more; {ended} sessions ended")
@@ -200,7 +201,7 @@ def unlock(ctx: click.Context, email: str) -> None:
                 raise errors.UserNotFound(email=email)
             was_locked = await sessions.locked_until(write, address) is not None
             await sessions.unlock(write, address)
-            audit.record(write, audit.COMMAND_LINE, "user.unlock", f"user:{user.id}")
+            audit.record(write, COMMAND_LINE, "user.unlock", f"user:{user.id}")
         return was_locked
 
     click.echo("unlocked" if _run(ctx, run) else "was not locked; failures forgotten")
@@ -240,7 +241,7 @@ def create_key(ctx: click.Context, scopes: str, name: str, as_json: bool, token_
 
     async def run(here: Here) -> dict[str, Any]:
         async with here.db.write() as write:
-            key, token = await keys.create(write, name=name, scopes=wanted, actor=audit.COMMAND_LINE)
+            key, token = await keys.create(write, name=name, scopes=wanted, actor=COMMAND_LINE)
         return {"id": key.id, "name": key.name, "scopes": key.scopes, "token": token}
 
     key = _run(ctx, run)
@@ -285,7 +286,7 @@ def revoke_key(ctx: click.Context, key_id: UUID) -> None:
     """
 
     async def run(here: Here) -> None:
-        await keys.revoke(here.db, here.tokens, key_id, actor=audit.COMMAND_LINE)
+        await keys.revoke(here.db, here.tokens, key_id, actor=COMMAND_LINE)
 
     _run(ctx, run)
     click.echo("revoked")
@@ -317,7 +318,7 @@ def _run(ctx: click.Context, command: Callable[[Here], Awaitable[_T]]) -> _T:
 async def _link(here: Here, purpose: links.Purpose, user_id: UUID | None) -> dict[str, str]:
     async with here.db.write() as write:
         token = await links.create(write, purpose, user_id)
-        audit.record(write, audit.COMMAND_LINE, f"link.{purpose}", f"user:{user_id}" if user_id else "anyone")
+        audit.record(write, COMMAND_LINE, f"link.{purpose}", f"user:{user_id}" if user_id else "anyone")
     return {"link": links.address(here.settings.url, purpose, token), "token": token}
 
 

@@ -15,6 +15,7 @@ from piggybank import errors, money, telemetry
 from piggybank import settings as settings_file
 from piggybank.cache import Cache
 from piggybank.db import installation
+from piggybank.db.acts import COMMAND_LINE
 from piggybank.db.engines import CONNECTION_LOST, Database
 from piggybank.identity import audit
 from piggybank.ledger import Ledger
@@ -111,7 +112,7 @@ async def _switched(settings: Settings, mode: settings_file.ProviderMode) -> boo
         return False
     db = Database.of(settings)
     async with db.write() as write:
-        audit.record(write, audit.COMMAND_LINE, "provider.mode", "installation", {"mode": mode})
+        audit.record(write, COMMAND_LINE, "provider.mode", "installation", {"mode": mode})
     await db.close()
     return True
 
@@ -141,7 +142,7 @@ def connect(context: click.Context) -> None:
                 what=f"the provider did not do it: {cause}", do="look at revio_url, revio_key and the network"
             ) from cause
         async with at.db.write() as write:
-            audit.record(write, audit.COMMAND_LINE, "provider.connect", "installation", {"webhook": webhook.id, "new": is_new})
+            audit.record(write, COMMAND_LINE, "provider.connect", "installation", {"webhook": webhook.id, "new": is_new})
         return f"webhook {webhook.id} {'registered' if is_new else 'is registered already'}: {webhook.callback}"
 
     click.echo(_with_provider(context, made))
@@ -192,7 +193,7 @@ def add_key(context: click.Context, file: Any, note: str) -> None:
 
     async def added(at: Provider) -> bool:
         async with at.db.write() as write:
-            audit.record(write, audit.COMMAND_LINE, "provider_key.add", "installation")
+            audit.record(write, COMMAND_LINE, "provider_key.add", "installation")
             return await providers.add_key(write, await at.mode(), text, note=note)
 
     try:
@@ -218,7 +219,7 @@ def remove_key(context: click.Context, fingerprint: str) -> None:
 
     async def removed(at: Provider) -> bool:
         async with at.db.write() as write:
-            audit.record(write, audit.COMMAND_LINE, "provider_key.remove", "installation", {"fingerprint": fingerprint})
+            audit.record(write, COMMAND_LINE, "provider_key.remove", "installation", {"fingerprint": fingerprint})
             return await providers.remove_key(write, fingerprint, await at.mode())
 
     if not _with_provider(context, removed):

@@ -12,8 +12,9 @@ from piggybank import errors
 from piggybank import settings as settings_file
 from piggybank.cache import Cache
 from piggybank.db import installation
+from piggybank.db.acts import COMMAND_LINE
 from piggybank.db.engines import Database
-from piggybank.identity import apikeys, audit
+from piggybank.identity import apikeys
 from piggybank.identity.tokens import Tokens
 from piggybank.settings import Settings
 
@@ -67,11 +68,11 @@ async def _try(settings: Settings, url: str, currency: str) -> Result:
             found = await installation.epoch(read)
         cache.know(found.epoch, closed=found.closed)
         async with db.write() as write:
-            key, token = await apikeys.create(write, name=NAME, scopes=SCOPES, actor=audit.COMMAND_LINE)
+            key, token = await apikeys.create(write, name=NAME, scopes=SCOPES, actor=COMMAND_LINE)
         try:
             account = await _deposit(url, token, currency)
         finally:
-            await apikeys.revoke(db, Tokens(db, cache), key.id, actor=audit.COMMAND_LINE)
+            await apikeys.revoke(db, Tokens(db, cache), key.id, actor=COMMAND_LINE)
         return Result(account, await _balance(db, account))
     finally:
         await cache.close()

@@ -5,8 +5,6 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import asyncpg
-import msgspec
 from msgspec import Struct
 from sqlalchemy import select
 
@@ -14,7 +12,6 @@ from piggybank import ids
 from piggybank.db.engines import Read, Write
 from piggybank.db.tables.people import ApiKey, AuditEntry, User
 
-COMMAND_LINE = "cli"  # the actor of `piggybank ..`: whoever may run commands on the machine
 _USER, _KEY = "user:", "key:"
 
 
@@ -34,24 +31,6 @@ class Entry(Struct, frozen=True, kw_only=True):
 def record(write: Write, actor: str, action: str, target: str, details: dict[str, Any] | None = None) -> None:
     """Add a row with the change that it tells about."""
     write.add(AuditEntry(id=ids.new_id(0), actor=actor, action=action, target=target, details=details or {}))
-
-
-_RECORD = "INSERT INTO audit_log (id, actor, action, target, details) VALUES ($1, $2, $3, $4, $5)"
-
-
-async def record_command(connection: asyncpg.Connection, action: str, target: str, details: dict[str, Any] | None = None) -> None:
-    """The same for an act of the command line with the owner's role, in the transaction that this connection is in."""
-    given = msgspec.json.encode(details or {}).decode()
-    await connection.execute(_RECORD, ids.new_id(0), COMMAND_LINE, action, target, given)
-
-
-async def record_command_done(owner_url: str, action: str, target: str, details: dict[str, Any] | None = None) -> None:
-    """For an act that has no transaction of its own, or many: after it. No standby is waited for: after a failover there may be none."""
-    connection = await asyncpg.connect(owner_url, server_settings={"synchronous_commit": "local"})
-    try:
-        await record_command(connection, action, target, details)
-    finally:
-        await connection.close()
 
 
 async def page(
