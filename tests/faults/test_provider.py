@@ -316,6 +316,7 @@ def place() -> Iterator[Place]:
         yield made
 
 
+@pytest.mark.deep  # minutes of it below; the faults of one server each are in test_faults.py
 async def test_money_is_counted_once_whatever_dies(place: Place, client: Client) -> None:
     await everything_at_once(place, client, 64, seed=1, with_postgres=False)
 

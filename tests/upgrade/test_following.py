@@ -128,6 +128,7 @@ def down(open_path: Path) -> Iterator[Path]:
     bank.run("down")
 
 
+@pytest.mark.deep
 def test_what_does_not_run_is_backed_up_before_a_newer_version_migrates(down: Path, tmp_path: Path) -> None:
     folder = down / dumps.FOLDER
     newer = Version(tmp_path, "0.5.0", stop=STOP, migration=ADDS)
