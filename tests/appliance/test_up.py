@@ -186,6 +186,7 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
+@pytest.mark.deep
 def test_a_full_disk_ends_no_supervisor_and_leaves_no_orphan(small_disk: Path) -> None:
     bank = Bank(small_disk / "bank", PIGGYBANK_PORT=str(store_files.free_ports(1)[0]))
     try:

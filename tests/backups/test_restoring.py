@@ -262,6 +262,7 @@ async def _archive_a_month(bank: Settings) -> Path:
     return file
 
 
+@pytest.mark.deep
 def test_in_place_again_after_it_was_cut_short_keeps_what_was_there_first(bank: Settings, open_path: Path) -> None:
     """Killed after the renames, then a damaged backup, then a good one: at no moment `up` makes an empty bank."""
     data_dir = open_path / "bank"

@@ -39,7 +39,7 @@ def people(own_settings: Settings) -> dict[str, Person]:
     return {role: sign_in(own_settings, role) for role in ("operator", "user")}
 
 
-@pytest.mark.parametrize(("who", "paths"), [("service", ALL), ("stranger", FOR_STRANGERS)])
+@pytest.mark.parametrize(("who", "paths"), [pytest.param("service", ALL, marks=pytest.mark.deep), ("stranger", FOR_STRANGERS)])
 def test_nothing_happens_that_is_not_described(
     who: Who, paths: str, pair: tuple[Server, Server], people: dict[str, Person], tmp_path: Path
 ) -> None:
