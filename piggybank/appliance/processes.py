@@ -34,7 +34,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     low_ports: bool = False  # may listen below 1024
     environment: Mapping[str, str] = {}
     mark: str = ""  # of what it was started with; another mark: it must be started again to see a change
-    alone: bool = False  # no other program has its command line
+    alone: bool = False  # no other program has its command line, whose last word is a folder or file of its own
     stop_signal: int = signal.SIGTERM
     kill_signal: int = signal.SIGKILL
     stop_timeout_s: float = 30.0
@@ -166,13 +166,21 @@ def look(program: Program) -> Running | None:
 
 
 def _like(program: Program) -> Running | None:
-    """The first with that command line, wherever the program itself lies; its children may have it for a moment."""
+    """The first of that user with that command line, wherever the program itself lies; its children may have it for a moment.
+
+    Anybody may write such a line: who runs as another user is none of ours.
+    """
+    if not Path(program.argv[-1]).exists():  # its folder, or its configuration
+        return None
+    uid = os.geteuid() if program.user is None else program.user.uid
 
     def words(argv: Sequence[str]) -> tuple[str, ...]:
         return (Path(argv[0]).name, *argv[1:]) if argv else ()
 
     alike = [
-        each for each in psutil.process_iter(["cmdline"]) if words(each.info["cmdline"] or ()) == words(program.argv) and is_live(each)
+        each
+        for each in psutil.process_iter(["cmdline", "uids"])
+        if words(each.info["cmdline"] or ()) == words(program.argv) and (each.info["uids"] or [None])[0] == uid and is_live(each)
     ]
     try:
         found = min((Running(program, each, None) for each in alike), key=lambda each: (each.since, each.pid), default=None)

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from piggybank import errors
-from piggybank.appliance import binaries, data_folder, store_files, system_user
+from piggybank.appliance import binaries, data_folder, processes, store_files, system_user
 from piggybank.appliance.embedded import Embedded
+from piggybank.appliance.processes import Program
+from piggybank.appliance.system_user import SystemUser
 from tests.conftest import ROOT, require
 
 AS_SOMEBODY = """
@@ -112,6 +115,21 @@ def test_what_was_started_and_not_written_down_is_found(embedded: Callable[[str]
     again = embedded("bank")
     again.start()
     assert {name: running.pid for name, running in again.running.items()} == was
+
+
+def test_another_user_s_process_with_the_same_command_line_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """Anybody may start one, and it would stand where the database should."""
+    argv = (sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path))
+    ours = Program(name="store", argv=argv, run_dir=tmp_path, log=tmp_path / "log", alone=True)
+    theirs = msgspec.structs.replace(ours, user=SystemUser("somebody", os.geteuid() + 1, os.getegid()))
+    with subprocess.Popen(argv) as process:
+        try:
+            assert processes.find(theirs) is None
+            found = processes.find(ours)
+            assert found is not None
+            assert found.pid == process.pid
+        finally:
+            process.kill()
 
 
 def test_a_port_that_somebody_took_meanwhile_is_changed(embedded: Callable[[str], Embedded]) -> None:
