@@ -34,7 +34,7 @@ from piggybank import settings as settings_file
 from piggybank.appliance import store_files
 from piggybank.appliance.embedded import Embedded
 from piggybank.cache import Cache
-from piggybank.db import migrate
+from piggybank.db import migrate, roles
 from piggybank.db.engines import Database
 from piggybank.settings import COUNTING_FOLDER, Settings
 from tests import forks
@@ -256,7 +256,7 @@ def _make_template(embedded: Embedded) -> None:
     embedded.psql(f"CREATE DATABASE {TEMPLATE} OWNER {owner};")
     owner_url = _on_database(embedded.secrets.addresses()["owner_database_url"], TEMPLATE)
     run_apart(lambda: migrate.upgrade(owner_url, store_files.APPLICATION_ROLE))
-    run_apart(lambda: migrate.limit_role(owner_url, store_files.APPLICATION_ROLE))
+    run_apart(lambda: roles.limit_role(owner_url, store_files.APPLICATION_ROLE))
 
 
 @contextmanager

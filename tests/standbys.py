@@ -23,7 +23,7 @@ import psutil
 from piggybank.appliance import binaries, processes, store_files, system_user
 from piggybank.appliance.embedded import Embedded
 from piggybank.appliance.processes import Program, Running
-from piggybank.db import migrate
+from piggybank.db import migrate, roles
 from piggybank.settings import Settings
 from tests.conftest import run_apart
 
@@ -212,7 +212,7 @@ def replicated(folder: Path, count: int = 2, *, synchronous: bool = True, **chan
         embedded.start()
         addresses = embedded.secrets.addresses()
         run_apart(lambda: migrate.upgrade(addresses["owner_database_url"], store_files.APPLICATION_ROLE))
-        run_apart(lambda: migrate.limit_role(addresses["owner_database_url"], store_files.APPLICATION_ROLE))
+        run_apart(lambda: roles.limit_role(addresses["owner_database_url"], store_files.APPLICATION_ROLE))
         for number in range(1, count + 1):
             standby = Standby(embedded, number)
             standbys.append(standby)

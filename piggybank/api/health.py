@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from piggybank import errors, telemetry
 from piggybank.cache import Cache
-from piggybank.db import installation, migrate, recovery
+from piggybank.db import installation, recovery, revisions
 from piggybank.db.engines import Database
 from piggybank.ledger import Ledger
 
@@ -37,7 +37,7 @@ class Readiness:
         self._db = db
         self._cache = cache
         self._ledger = ledger
-        self._head = migrate.head()
+        self._head = revisions.head()
         self._watching: asyncio.Task[None] | None = None
         self.draining = False
         self.revision = ""

@@ -19,7 +19,7 @@ from piggybank.appliance.backups import health
 from piggybank.appliance.check import Check, Result
 from piggybank.capacity import connections, phases
 from piggybank.capacity.connections import Processes
-from piggybank.db import installation, migrate, partitions, recovery, standbys, writes
+from piggybank.db import installation, partitions, recovery, revisions, roles, standbys, writes
 from piggybank.db.storage import RESERVE_MIB, Storage
 from piggybank.settings import ProviderMode, Settings
 
@@ -209,7 +209,7 @@ async def _durability(databases: _Databases) -> Check:
 
 async def _standbys(databases: _Databases) -> Check:
     """Whether commits have whom to wait for."""
-    settings, role = databases.settings, migrate.role_of(databases.settings.database_url)
+    settings, role = databases.settings, roles.role_of(databases.settings.database_url)
     if settings.waits_for == "disk":
         return Check("standbys", "ok", f"phase {settings.phase} has none")
     if settings.waits_for == "local":
@@ -218,7 +218,7 @@ async def _standbys(databases: _Databases) -> Check:
     count = await databases.application.fetchval(standbys.CONFIRMING)
     if count is None:
         what = f"the role {role} may not see the replicas: every write is refused"
-        return Check("standbys", "broken", what, f"as a superuser: GRANT {migrate.SEES_STANDBYS} TO {role}")
+        return Check("standbys", "broken", what, f"as a superuser: GRANT {roles.SEES_STANDBYS} TO {role}")
     if count == 0:
         do = "look whether the replicas run and synchronous_standby_names names them; durability = local writes without them, at a risk"
         return Check("standbys", "broken", "no replica confirms commits: every write is refused", do)
@@ -226,10 +226,10 @@ async def _standbys(databases: _Databases) -> Check:
 
 
 async def _schema(databases: _Databases) -> Check:
-    revision, head = await migrate.current(databases.settings.database_url), migrate.head()
+    revision, head = await revisions.current(databases.settings.database_url), revisions.head()
     if revision == head:
         return Check("schema", "ok", f"at {head}")
-    if revision is not None and not migrate.is_known(revision):
+    if revision is not None and not revisions.is_known(revision):
         return Check("schema", "warning", f"at {revision}, which a newer version brought; this one knows {head}", "piggybank upgrade")
     return Check("schema", "broken", f"at {revision or 'nothing'}, this version knows {head}", "piggybank migrate")
 
@@ -257,10 +257,10 @@ async def _caching(databases: _Databases) -> Check:
 
 
 async def _timeouts(databases: _Databases) -> Check:
-    role = migrate.role_of(databases.settings.database_url)
+    role = roles.role_of(databases.settings.database_url)
     kept = await databases.application.fetchval("SELECT coalesce(rolconfig, '{}') FROM pg_roles WHERE rolname = $1", role)
     have = {name.lower(): value for name, _, value in (entry.partition("=") for entry in kept)}  # PostgreSQL writes TimeZone
-    missing = {name: value for name, value in migrate.ROLE_SETTINGS.items() if have.get(name) != value}
+    missing = {name: value for name, value in roles.ROLE_SETTINGS.items() if have.get(name) != value}
     if missing:
         do = "; ".join(f"ALTER ROLE {role} SET {name} = '{value}'" for name, value in missing.items())
         return Check("timeouts", "warning", f"not set on the role {role}: {', '.join(missing)}", f"as a superuser: {do}")

@@ -21,7 +21,7 @@ from piggybank.cache.cluster import is_cluster
 from piggybank.cache.servers import plain_url
 from piggybank.capacity import phases
 from piggybank.capacity.phases import Phase
-from piggybank.db import migrate, standbys
+from piggybank.db import roles, standbys
 from piggybank.db.engines import UNPREPARED
 from piggybank.settings import Settings, cluster_nodes
 
@@ -174,9 +174,9 @@ async def _confirming(database_url: str) -> list[Finding]:
     finally:
         application.terminate()
     if count is None:
-        role = migrate.role_of(database_url)
+        role = roles.role_of(database_url)
         what = f"the role {role} may not see whether a standby confirms, so every write would be refused"
-        return [Finding(what=what, do=f"as a superuser of the primary: GRANT {migrate.SEES_STANDBYS} TO {migrate.quoted(role)}")]
+        return [Finding(what=what, do=f"as a superuser of the primary: GRANT {roles.SEES_STANDBYS} TO {roles.quoted(role)}")]
     if count == 0:
         do = "on the primary: ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (*)'; SELECT pg_reload_conf(); or set durability = local"
         return [Finding(what="no standby confirms a commit, so every write would be refused", do=do)]

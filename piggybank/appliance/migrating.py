@@ -10,7 +10,7 @@ from piggybank import __version__, errors, telemetry
 from piggybank import settings as settings_file
 from piggybank.appliance import stops
 from piggybank.appliance.data_folder import MARK, had_database, note_database
-from piggybank.db import migrate, recovery, writes
+from piggybank.db import migrate, recovery, revisions, roles, writes
 from piggybank.settings import Settings
 
 _log = telemetry.logger("supervisor")
@@ -22,20 +22,20 @@ async def bring_schema(settings: Settings) -> list[str]:
     """
     if not settings.owner_database_url:
         raise errors.CannotProceed(what="no owner_database_url is given, and only the owner migrates", do="give it with database_url")
-    role = migrate.role_of(settings.database_url)
+    role = roles.role_of(settings.database_url)
     try:
         await _check_writes(settings.owner_database_url)
         await _check_there(settings)
         await migrations_due(settings.owner_database_url)
         applied = await migrate.upgrade(writes.mover_url(settings.owner_database_url), role, settings.provider_mode)
-        await migrate.note_version(writes.mover_url(settings.owner_database_url), __version__)
+        await revisions.note_version(writes.mover_url(settings.owner_database_url), __version__)
         note_database(settings.data_dir)
     except (OSError, asyncpg.PostgresError) as cause:
         raise errors.CannotProceed(
             what=f"the schema could not be migrated: {cause}", do="look at owner_database_url and whether that server runs"
         ) from cause
     try:
-        await migrate.limit_role(writes.mover_url(settings.owner_database_url), role)
+        await roles.limit_role(writes.mover_url(settings.owner_database_url), role)
     except asyncpg.InsufficientPrivilegeError:
         _log.warning("role_not_limited", role=role, do="piggybank doctor prints the ALTER ROLE statements for a superuser")
     return applied
@@ -43,11 +43,11 @@ async def bring_schema(settings: Settings) -> list[str]:
 
 async def migrations_due(owner_url: str) -> list[Script]:
     """What would be applied to a database that somebody uses. Raises `errors.CannotProceed` where a version may not be skipped."""
-    revision = await migrate.current(owner_url)
+    revision = await revisions.current(owner_url)
     if revision is None:
         return []
-    lacking = migrate.missing(revision) if migrate.is_known(revision) else []
-    last = await migrate.last_version(owner_url) or stops.UNNOTED
+    lacking = migrate.missing(revision) if revisions.is_known(revision) else []
+    last = await revisions.last_version(owner_url) or stops.UNNOTED
     stops.check(last, __version__, stops.table(), contracts=stops.of_migrations(lacking))
     return lacking
 

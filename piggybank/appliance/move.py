@@ -35,7 +35,7 @@ from piggybank.appliance import data_folder, store_files, system_user
 from piggybank.appliance.external import Finding
 from piggybank.appliance.processes import write_file
 from piggybank.appliance.system_user import SystemUser, ours, shared
-from piggybank.db import copies, migrate, writes
+from piggybank.db import copies, migrate, revisions, roles, writes
 from piggybank.settings import Settings
 
 JOURNAL = "move.toml"  # in the data folder while a move is under way
@@ -114,9 +114,9 @@ def move(settings: Settings, to: str, application_url: str, tell: Tell, *, was_r
         application_url = asyncio.run(_prepare(settings, to, application_url, tell))
         journal = Journal(
             source_owner_url=settings.owner_database_url,
-            source_role=migrate.role_of(settings.database_url),
+            source_role=roles.role_of(settings.database_url),
             target_owner_url=to,
-            target_role=migrate.role_of(application_url),
+            target_role=roles.role_of(application_url),
             embedded="postgres" in settings_file.embedded_stores(settings.data_dir),
             was_running=was_running,
         )
@@ -189,7 +189,7 @@ async def _compare(settings: Settings, source: asyncpg.Connection, target: async
     ]
     problems = [
         *await _of_servers(source, target, to),
-        *await _of_source(source, migrate.role_of(settings.database_url), _shown(settings.owner_database_url)),
+        *await _of_source(source, roles.role_of(settings.database_url), _shown(settings.owner_database_url)),
         *await _of_target(source, target, to),
         *await _of_role(target, to, application_url),
     ]
@@ -228,7 +228,7 @@ async def _of_servers(source: asyncpg.Connection, target: asyncpg.Connection, to
 async def _of_source(source: asyncpg.Connection, role: str, name: str) -> list[Finding]:
     if await source.fetchval("SELECT to_regclass('public.alembic_version')") is None:
         return [Finding(what=f"{name} has no schema", do="piggybank migrate")]
-    if await source.fetchval("SELECT version_num FROM alembic_version") != migrate.head():
+    if await source.fetchval("SELECT version_num FROM alembic_version") != revisions.head():
         return [Finding(what=f"the schema of {name} is not this version's", do="piggybank migrate")]
     if await writes.are_stopped(source):
         return [Finding(what=f"{name} takes no writes: it moved elsewhere", do="look at database_url in piggybank.toml")]
@@ -264,9 +264,7 @@ async def _of_role(target: asyncpg.Connection, to: str, application_url: str) ->
     if not application_url:
         if may_make:
             return []
-        made = (
-            f"CREATE ROLE piggybank_app LOGIN PASSWORD '..'; GRANT piggybank_app TO {migrate.quoted(migrate.role_of(to))} WITH ADMIN OPTION"
-        )
+        made = f"CREATE ROLE piggybank_app LOGIN PASSWORD '..'; GRANT piggybank_app TO {roles.quoted(roles.role_of(to))} WITH ADMIN OPTION"
         return [
             Finding(what="that role may not make the application's role", do=f"as an administrator there: {made}; then --application-url")
         ]
@@ -274,7 +272,7 @@ async def _of_role(target: asyncpg.Connection, to: str, application_url: str) ->
         await (await asyncpg.connect(application_url, timeout=writes.CONNECT_TIMEOUT_S)).close()
     except UNREACHABLE as cause:
         return [Finding(what=f"--application-url does not answer: {cause}", do="make that role there, with that password")]
-    same_place = [_shown(application_url), migrate.role_of(application_url) == migrate.role_of(to)] == [_shown(to), False]
+    same_place = [_shown(application_url), roles.role_of(application_url) == roles.role_of(to)] == [_shown(to), False]
     return [] if same_place else [Finding(what="--application-url is another database, or the owner's role", do="give a role of its own")]
 
 
@@ -289,10 +287,10 @@ async def _prepare(settings: Settings, to: str, application_url: str, tell: Tell
         await writes.stop(target)
         if not application_url:
             application_url = await _make_role(source, target, to)
-        role = migrate.role_of(application_url)
+        role = roles.role_of(application_url)
         await migrate.upgrade(writes.mover_url(to), role)
         with suppress(asyncpg.InsufficientPrivilegeError):  # `piggybank doctor` prints what an administrator has to do
-            await migrate.limit_role(writes.mover_url(to), role)
+            await roles.limit_role(writes.mover_url(to), role)
         await copies.shape(source, target)
         await (await asyncpg.connect(application_url, timeout=writes.CONNECT_TIMEOUT_S)).close()
         return application_url
@@ -312,7 +310,7 @@ async def _make_role(source: asyncpg.Connection, target: asyncpg.Connection, to:
     mark = hashlib.sha256(which.encode()).hexdigest()[:ROLE_MARK_LETTERS]
     role, password = f"{store_files.APPLICATION_ROLE}_{mark}", secrets.token_hex(PASSWORD_BYTES)
     verb = "ALTER" if await target.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role) else "CREATE"
-    await target.execute(f"{verb} ROLE {migrate.quoted(role)} LOGIN PASSWORD '{_scram(password)}'")  # servers log statements
+    await target.execute(f"{verb} ROLE {roles.quoted(role)} LOGIN PASSWORD '{_scram(password)}'")  # servers log statements
     parts = urlsplit(to)
     return parts._replace(netloc=f"{quote(role)}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
 

@@ -18,7 +18,7 @@ from piggybank.appliance.processes import Program
 from piggybank.cache import Cache
 from piggybank.cache.cluster import is_cluster
 from piggybank.cache.servers import plain_url
-from piggybank.db import installation, migrate, recovery
+from piggybank.db import installation, recovery, revisions
 from piggybank.settings import Settings
 
 STOP_SIGNAL = signal.SIGTERM
@@ -61,7 +61,7 @@ async def look(settings: Settings) -> dict[str, Any]:
         {"name": name, "pid": live[name].pid if name in live else None, "since": live[name].since if name in live else None}
         for name in [*wanted, *(name for name in live if name not in wanted)]
     ]
-    schema = {"revision": revision, "head": migrate.head(), "at_head": revision is not None and revision >= migrate.head()}
+    schema = {"revision": revision, "head": revisions.head(), "at_head": revision is not None and revision >= revisions.head()}
     all_run = all(name in live for name in wanted)
     return {
         "ok": bool((elsewhere or (card and card.state == "running")) and ready and all_run and all(answers.values()) and schema["at_head"]),
@@ -152,6 +152,6 @@ async def _of_backups(settings: Settings, *, at_head: object) -> dict[str, Any]:
 
 async def _revision(settings: Settings) -> str | None:
     try:
-        return await migrate.current(settings.database_url)
+        return await revisions.current(settings.database_url)
     except (OSError, TimeoutError, asyncpg.PostgresError):
         return None

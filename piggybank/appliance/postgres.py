@@ -26,7 +26,7 @@ from piggybank.appliance.system_user import SystemUser
 from piggybank.appliance.topology import Topology
 from piggybank.db import storage
 from piggybank.db.installation import CLOSED
-from piggybank.db.migrate import SEES_STANDBYS
+from piggybank.db.roles import SEES_STANDBYS
 from piggybank.db.standbys import FOLLOWS
 
 COPY_TIMEOUT_S = 12 * 3_600  # of a whole database to a standby

@@ -23,7 +23,7 @@ from piggybank.appliance.embedded import Embedded, Tell
 from piggybank.appliance.postgres import QUIETLY
 from piggybank.appliance.store_files import PASSWORD_BYTES, Secrets
 from piggybank.appliance.topology import CACHE, CACHE_NODES, POOLER, QUEUE
-from piggybank.db.migrate import ROLE_SETTINGS
+from piggybank.db.roles import ROLE_SETTINGS
 
 DATABASE, SETTINGS = "database", "settings"
 NAMES = (DATABASE, CACHE, QUEUE)

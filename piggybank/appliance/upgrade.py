@@ -50,7 +50,7 @@ from piggybank.appliance.embedded import Embedded, Tell
 from piggybank.appliance.folder import Card
 from piggybank.appliance.processes import Program
 from piggybank.appliance.server_folders import major_of
-from piggybank.db import installation, migrate, storage
+from piggybank.db import installation, migrate, revisions, storage
 from piggybank.db.storage import MIB, RESERVE_MIB
 from piggybank.settings import Settings
 
@@ -117,7 +117,7 @@ def look(settings: Settings, *, without_backup: bool = False) -> Upgrade:
     if orders.under_way(data_dir):
         raise errors.CannotProceed(what="the supervisor is at work on an order", do="wait until that is done, then again")
     revision, size_mib = asyncio.run(_ask(settings))
-    if not migrate.is_known(revision):
+    if not revisions.is_known(revision):
         raise errors.CannotProceed(
             what=f"{after} is older than the schema ({revision}); nothing was changed",
             do="install the version that brought it, or restore a backup of before",

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from piggybank import errors, ids
-from piggybank.db import migrate
+from piggybank.db import migrate, roles
 from piggybank.db.engines import CONNECTION_LOST, Database
 from piggybank.identity import apikeys
 from piggybank.settings import Settings
@@ -56,7 +56,7 @@ async def throw_away(settings: Settings, accounts: int) -> AsyncIterator[Filled]
     try:
         await _drop_forgotten(connection)
         try:
-            await _create(connection, name, migrate.role_of(settings.owner_database_url))
+            await _create(connection, name, roles.role_of(settings.owner_database_url))
             yield await fill(_pointing_to(settings, name), accounts)
         finally:
             await _drop(connection, name)
@@ -66,7 +66,7 @@ async def throw_away(settings: Settings, accounts: int) -> AsyncIterator[Filled]
 
 async def fill(settings: Settings, accounts: int) -> Filled:
     """Bring a database to the schema and put in users with an account each."""
-    await migrate.upgrade(settings.owner_database_url, migrate.role_of(settings.database_url))
+    await migrate.upgrade(settings.owner_database_url, roles.role_of(settings.database_url))
     now_ns = time.time_ns()
     made = [(ids.new_id(bucket, now_ns), ids.new_id(bucket, now_ns), bucket) for bucket in (ids.new_bucket() for _ in range(accounts))]
     connection = await asyncpg.connect(settings.owner_database_url)

@@ -21,7 +21,7 @@ from piggybank.appliance.store_files import APPLICATION_ROLE
 from piggybank.cli.appliance import settings_of
 from piggybank.cli.backup import STDIN, progress, recovery_key
 from piggybank.cli.moments import MOMENT
-from piggybank.db import migrate, recovery
+from piggybank.db import recovery, roles
 from piggybank.db.engines import Database
 from piggybank.settings import Settings
 from piggybank.wallet import lost
@@ -112,7 +112,7 @@ def bring_back(
     with targets.opened(settings, address) as target, progress(quiet=as_json) as tell:
         manifest = manifests.choose(target, backup_id, at)
         if is_elsewhere:
-            role = migrate.role_of(settings.database_url)
+            role = roles.role_of(settings.database_url)
             restored = databases.over_database(target, manifest, settings.owner_database_url, role, settings.data_dir, tell)
         elif is_url:
             restored = databases.into_database(target, manifest, place, application_role, tell)
@@ -196,7 +196,7 @@ def begin(ctx: click.Context, *, point: datetime | None, tool: str, since: datet
 
 
 async def _begin(settings: Settings, point: datetime | None, tool: str, since: datetime | None) -> bool:
-    owner, role = settings.owner_database_url, migrate.role_of(settings.database_url)
+    owner, role = settings.owner_database_url, roles.role_of(settings.database_url)
     if since is not None and await recovery.goes_on(owner, role, since):
         return False
     await recovery.stand_down(owner, role, point or await recovery.newest_moment(owner), tool)

@@ -19,7 +19,7 @@ import asyncpg
 from msgspec import Struct
 
 from piggybank import errors
-from piggybank.db.migrate import quoted
+from piggybank.db.roles import quoted
 
 LOCK_TIMEOUT_S = 30  # a write that is under way ends sooner: the application's statements have 5 s
 CHUNKS_MAX = 32  # between the two connections; each of some 64 KiB

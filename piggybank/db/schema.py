@@ -8,7 +8,7 @@ from datetime import datetime
 import asyncpg
 
 from piggybank import errors
-from piggybank.db import migrate, recovery
+from piggybank.db import recovery, revisions
 
 ASK_TIMEOUT_S = 10.0
 LOOK_EVERY_S = 1.0
@@ -25,7 +25,7 @@ async def missing(url: str, restored_since: datetime | None = None) -> str:
     """
     try:
         async with asyncio.timeout(ASK_TIMEOUT_S):
-            found = await migrate.current(url)
+            found = await revisions.current(url)
             begun = found is None or restored_since is None or await _is_begun(url, restored_since)
     except asyncpg.InsufficientPrivilegeError:
         return "this role has no rights on the schema yet"
@@ -33,7 +33,7 @@ async def missing(url: str, restored_since: datetime | None = None) -> str:
         return f"the database does not answer: {cause or type(cause).__name__}"
     if found is None:
         return "the database has no schema yet"
-    head = migrate.head()
+    head = revisions.head()
     if found < head:
         return f"the schema is at {found}, and this version needs {head}"
     return "" if begun else "it was restored, and is not in recovery yet"

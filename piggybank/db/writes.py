@@ -10,7 +10,7 @@ It is a stop for those who play by the rules, and no proof: a copy is made under
 
 import asyncpg
 
-from piggybank.db.migrate import quoted
+from piggybank.db.roles import quoted
 
 CONNECT_TIMEOUT_S = 10
 ENDING_MS = 5_000  # a session that is told to end may need so long

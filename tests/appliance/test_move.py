@@ -19,7 +19,7 @@ from piggybank import checks, errors, ids
 from piggybank import settings as settings_file
 from piggybank.appliance import doctor, move, store_files
 from piggybank.appliance.embedded import Embedded
-from piggybank.db import copies, migrate, writes
+from piggybank.db import copies, roles, writes
 from piggybank.settings import Settings
 from tests.appliance.bank import Bank
 from tests.conftest import ROOT, Server, Stores, environment, run_apart, start_server
@@ -275,7 +275,7 @@ async def test_a_bank_that_was_failed_over_before_is_not_started_where_it_was(ba
 
 async def test_while_writes_are_stopped_reads_go_on_and_every_write_waits_or_is_503(server: Server) -> None:
     settings = server.settings
-    role = migrate.role_of(settings.database_url)
+    role = roles.role_of(settings.database_url)
     async with httpx.AsyncClient(base_url=server.url, headers=server.headers, timeout=30) as client:
         made = await client.post("/v1/users", json={"external_id": uuid4().hex})
         account = (await client.post("/v1/accounts", json={"user_id": made.json()["id"], "currency": "EUR"})).json()["id"]
@@ -310,7 +310,7 @@ async def test_while_writes_are_stopped_reads_go_on_and_every_write_waits_or_is_
 @pytest.mark.deep
 async def test_sessions_that_are_ended_again_and_again_cost_a_retry_and_no_more(here: Settings) -> None:
     account = str(await fill(here.owner_database_url, 10))
-    role = migrate.role_of(here.database_url)
+    role = roles.role_of(here.database_url)
     server = await asyncio.to_thread(start_server, here)
     connection = await writes.open_mover(here.owner_database_url)
     try:
@@ -334,7 +334,7 @@ async def test_sessions_that_are_ended_again_and_again_cost_a_retry_and_no_more(
 
 @pytest.mark.deep
 async def test_a_movement_that_waits_too_long_is_503_with_retry_after(server: Server) -> None:
-    role = migrate.role_of(server.settings.database_url)
+    role = roles.role_of(server.settings.database_url)
     async with httpx.AsyncClient(base_url=server.url, headers=server.headers, timeout=60) as client:
         user = await client.post("/v1/users", json={"external_id": uuid4().hex})
         account = (await client.post("/v1/accounts", json={"user_id": user.json()["id"], "currency": "EUR"})).json()["id"]
@@ -389,7 +389,7 @@ async def test_everything_is_over_there_as_it_was(here: Settings, elsewhere: str
     assert not (here.data_dir / move.JOURNAL).exists()
     granted = "SELECT has_table_privilege('transactions', 'INSERT') AND NOT has_table_privilege('transactions', 'UPDATE')"
     assert await _value(changed.database_url, granted)
-    assert await _value(changed.database_url, "SHOW lock_timeout") == migrate.ROLE_SETTINGS["lock_timeout"]
+    assert await _value(changed.database_url, "SHOW lock_timeout") == roles.ROLE_SETTINGS["lock_timeout"]
 
 
 async def everything(owner_url: str) -> dict[str, list[str]]:
@@ -452,11 +452,11 @@ async def test_a_copy_of_the_installation_on_that_server_keeps_its_role(here: Se
     try:
         first = await move._prepare(here, elsewhere, "", silent)
         second = await move._prepare(here, twin, "", silent)
-        assert migrate.role_of(first) != migrate.role_of(second)
+        assert roles.role_of(first) != roles.role_of(second)
         for url in (first, second):
             assert await _value(url, "SELECT count(*) FROM currencies")
         again = await move._prepare(here, elsewhere, "", silent)
-        assert migrate.role_of(again) == migrate.role_of(first), "a repeated move leaves no roles behind"
+        assert roles.role_of(again) == roles.role_of(first), "a repeated move leaves no roles behind"
         assert await _value(second, "SELECT count(*) FROM currencies")
     finally:
         await _sql(stores.admin_url, f"DROP DATABASE {twin.rpartition('/')[2]} WITH (FORCE)")
@@ -508,9 +508,9 @@ async def test_killed_after_the_switch_it_is_finished(here: Settings, elsewhere:
         application_url = await move._prepare(here, elsewhere, "", silent)
         journal = move.Journal(
             source_owner_url=here.owner_database_url,
-            source_role=migrate.role_of(here.database_url),
+            source_role=roles.role_of(here.database_url),
             target_owner_url=elsewhere,
-            target_role=migrate.role_of(application_url),
+            target_role=roles.role_of(application_url),
             embedded=False,
         )
         move._save(here.data_dir, journal, None)

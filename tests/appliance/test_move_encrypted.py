@@ -16,7 +16,7 @@ from piggybank import settings as settings_file
 from piggybank.appliance import binaries, dumps, move, processes, store_files, system_user
 from piggybank.appliance.backups.making import client_program
 from piggybank.appliance.processes import Program
-from piggybank.db import migrate
+from piggybank.db import migrate, revisions, roles
 from piggybank.settings import Settings
 from tests.conftest import require, run_apart
 
@@ -87,7 +87,7 @@ async def test_rows_go_over_tls_and_the_certificate_is_looked_at(
     old, new = encrypted.url("old", "verify-full"), encrypted.url("new", "verify-full")
     application = old.replace(f"//{ADMIN}:", "//application:")
     await migrate.upgrade(old, "application")
-    await migrate.limit_role(old, "application")
+    await roles.limit_role(old, "application")
     data_dir = open_path / "bank"
     data_dir.mkdir()
     (data_dir / ".piggybank").touch()
@@ -111,7 +111,7 @@ async def test_rows_go_over_tls_and_the_certificate_is_looked_at(
     connection = await asyncpg.connect(changed.database_url)
     try:
         assert await connection.fetchval("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
-        assert await connection.fetchval("SELECT version_num FROM alembic_version") == migrate.head()
+        assert await connection.fetchval("SELECT version_num FROM alembic_version") == revisions.head()
     finally:
         await connection.close()
     assert "sslmode=verify-full" in changed.database_url

@@ -13,7 +13,7 @@ import pytest
 
 from piggybank import errors
 from piggybank.appliance import data_folder, migrating, store_files
-from piggybank.db import migrate, schema
+from piggybank.db import revisions, schema
 from piggybank.settings import Settings
 from tests.conftest import ROOT, Stores, _on_database, command, environment
 
@@ -39,7 +39,7 @@ async def test_what_is_missing_is_said(fresh_settings: Settings, stores: Stores)
         await owner.execute("UPDATE alembic_version SET version_num = '9999'")
         assert await schema.missing(url) == "", "a newer one has all that this one needs"
         await owner.execute("UPDATE alembic_version SET version_num = '0001'")
-        assert await schema.missing(url) == f"the schema is at 0001, and this version needs {migrate.head()}"
+        assert await schema.missing(url) == f"the schema is at 0001, and this version needs {revisions.head()}"
         await owner.execute(f"REVOKE ALL ON alembic_version FROM {store_files.APPLICATION_ROLE}")
         assert "no rights" in await schema.missing(url)
     finally:
@@ -69,7 +69,7 @@ async def test_the_command_waits_and_never_migrates(fresh_settings: Settings) ->
         line = await asyncio.to_thread(process.stderr.readline)
         assert "the schema is at 0001" in line
         assert await owner.fetchval("SELECT version_num FROM alembic_version") == "0001"
-        await owner.execute("UPDATE alembic_version SET version_num = $1", migrate.head())
+        await owner.execute("UPDATE alembic_version SET version_num = $1", revisions.head())
         output, _ = await asyncio.to_thread(process.communicate, timeout=60)
         assert (process.returncode, output.strip()) == (0, "the schema is there")
     finally:

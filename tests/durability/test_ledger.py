@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from piggybank import errors
-from piggybank.db import migrate
+from piggybank.db import roles
 from piggybank.ledger import SYSTEM, Ledger, Outcome, Submission, batcher, commands
 from piggybank.settings import Settings
 from tests.durability.conftest import CANCEL_WAITERS, WAITERS, nobody_is_synchronous, swallowing, waits
@@ -69,14 +69,14 @@ async def test_without_a_synchronous_standby_every_command_of_the_batch_is_refus
 
 
 async def test_a_role_that_may_not_see_the_standbys_says_so(cluster: Replicated, account: UUID, sql: asyncpg.Connection) -> None:
-    role = migrate.role_of(cluster.settings.database_url)
-    await sql.execute(f"REVOKE {migrate.SEES_STANDBYS} FROM {role}")
+    role = roles.role_of(cluster.settings.database_url)
+    await sql.execute(f"REVOKE {roles.SEES_STANDBYS} FROM {role}")
     try:
         async with running_ledger(cluster.settings) as ledger:
             with pytest.raises(errors.StandbysNotVisible):
                 await ledger.submit(deposit(account))
     finally:
-        await sql.execute(f"GRANT {migrate.SEES_STANDBYS} TO {role}")
+        await sql.execute(f"GRANT {roles.SEES_STANDBYS} TO {role}")
     assert await sql.fetchval(DEPOSITED, account) == 0
 
 
@@ -104,7 +104,7 @@ async def test_nothing_cancels_the_wait(
     cluster: Replicated, account: UUID, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the role's timeouts nor an end of the process; and whoever cancels it by hand gets no success out of it."""
-    role = migrate.role_of(cluster.settings.database_url)
+    role = roles.role_of(cluster.settings.database_url)
     monkeypatch.setattr(batcher, "RETRY_FOR_S", 2)
     await sql.execute(f"ALTER ROLE {role} SET statement_timeout = '300ms'")
     for standby in cluster.standbys:
@@ -126,7 +126,7 @@ async def test_nothing_cancels_the_wait(
     finally:
         for standby in cluster.standbys:
             standby.resume()
-        await sql.execute(f"ALTER ROLE {role} SET statement_timeout = '{migrate.ROLE_SETTINGS['statement_timeout']}'")
+        await sql.execute(f"ALTER ROLE {role} SET statement_timeout = '{roles.ROLE_SETTINGS['statement_timeout']}'")
     async with running_ledger(cluster.settings) as ledger:
         assert (await ledger.submit(deposit(account, "waits"))).replayed
     assert await sql.fetchval(DEPOSITED, account) == 5

@@ -4,7 +4,7 @@ import asyncpg
 import msgspec
 
 from piggybank.appliance import doctor, overview
-from piggybank.db import migrate
+from piggybank.db import roles
 from piggybank.settings import Settings
 from tests.conftest import run_command, start_server
 from tests.durability.conftest import nobody_is_synchronous
@@ -27,12 +27,12 @@ async def test_doctor_tells_who_may_confirm(cluster: Replicated, local: Settings
     async with nobody_is_synchronous(cluster):
         assert (await standbys(cluster.settings))[0] == "broken"
 
-    role = migrate.role_of(cluster.settings.database_url)
-    await sql.execute(f"REVOKE {migrate.SEES_STANDBYS} FROM {role}")
+    role = roles.role_of(cluster.settings.database_url)
+    await sql.execute(f"REVOKE {roles.SEES_STANDBYS} FROM {role}")
     try:
         result, words = await standbys(cluster.settings)
     finally:
-        await sql.execute(f"GRANT {migrate.SEES_STANDBYS} TO {role}")
+        await sql.execute(f"GRANT {roles.SEES_STANDBYS} TO {role}")
     assert result == "broken"
     assert f"GRANT pg_read_all_stats TO {role}" in words
 

@@ -18,7 +18,7 @@ import pytest
 from piggybank import checks
 from piggybank.appliance import store_files
 from piggybank.appliance.embedded import Embedded
-from piggybank.db import migrate
+from piggybank.db import migrate, roles
 from piggybank.settings import Settings
 from tests.conftest import Server, run_apart, start_server
 from tests.ledger.conftest import new_account
@@ -79,7 +79,7 @@ def running_place(**changes: object) -> Iterator[Place]:
     embedded.start()
     addresses = embedded.secrets.addresses()
     run_apart(lambda: migrate.upgrade(addresses["owner_database_url"], store_files.APPLICATION_ROLE))
-    run_apart(lambda: migrate.limit_role(addresses["owner_database_url"], store_files.APPLICATION_ROLE))
+    run_apart(lambda: roles.limit_role(addresses["owner_database_url"], store_files.APPLICATION_ROLE))
     made = Place(embedded, msgspec.convert({"data_dir": folder, **addresses, **changes}, Settings))
     made.start_servers()
     assert made.servers[0].token  # made while the database is there

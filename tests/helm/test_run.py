@@ -8,7 +8,7 @@ import asyncpg
 import httpx
 import pytest
 
-from piggybank.db import migrate
+from piggybank.db import roles
 from tests.conftest import run_apart
 from tests.helm.pods import JOB_TIMEOUT_S, NAME, PASSWORDS, Pods, release, template
 from tests.helm.rendering import Values, documents, of_kind
@@ -52,7 +52,7 @@ def test_what_is_rendered_runs(phase: int, open_path: Path) -> None:
         assert "role_not_limited" not in said
         assert first.wait(JOB_TIMEOUT_S) == 0
         limits = run_apart(lambda: value(pods, "SELECT array_to_string(rolconfig, ' ') FROM pg_roles WHERE rolname = 'piggybank_app'"))
-        assert all(f"{name}={limit}" in limits for name, limit in list(migrate.ROLE_SETTINGS.items())[:3])
+        assert all(f"{name}={limit}" in limits for name, limit in list(roles.ROLE_SETTINGS.items())[:3])
         assert run_apart(lambda: value(pods, "SELECT pg_has_role('piggybank_app', 'pg_read_all_stats', 'USAGE')"))
         for months in jobs(pods, "months"):
             pods.run("months", months["initContainers"][0])

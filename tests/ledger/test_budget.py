@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from piggybank import ids
-from piggybank.db import migrate
+from piggybank.db import roles
 from piggybank.ledger import SYSTEM, Submission, commands
 from piggybank.ledger.commands import Command
 from piggybank.settings import Settings
@@ -59,7 +59,7 @@ async def test_a_batch_of_1_and_one_of_256_send_the_same_few_statements(kind: ob
     finally:
         await sql.close()
     admin = await asyncpg.connect(stores.admin_url)
-    role = migrate.role_of(fresh_settings.database_url)
+    role = roles.role_of(fresh_settings.database_url)
     database = fresh_settings.database_url.rpartition("/")[2]
     try:
         # the log is the run's: only this database's sessions of this role write their statements into it

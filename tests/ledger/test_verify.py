@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from piggybank import checks
-from piggybank.db import migrate
+from piggybank.db import roles
 from piggybank.ledger import SYSTEM, Submission, commands
 from piggybank.settings import Settings
 from tests.ledger.conftest import new_account, running_ledger
@@ -142,7 +142,7 @@ async def test_the_application_cannot_change_what_is_posted(fresh_settings: Sett
 async def test_timeouts_stand_on_the_role(fresh_settings: Settings) -> None:
     connection = await asyncpg.connect(fresh_settings.database_url)
     try:
-        for name, value in migrate.ROLE_SETTINGS.items():
+        for name, value in roles.ROLE_SETTINGS.items():
             if name != "tcp_user_timeout":  # milliseconds of a socket: shown only where the platform has it
                 assert await connection.fetchval(f"SELECT current_setting('{name}')") == value
     finally:

@@ -17,7 +17,7 @@ import pytest
 from piggybank import __version__
 from piggybank.appliance import binaries, dumps, migrating, store_files
 from piggybank.appliance.embedded import Embedded
-from piggybank.db import migrate
+from piggybank.db import revisions
 from piggybank.settings import Settings
 from tests.appliance.bank import Bank
 from tests.conftest import ROOT, run_apart
@@ -38,7 +38,7 @@ class Version:
         (self.tree / "piggybank" / "__init__.py").write_text(f'"""piggybank"""\n\n__version__ = "{number}"\n', encoding="utf-8")
         (self.tree / "piggybank" / "upgrades.toml").write_text(stop, encoding="utf-8")
         if migration:
-            head = f'from alembic import op\n\nrevision = "9000"\ndown_revision = "{migrate.head()}"\n'
+            head = f'from alembic import op\n\nrevision = "9000"\ndown_revision = "{revisions.head()}"\n'
             mark = f'CONTRACT = "{contract}"\n' if contract else ""
             text = f"{head}{mark}\n\ndef upgrade() -> None:\n    {migration}\n"
             (self.tree / "alembic" / "versions" / "9000_later.py").write_text(text, encoding="utf-8")
@@ -62,11 +62,11 @@ class Version:
 
 
 def noted(settings: Settings) -> str | None:
-    return run_apart(lambda: migrate.last_version(settings.database_url))  # the application's role may see it
+    return run_apart(lambda: revisions.last_version(settings.database_url))  # the application's role may see it
 
 
 def revision(settings: Settings) -> str | None:
-    return run_apart(lambda: migrate.current(settings.database_url))
+    return run_apart(lambda: revisions.current(settings.database_url))
 
 
 async def forget_version(settings: Settings) -> None:
@@ -110,7 +110,7 @@ def test_nothing_is_taken_away_from_a_version_that_uses_it(fresh_settings: Setti
     takes = Version(tmp_path, "0.3.0", migration=TAKES_AWAY, contract="0.2.0")
     refused = takes.migrate(fresh_settings)
     assert (refused.returncode, "install 0.2.0 first, then 0.3.0" in refused.stderr) == (1, True), refused.stderr
-    assert revision(fresh_settings) == migrate.head()
+    assert revision(fresh_settings) == revisions.head()
     assert Version(tmp_path, "0.2.0").migrate(fresh_settings).returncode == 0
     assert takes.migrate(fresh_settings).returncode == 0
     assert revision(fresh_settings) == "9000"

@@ -15,7 +15,7 @@ from piggybank.appliance import binaries, processes, store_files, system_user
 from piggybank.appliance.embedded import Embedded
 from piggybank.appliance.processes import Program
 from piggybank.cache import Cache
-from piggybank.db import migrate
+from piggybank.db import migrate, roles
 from piggybank.db.engines import Database
 from piggybank.ledger import SYSTEM, Ledger, Submission, commands
 from tests.appliance.bank import Bank, wait_until
@@ -87,7 +87,7 @@ async def _save(stores: Embedded) -> tuple[str, int]:
 
     addresses = stores.secrets.addresses()
     await migrate.upgrade(addresses["owner_database_url"], store_files.APPLICATION_ROLE)
-    await migrate.limit_role(addresses["owner_database_url"], store_files.APPLICATION_ROLE)
+    await roles.limit_role(addresses["owner_database_url"], store_files.APPLICATION_ROLE)
     connection = await asyncpg.connect(addresses["owner_database_url"])
     account_id = await new_account(connection)
     await connection.close()

@@ -15,7 +15,7 @@ from piggybank import errors
 from piggybank import settings as settings_file
 from piggybank.appliance import rotation, store_files
 from piggybank.appliance.embedded import Embedded
-from piggybank.db import migrate
+from piggybank.db import roles
 from tests.appliance.bank import Bank
 from tests.conftest import ALL_SCOPES, require, run_apart
 from tests.phases.load import Load
@@ -183,7 +183,7 @@ def test_a_rotation_that_was_killed_while_processes_moved_over_is_made_good_by_t
         assert stores.psql(f"SELECT 1 FROM pg_roles WHERE rolname = '{rotation.STAND_IN}'").strip() == left
         stores = Embedded(open_path / "bank")
         stores.start()  # the next start
-        assert migrate.role_of(url()) == store_files.APPLICATION_ROLE
+        assert roles.role_of(url()) == store_files.APPLICATION_ROLE
         assert run_apart(lambda: _opens(url()))
         rotation.rotate(stores, rotation.DATABASE, lambda: None, lambda _: None)
         assert not run_apart(lambda: _opens(first))

@@ -16,7 +16,7 @@ from installer import program
 from piggybank import errors
 from piggybank.appliance import stops, upgrade, versions
 from piggybank.appliance.stops import Stop
-from piggybank.db import migrate
+from piggybank.db import migrate, revisions
 
 STOPS = [Stop("0.4.0", "it writes answers anew"), Stop("0.7.0", "it moves the books")]
 
@@ -93,7 +93,15 @@ def sql_of(script: Script) -> str:
 
 
 def scripts() -> Iterator[Script]:
-    yield from ScriptDirectory.from_config(migrate._config()).walk_revisions()
+    yield from ScriptDirectory(str(revisions.folder())).walk_revisions()
+
+
+def test_names_of_files_say_what_alembic_knows() -> None:
+    known = [script.revision for script in scripts()]
+    assert revisions.head() == known[0]
+    assert all(map(revisions.is_known, known))
+    assert not revisions.is_known("9999")
+    assert len(known) == len(list((revisions.folder() / "versions").glob("*.py")))
 
 
 @pytest.mark.parametrize("script", list(scripts()), ids=lambda script: script.revision)

@@ -19,7 +19,7 @@ from piggybank.appliance.backups.making import DUMP, client_address, client_prog
 from piggybank.appliance.backups.manifests import Manifest
 from piggybank.appliance.backups.opening import Restored, Tell, check_possible, open_in_recovery
 from piggybank.appliance.backups.targets import CHUNK_BYTES, Target
-from piggybank.db import copies, migrate, writes
+from piggybank.db import copies, roles, writes
 
 MAKING, REPLACED = "restoring", "replaced"  # parts of the names of the one that is being made, and of the one that was there
 NAME_MOST_BYTES = 63  # of a database; PostgreSQL cuts off the rest
@@ -79,10 +79,10 @@ async def _make_beside(owner_url: str, name: str, making: str) -> None:
     async with _signed_in(owner_url) as owner:
         await _check_unused(owner, name)
         try:
-            await owner.execute(f"DROP DATABASE IF EXISTS {migrate.quoted(making)}")  # of a restore that was cut short
-            await owner.execute(f"CREATE DATABASE {migrate.quoted(making)} ENCODING 'UTF8' TEMPLATE template0")
+            await owner.execute(f"DROP DATABASE IF EXISTS {roles.quoted(making)}")  # of a restore that was cut short
+            await owner.execute(f"CREATE DATABASE {roles.quoted(making)} ENCODING 'UTF8' TEMPLATE template0")
         except asyncpg.InsufficientPrivilegeError as cause:
-            user = migrate.quoted(migrate.role_of(owner_url))
+            user = roles.quoted(roles.role_of(owner_url))
             do = f"as an administrator there: ALTER ROLE {user} CREATEDB; or restore into a database that they make: --to URL"
             raise errors.CannotProceed(what="the owner's role may not make a database", do=do) from cause
 
@@ -92,8 +92,8 @@ async def _exchange(owner_url: str, name: str, making: str, kept: str) -> None:
         await _check_unused(owner, name)
         try:
             async with owner.transaction():
-                await owner.execute(f"ALTER DATABASE {migrate.quoted(name)} RENAME TO {migrate.quoted(kept)}")
-                await owner.execute(f"ALTER DATABASE {migrate.quoted(making)} RENAME TO {migrate.quoted(name)}")
+                await owner.execute(f"ALTER DATABASE {roles.quoted(name)} RENAME TO {roles.quoted(kept)}")
+                await owner.execute(f"ALTER DATABASE {roles.quoted(making)} RENAME TO {roles.quoted(name)}")
         except asyncpg.ObjectInUseError as cause:
             raise errors.CannotProceed(what=f"somebody uses {name} again: {cause}", do="stop that, then again") from cause
 
@@ -117,7 +117,7 @@ async def _check_unused(owner: asyncpg.Connection, name: str) -> None:
 async def _drop(owner_url: str, database: str) -> None:
     with suppress(OSError, TimeoutError, asyncpg.PostgresError, errors.CannotProceed):  # what it was about is told; the next one drops it
         async with _signed_in(_url_of(owner_url, MAINTENANCE)) as owner:
-            await owner.execute(f"DROP DATABASE IF EXISTS {migrate.quoted(database)}")
+            await owner.execute(f"DROP DATABASE IF EXISTS {roles.quoted(database)}")
 
 
 @asynccontextmanager
@@ -139,7 +139,7 @@ async def _check_empty(owner_url: str, role: str) -> None:
                 what="that database is not empty", do="give an empty one: CREATE DATABASE piggybank ENCODING 'UTF8' TEMPLATE template0"
             )
         if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role):
-            do = f"as an administrator there: CREATE ROLE {migrate.quoted(role)} LOGIN PASSWORD '..'; or name another: --application-role"
+            do = f"as an administrator there: CREATE ROLE {roles.quoted(role)} LOGIN PASSWORD '..'; or name another: --application-role"
             raise errors.CannotProceed(what=f"there is no role {role} for the application", do=do)
         await writes.stop(connection)
 

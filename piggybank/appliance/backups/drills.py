@@ -26,7 +26,7 @@ from piggybank.appliance.backups.manifests import Manifest
 from piggybank.appliance.backups.opening import Restored
 from piggybank.appliance.backups.targets import Target
 from piggybank.appliance.embedded import Embedded
-from piggybank.db import archived, backups, migrate
+from piggybank.db import archived, backups, roles
 from piggybank.db.locks import Alone
 from piggybank.settings import Settings
 
@@ -147,12 +147,12 @@ async def _beside(settings: Settings, target: Target, manifest: Manifest, tell: 
         try:
             await owner.execute(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0")
         except asyncpg.InsufficientPrivilegeError as cause:
-            role = migrate.quoted(migrate.role_of(settings.owner_database_url))
+            role = roles.quoted(roles.role_of(settings.owner_database_url))
             raise errors.CannotProceed(
                 what="the owner's role may not make a database for the drill", do=f"as an administrator there: ALTER ROLE {role} CREATEDB"
             ) from cause
         try:
-            role = migrate.role_of(settings.database_url)
+            role = roles.role_of(settings.database_url)
             restored = await asyncio.to_thread(databases.into_database, target, manifest, owner_url, role, tell)
             await _refuses_writes(urlsplit(settings.database_url)._replace(path=f"/{name}").geturl())
             return restored

@@ -12,7 +12,7 @@ from piggybank import checks, errors
 from piggybank.appliance.backups import manifests, targets
 from piggybank.appliance.backups.manifests import Owner
 from piggybank.cache import Cache
-from piggybank.db import installation, migrate, partitions, recovery, writes
+from piggybank.db import installation, partitions, recovery, roles, writes
 from piggybank.db.engines import Database
 from piggybank.db.locks import Alone
 from piggybank.db.recovery import Lineage, Restore
@@ -63,7 +63,7 @@ async def finish(settings: Settings, tell: Tell, *, accept_unexplained: bool = F
         tell("verifying every balance")
         await _verify(settings.owner_database_url)
         report = msgspec.json.encode(found)
-        await recovery.end(settings.owner_database_url, migrate.role_of(settings.database_url), report)
+        await recovery.end(settings.owner_database_url, roles.role_of(settings.database_url), report)
         return Finished(restore=restore, found=found, warnings=warnings)
     finally:
         await connection.close()

@@ -31,7 +31,7 @@ from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.targets import Target
 from piggybank.db import archived, backups, copies, recovery
 from piggybank.db.locks import Alone
-from piggybank.db.migrate import quoted
+from piggybank.db.roles import quoted
 from piggybank.settings import Settings
 
 COMPRESSION = "1"  # gzip's quickest: the disk and the network are slower than that

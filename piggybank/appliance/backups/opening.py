@@ -12,7 +12,7 @@ from piggybank.appliance.backups.making import facts, months_of
 from piggybank.appliance.backups.manifests import Facts, Manifest
 from piggybank.appliance.backups.months import Month
 from piggybank.appliance.backups.targets import Target
-from piggybank.db import migrate, recovery, writes
+from piggybank.db import migrate, recovery, revisions, writes
 
 APPEND_ONLY = ("transactions", "effects", "system_entries")  # of a base backup: at least the rows that it had
 
@@ -36,7 +36,7 @@ class Restored(Struct, frozen=True, kw_only=True):
 
 def check_possible(manifest: Manifest, at: datetime | None, target: Target) -> None:
     """Raises `errors.CannotProceed` where this version, or that moment, is none for this backup."""
-    if manifest.facts.schema_revision > migrate.head():
+    if manifest.facts.schema_revision > revisions.head():
         what = f"{manifest.id} was made by piggybank {manifest.version}, whose schema {manifest.facts.schema_revision} is newer than ours"
         raise errors.CannotProceed(what=what, do=f"restore it with piggybank {manifest.version} or newer")
     stops.check(manifest.version, __version__, stops.table())

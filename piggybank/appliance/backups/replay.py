@@ -25,7 +25,7 @@ from piggybank.appliance.backups.manifests import Hashing, Manifest
 from piggybank.appliance.backups.targets import CHUNK_BYTES, Target
 from piggybank.appliance.processes import Program
 from piggybank.appliance.system_user import SystemUser
-from piggybank.db.migrate import quoted
+from piggybank.db.roles import quoted
 
 REPLAY_TIMEOUT_S = 12 * 3_600
 STOP_TIMEOUT_S = 300

@@ -20,7 +20,7 @@ from piggybank import errors
 from piggybank.appliance import topology
 from piggybank.appliance.backups import courses, drills, keeping, making, manifests, months, targets, wal
 from piggybank.appliance.backups.targets import Target
-from piggybank.db import backups, migrate, recovery
+from piggybank.db import backups, recovery, roles
 from piggybank.db.backups import Standing
 from piggybank.settings import Settings
 
@@ -98,7 +98,7 @@ class Schedule:
         since = manifests.superseded_since(target, lineage)
         if since is not None and not self._ask(recovery.is_recovering):
             settings = self._settings()
-            role = migrate.role_of(settings.database_url)
+            role = roles.role_of(settings.database_url)
             asyncio.run(recovery.stand_down(settings.owner_database_url, role, since))
             _log.critical("another_copy_goes_on", since=since.isoformat(), do="piggybank down, for good: this is the old copy")
         manifests.check_owner(target, lineage, claim=True)
