@@ -226,6 +226,7 @@ def external(fresh_settings: Settings, open_path: Path) -> Iterator[Bank]:
         assert made.run("down").returncode == 0
 
 
+@pytest.mark.deep
 def test_external_stores_are_not_started(external: Bank) -> None:
     """Only web and workers; two web processes share the port, and then there is a worker."""
     assert set(external.pids()) == {"supervisor", "web-1", "web-2", "worker-1"}

@@ -102,15 +102,22 @@ class Load:
             await asyncio.sleep(0.2)
 
 
-def master_of(nodes: Nodes, key: str) -> tuple[Member, Member]:
-    """The master that has `key`, and its replica."""
+async def master_of(nodes: Nodes, key: str) -> tuple[Member, Member]:
+    """The master that has `key`, and its replica, when it has one: a moment ago a node may have died."""
     slot = key_slot(str(servers.tag_of(key)).encode())
-    members = nodes.observe()
-    for master in members.masters:
-        with nodes.client(master) as client:
-            if slot in slots_of(client):
-                return master, next(one for one in members.replicas if one.master_id == master.node_id)
-    raise AssertionError("nobody holds it")
+    found: list[tuple[Member, Member]] = []
+
+    async def seen() -> bool:
+        members = nodes.observe()
+        pairs = [(master, one) for master in members.masters for one in members.replicas if one.master_id == master.node_id]
+        for master, replica in pairs:
+            with nodes.client(master) as client:
+                if slot in slots_of(client):
+                    found.append((master, replica))
+        return bool(found)
+
+    await until(seen)
+    return found[0]
 
 
 async def test_a_batch_of_accounts_is_a_few_script_calls(cluster: Cache, nodes: Nodes) -> None:
@@ -171,7 +178,7 @@ async def test_what_a_promoted_replica_lacks_is_not_read(cluster: Cache, nodes: 
     others = [other for other in (uuid4().hex for _ in range(500)) if servers.tag_of(other) == servers.tag_of(key)]
     token = others[0]
     await until(lambda: cluster.write("b", [Entry(key, 1, b"old"), Entry(token, 0, b"session")], TTL_S))
-    master, replica = master_of(nodes, key)
+    master, replica = await master_of(nodes, key)
     with nodes.client(master) as client, nodes.client(replica) as behind:
         assert ask(client, "WAIT", 1, 5_000) == 1
         behind.config_set("masterauth", "another")
@@ -202,7 +209,7 @@ async def test_a_part_that_is_away_takes_nothing_from_the_rest(cluster: Cache, n
     """No replica may take over: the others answer, what is on the dead master is a miss, and a write to it has failed."""
     entries = [Entry(uuid4().hex, 1, b"%d" % number) for number in range(100)]
     await until(lambda: cluster.write("b", entries, TTL_S))
-    master, replica = master_of(nodes, entries[0].key)
+    master, replica = await master_of(nodes, entries[0].key)
     nodes.kill(replica)
     nodes.kill(master)
     await until(lambda: fails(cluster.write("b", entries, TTL_S)))

@@ -128,6 +128,7 @@ def nodes(open_path: Path) -> Iterator[list[Node]]:
             node.stop()
 
 
+@pytest.mark.deep
 def test_a_primary_that_was_made_anew_takes_nothing_from_its_standbys_and_one_of_them_is_promoted(nodes: list[Node]) -> None:
     primary, near, far = nodes
     for node in nodes:

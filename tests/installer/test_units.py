@@ -94,6 +94,7 @@ def place() -> Iterator[Path]:
         yield Path(made)
 
 
+@pytest.mark.deep
 def test_the_service_makes_backups_and_drills_in_what_its_unit_lets_it_write(place: Path) -> None:
     data_dir, target = place / "data", place / "backups"
     target.mkdir()

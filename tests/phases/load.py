@@ -21,7 +21,7 @@ from tests.appliance.bank import Bank
 from tests.conftest import ALL_SCOPES
 
 CLIENTS = 6
-PAUSE_S = 0.02  # of a client between two requests: the other test workers want the machine, too
+PAUSE_S = 0.02  # of a client between two requests
 STEADY_S = 1.0  # of load after the block
 TRIES = 4  # of a write: once, and three retries
 PAUSES_S = (0.5, 1.5, 4.0)  # before each retry; all within ten seconds
@@ -198,10 +198,10 @@ class Load:
 
 
 @asynccontextmanager
-async def loaded(bank: Bank, *, within_s: float = 60.0, tries: int = TRIES) -> AsyncIterator[Load]:
+async def loaded(bank: Bank, *, pause_s: float = PAUSE_S, within_s: float = 60.0, tries: int = TRIES) -> AsyncIterator[Load]:
     """The load beside the block; after it every account is what was counted."""
     token = json.loads(await asyncio.to_thread(bank.do, "apikeys", "create", "--name", "load", "--scopes", ALL_SCOPES, "--json"))["token"]
-    load = Load(bank.url, token, CLIENTS, PAUSE_S, within_s, tries=tries)
+    load = Load(bank.url, token, CLIENTS, pause_s, within_s, tries=tries)
     try:
         await load.open_accounts()
         running = load.start()

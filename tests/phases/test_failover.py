@@ -157,6 +157,7 @@ def test_what_one_standby_confirmed_is_found_after_both_were_restarted(stores: E
     assert rows(stores) == [1, 2]
 
 
+@pytest.mark.deep
 def test_a_primary_whose_disk_is_away_is_not_made_anew_and_a_copy_takes_its_place(stores: Embedded) -> None:
     """The copies hold the book: they stay, and the one that goes furthest is the primary of the next start."""
     stores.running["postgres-3"].stop()
@@ -181,6 +182,7 @@ def test_a_primary_whose_disk_is_away_is_not_made_anew_and_a_copy_takes_its_plac
         again.stop()
 
 
+@pytest.mark.deep
 def test_an_empty_database_does_not_take_the_place_of_the_copies(stores: Embedded) -> None:
     """However it came there: the standbys stay as they are."""
     stores.stop()

@@ -17,7 +17,8 @@ from tests.appliance.bank import Bank, wait_until
 from tests.conftest import require
 from tests.phases.load import loaded, shows_itself
 
-UP, BACK = 3, 2  # through all phases, one by one: test_soak.py
+UP, BACK = 3, 2  # through all phases, one by one, and under more load: test_soak.py
+PAUSE_S = 0.1  # of a client between two requests: the servers that start, and the other test workers, want the machine, too
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def bank(open_folder: Path) -> Iterator[Bank]:
 
 async def test_an_installation_grows_loses_its_primary_and_goes_back_under_load(bank: Bank) -> None:
     """No write fails, none is lost or doubled, nothing that was written is read older, and the books fit after each step."""
-    async with loaded(bank) as load:
+    async with loaded(bank, pause_s=PAUSE_S) as load:
         await asyncio.to_thread(bank.do, "phase", "apply", str(UP))
         await shows_itself(bank)
         assert load.stale == []

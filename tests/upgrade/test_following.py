@@ -90,7 +90,7 @@ def test_a_version_that_migrates_notes_itself(fresh_settings: Settings, tmp_path
     assert (noted(fresh_settings), revision(fresh_settings)) == (__version__, "9000")
 
 
-@pytest.mark.parametrize("is_noted", [True, False])
+@pytest.mark.parametrize("is_noted", [True, pytest.param(False, marks=pytest.mark.deep)])
 def test_nobody_migrates_past_a_stop(fresh_settings: Settings, tmp_path: Path, is_noted: bool) -> None:
     run_apart(lambda: migrating.bring_schema(fresh_settings) if is_noted else forget_version(fresh_settings))
     before = revision(fresh_settings)
