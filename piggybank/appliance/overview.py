@@ -18,7 +18,7 @@ from piggybank.appliance.processes import Program
 from piggybank.cache import Cache
 from piggybank.cache.cluster import is_cluster
 from piggybank.cache.servers import plain_url
-from piggybank.db import installation, recovery, revisions
+from piggybank.db import installation, recovery, revisions, standbys
 from piggybank.settings import Settings
 
 STOP_SIGNAL = signal.SIGTERM
@@ -93,6 +93,20 @@ def is_ready(settings: Settings) -> bool:
     if card is None:
         return web.is_ready(settings.listen, settings.port, tls=bool(settings.tls_cert))
     return web.is_ready(card.listen, card.port, tls=card.tls)
+
+
+async def confirms(settings: Settings) -> bool:
+    """Whether a write would be answered: where commits wait for a standby, there is one."""
+    if settings.waits_for != "synchronous":
+        return True
+    try:
+        connection = await asyncpg.connect(settings.database_url, timeout=ANSWER_TIMEOUT_S)
+        try:
+            return bool(await connection.fetchval(standbys.CONFIRMING))
+        finally:
+            await connection.close()
+    except (OSError, TimeoutError, asyncpg.PostgresError):
+        return False
 
 
 async def stores_answer(settings: Settings) -> dict[str, bool]:

@@ -25,6 +25,7 @@ from piggybank.db.engines import CONNECTION_LOST
 from piggybank.settings import Settings
 
 UP_TIMEOUT_S = 180  # the first start makes a database cluster
+CONFIRMED_WITHIN_S = 30  # standbys follow by then, but for one that is copied anew
 DOWN_TIMEOUT_S = 180
 WAIT_WITHIN_S = 300
 WITHIN_MOST_S = 86_400
@@ -34,14 +35,15 @@ PIPED_WIDTH_CHARACTERS = 180  # where no terminal says its width
 
 
 @click.command()
-@click.option("--detach", is_flag=True, help="Run in the background, and return when it answers.")
+@click.option("--detach", is_flag=True, help="Run in the background, and return when it answers and takes writes.")
 @click.option("--phase", type=click.IntRange(0, phases.BUILT_PHASES[-1]), help="Start as this phase, and stay so; see `piggybank phase`.")
 @click.pass_context
 def up(ctx: click.Context, detach: bool, phase: int | None) -> None:
     """Start everything of this data folder: stores, schema, web and workers, restarted when they die.
 
     In the foreground it runs until Ctrl-C or `piggybank down`, and a second one on the same folder says who runs there. With
-    --detach it is safe to repeat: when all is well already it says so and ends with 0.
+    --detach it is safe to repeat: when all is well already it says so and ends with 0. From phase 2 on it waits for a
+    replica that confirms commits, too, and says so where there is none yet: until then writes answer 503.
 
     \b
     Examples:
@@ -267,6 +269,7 @@ def up_detached(settings: Settings) -> None:
     log = settings.data_dir / "logs" / "supervisor.log"
     if (card := folder.read_card(settings.data_dir)) is not None:
         _wait_up(settings, None, log, 0)
+        _wait_confirmed(settings)
         changed = "" if card.url == settings.url else f"; the settings now say {settings.url}: piggybank down, then up"
         click.echo(f"already running: {card.url} (pid {card.pid}, since {card.since}, {settings.data_dir}){changed}")
         return
@@ -282,6 +285,7 @@ def up_detached(settings: Settings) -> None:
             env={**os.environ, **web.environment(settings.data_dir), "HOME": os.environ.get("HOME", "/")},
         )
     _wait_up(settings, child, log, said_before)
+    _wait_confirmed(settings)
     click.echo(f"running: {settings.url} (pid {child.pid}, {settings.data_dir})")
     child.returncode = 0  # it goes on without us, on purpose
 
@@ -295,6 +299,17 @@ def _wait_up(settings: Settings, child: subprocess.Popen[bytes] | None, log: Pat
             click.echo(_tail(log, said_before), err=True)
             what = "it ended" if ended else f"it does not answer after {UP_TIMEOUT_S} s"
             raise errors.CannotProceed(what=what, do=f"look into {log.parent}, or: piggybank doctor")
+        time.sleep(POLL_S)
+
+
+def _wait_confirmed(settings: Settings) -> None:
+    """Until a write finds a standby that confirms it; said where that takes long, since reads are answered meanwhile."""
+    settings = settings_file.load(settings.data_dir)  # with the stores' addresses
+    until = time.monotonic() + CONFIRMED_WITHIN_S
+    while not asyncio.run(overview.confirms(settings)):
+        if time.monotonic() > until:
+            click.echo("no replica confirms a commit yet: until one does, writes answer 503; see: piggybank doctor", err=True)
+            return
         time.sleep(POLL_S)
 
 
