@@ -256,7 +256,15 @@ class Embedded:
         for name in filter(self.postgres.is_made, standbys):
             with suppress(errors.StoreFailed):  # one that cannot say it is not started, or is copied anew, below
                 self.postgres.check_is_copy(name)
-        self.wait_ready(primary)
+        try:
+            self.wait_ready(primary)
+        except errors.StoreFailed as cause:
+            if not any(map(self.postgres.is_made, standbys)):
+                raise
+            what = f"{primary} does not start ({cause.details['log']}): {cause.details['says']}"
+            raise errors.CannotProceed(
+                what=what, do="see what its log says; where it is lost: piggybank failover, then piggybank up"
+            ) from cause
         self.settle_passwords()
         self.take_over(primary)  # no news, unless a failover was interrupted
         self.postgres.reload(primary)

@@ -45,7 +45,7 @@ def fail_over(
         stores.postgres.fence(old, stores.running.pop(old, None))
         tell(f"{old} takes nothing any more")
         try:
-            if not accept_loss and not _has_all(stores, old, new, crashed=crashed):
+            if not accept_loss and not has_all(stores, old, new, crashed=crashed):
                 raise errors.CannotProceed(
                     what=f"{new} did not get all that {old} had, so {old} goes on", do="piggybank status, then again; or --accept-loss"
                 )
@@ -161,7 +161,7 @@ def _check_crashed(stores: Embedded, chosen: Standing, furthest: Standing, silen
         )
 
 
-def _has_all(stores: Embedded, old: str, new: str, *, crashed: bool) -> bool:
+def has_all(stores: Embedded, old: str, new: str, *, crashed: bool) -> bool:
     """The old primary has ended: has the new one all that it had, or, where it did not end in order, all that any standby confirmed?
 
     One that had crashed may have been started again under our hands: what it then wrote by itself, with nobody connected, is not missed.

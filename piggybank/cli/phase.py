@@ -134,7 +134,8 @@ def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
     have sent all it has; of one that crashed every standby must answer, and with durability = local only --accept-loss helps. It waits for
     nothing: a phase that is being applied is cut short, and is to be applied again.
 
-    Where the primary's folder is gone, so that `up` refuses, it names the standby that takes its place at the next start.
+    Where the primary's folder is gone, or it does not start any more, so that `up` refuses, it names the standby that takes its place at
+    the next start.
 
     \b
     Examples:
@@ -143,7 +144,7 @@ def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
     """
     settings = settings_of(ctx)
     if folder.read_card(settings.data_dir) is None:
-        if not succession.is_orphaned(settings):
+        if not succession.has_copies(settings):
             raise errors.CannotProceed(what=f"nothing supervises {settings.data_dir}", do="start it first: piggybank up --detach")
         name = succession.name_heir(settings, to, click.echo, accept_loss=accept_loss)
         click.echo(f"{name} is the primary from the next start on: piggybank up --detach")

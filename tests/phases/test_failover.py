@@ -169,7 +169,7 @@ def test_a_primary_whose_disk_is_away_is_not_made_anew_and_a_copy_takes_its_plac
     assert not (stores.dir / "postgres").exists()
 
     settings = Settings(data_dir=stores.data_dir, phase=2)
-    assert succession.is_orphaned(settings)
+    assert succession.has_copies(settings)
     with pytest.raises(errors.CannotProceed, match="bytes behind postgres-2"):
         succession.name_heir(settings, "postgres-3", lambda _: None, accept_loss=False)
     assert succession.name_heir(settings, "", lambda _: None, accept_loss=False) == "postgres-2"
@@ -180,6 +180,52 @@ def test_a_primary_whose_disk_is_away_is_not_made_anew_and_a_copy_takes_its_plac
         assert again.postgres.streaming() == {"postgres", "postgres-3"}
     finally:
         again.stop()
+
+
+@pytest.mark.deep
+def test_a_primary_that_does_not_start_gives_its_place_to_a_copy(stores: Embedded) -> None:
+    """`up` says how; one that starts keeps its place. What it alone had, nobody was told: a commit waits for a standby."""
+    settings = Settings(data_dir=stores.data_dir, phase=2)
+    stores.psql("SET synchronous_commit = on; INSERT INTO kept VALUES (2);")
+    for name in ("postgres-2", "postgres-3"):
+        stores.running.pop(name).stop()
+    stores.postgres.psql(f"{LOCAL}INSERT INTO kept VALUES (3);")
+    stores.stop()
+    with pytest.raises(errors.CannotProceed, match="postgres starts, and nothing supervises it"):
+        succession.name_heir(settings, "", lambda _: None, accept_loss=False)
+
+    missing = stores.dir / "postgres" / "pg_xact"  # its log still says how far it went
+    missing.rename(stores.dir / "pg_xact.away")
+    with pytest.raises(errors.CannotProceed, match="postgres does not start") as refused:
+        Embedded(stores.data_dir, topology.of(2)).open()
+    assert "piggybank failover" in str(refused.value.details["do"])
+    Embedded(stores.data_dir, topology.of(2)).stop()
+    heir = succession.name_heir(settings, "", lambda _: None, accept_loss=False)
+    again = Embedded(stores.data_dir, topology.of(2))
+    again.start()
+    try:
+        assert again.postgres.primary == heir != "postgres"
+        assert rows(again) == [1, 2]
+        assert again.postgres.streaming() == set(topology.NODES) - {heir}
+    finally:
+        again.stop()
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("stores", [{"durability": "local"}], indirect=True)
+def test_a_primary_that_had_more_than_its_copies_is_not_given_up(stores: Embedded) -> None:
+    """It ended in order, so it says how far it went; then it does not start any more. Whoever accepts the loss goes on."""
+    settings = Settings(data_dir=stores.data_dir, phase=2, durability="local")
+    for name in ("postgres-2", "postgres-3"):
+        stores.running.pop(name).stop()
+    stores.postgres.psql("INSERT INTO kept VALUES (2);")
+    stores.stop()
+    (stores.dir / "postgres" / "pg_xact").rename(stores.dir / "pg_xact.away")
+    with pytest.raises(errors.CannotProceed, match="did not get all that postgres had"):
+        succession.name_heir(settings, "", lambda _: None, accept_loss=False)
+    assert topology.primary_of(stores.dir) == "postgres"
+    assert succession.name_heir(settings, "postgres-3", lambda _: None, accept_loss=True) == "postgres-3"
+    assert topology.primary_of(stores.dir) == "postgres-3"
 
 
 @pytest.mark.deep
