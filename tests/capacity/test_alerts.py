@@ -15,7 +15,7 @@ import yaml
 
 from piggybank import metrics
 from piggybank.api.guards import ROUTES
-from piggybank.capacity import alerts, dashboards, figures, runbooks
+from piggybank.capacity import alerts, dashboards, figures, panels, runbooks
 from piggybank.capacity.alerts import Alert
 from piggybank.capacity.shares import Share
 from piggybank.capacity.usage import Noted
@@ -248,7 +248,7 @@ def test_every_alert_has_its_page_and_the_page_names_what_there_is() -> None:
     assert runbooks.table().keys() == pages.keys()
     assert runbooks.steps("AnAlertOfAnEarlierVersion") == []
     settings = {f"PIGGYBANK_{name.upper()}" for name in Settings.__struct_fields__}
-    described = json.dumps([msgspec.to_builtins(dashboards.document(each)) for each in dashboards.DASHBOARDS])
+    described = json.dumps([msgspec.to_builtins(dashboards.document(each)) for each in panels.DASHBOARDS])
     for name, page in pages.items():
         told = runbooks.table()[name]
         assert told.look
@@ -266,7 +266,7 @@ def test_every_alert_has_its_page_and_the_page_names_what_there_is() -> None:
 def test_dashboards_are_made_from_the_table_and_ask_for_what_there_is() -> None:
     names = known_series()
     uids = set()
-    for each in dashboards.DASHBOARDS:
+    for each in panels.DASHBOARDS:
         path = ROOT / dashboards.FOLDER / f"piggybank-{each.name}.json"
         assert path.read_text(encoding="utf-8") == dashboards.text(each), "python -m piggybank.capacity.dashboards"
         board = msgspec.convert(json.loads(path.read_text(encoding="utf-8")), Board)
@@ -284,7 +284,7 @@ def test_dashboards_are_made_from_the_table_and_ask_for_what_there_is() -> None:
 
 
 def test_a_panel_is_empty_while_nobody_answers_and_says_what_it_shows() -> None:
-    for board in dashboards.DASHBOARDS:
+    for board in panels.DASHBOARDS:
         for panel in board.panels:
             assert panel.says or panel.alert, panel.title
             assert not any(expression.endswith("or vector(0)") for expression, _ in panel.lines), panel.title

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from piggybank.appliance import store_files
-from piggybank.capacity import alerts, dashboards
+from piggybank.capacity import alerts, panels
 from tests.appliance.bank import Bank
 from tests.conftest import ALL_SCOPES, require
 
@@ -159,8 +159,8 @@ def asked(url: str, expression: str) -> list[dict[str, Any]]:
 
 
 def expressions() -> set[str]:
-    panels = {line[0] for board in dashboards.DASHBOARDS for panel in board.panels for line in panel.lines}
-    return {each.replace(dashboards.RATE, "1m") for each in panels | {alerts.expression(alert) for alert in alerts.table()}}
+    shown = {line[0] for board in panels.DASHBOARDS for panel in board.panels for line in panel.lines}
+    return {each.replace(panels.RATE, "1m") for each in shown | {alerts.expression(alert) for alert in alerts.table()}}
 
 
 def test_every_alert_and_every_panel_finds_its_series(bank: Bank, load: Load, tmp_path: Path) -> None:
