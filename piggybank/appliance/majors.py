@@ -5,6 +5,7 @@ backed up while it runs alone on loopback; `pg_upgrade` then copies it into a ne
 the two change places. The old one stays as `postgres-<major>`, until somebody deletes it.
 """
 
+import asyncio
 import shutil
 import signal
 import tempfile
@@ -24,7 +25,7 @@ from piggybank.appliance.postgres import Postgres
 from piggybank.appliance.processes import Program
 from piggybank.appliance.server_folders import UPGRADED, major_of
 from piggybank.appliance.store_programs import POSTGRES_STOP_TIMEOUT_S
-from piggybank.db import storage
+from piggybank.db import acts, storage
 from piggybank.db.storage import RESERVE_MIB
 from piggybank.settings import Settings
 
@@ -101,6 +102,9 @@ class _Work:
         self._pg_upgrade()
         with self._running(self.new_bin, self.new):
             after = self.postgres.psql(_COUNTS, database=store_files.DATABASE)
+            if before == after:
+                done = {"before": self.old_major}
+                asyncio.run(acts.record_done(owner_url, "upgrade.postgres", f"postgresql:{self.new_major}", done))
         if before != after or not before:
             raise errors.CannotProceed(
                 what=f"the rows are not the same afterwards; {self.old} is as it was",

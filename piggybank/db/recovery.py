@@ -11,9 +11,10 @@ import asyncpg
 from msgspec import Struct
 
 from piggybank import ids
-from piggybank.db import writes
+from piggybank.db import acts, writes
 
 SUPERSEDED = "(another copy)"  # in the place of a backup's id
+_END = "UPDATE restores SET finished_at = now(), report = $1 WHERE finished_at IS NULL RETURNING backup_id"
 RECOVERING = "EXISTS (SELECT FROM restores WHERE finished_at IS NULL)"  # of a statement that reads the installation's row
 
 
@@ -41,6 +42,8 @@ async def begin(owner_url: str, backup_id: str, point: datetime) -> None:
                 "INSERT INTO restores (id, backup_id, point, restored_at) VALUES ($1, $2, $3, now())", ids.new_id(0), backup_id, point
             )
             await connection.execute("UPDATE installation SET epoch = $1", uuid4().hex[:8])
+            if backup_id != SUPERSEDED:  # that is nobody's act
+                await acts.record(connection, "restore.begin", f"backup:{backup_id}", {"point": point})
     finally:
         await connection.close()
 
@@ -120,7 +123,9 @@ async def end(owner_url: str, application_role: str, report: bytes) -> None:
     connection = await writes.open_mover(owner_url)
     try:
         async with connection.transaction():  # both or none: whoever is killed here finds it in recovery, or finished
-            await connection.execute("UPDATE restores SET finished_at = now(), report = $1 WHERE finished_at IS NULL", report.decode())
+            ended = await connection.fetch(_END, report.decode())
+            for row in ended:
+                await acts.record(connection, "restore.finish", f"backup:{row['backup_id']}")
             await writes.allow(connection)
         await writes.end_sessions(connection, application_role)
     finally:

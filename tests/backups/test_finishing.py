@@ -231,6 +231,8 @@ async def test_months_that_began_since_the_backup_take_rows_when_writes_go_on(ba
     simulator.stop()
     async with partitions.looking(bank.database_url) as connection:
         assert await partitions.missing(connection, datetime.now(UTC)) == []
+        noted = await connection.fetch("SELECT actor, action, target FROM audit_log WHERE action LIKE 'restore.%' ORDER BY id")
+    assert [tuple(row) for row in noted] == [("cli", f"restore.{verb}", "backup:a snapshot") for verb in ("begin", "finish")]
 
 
 async def test_eft_credits_of_the_lost_time_are_not_sent_again(loss: Loss) -> None:

@@ -349,6 +349,8 @@ def test_what_another_tool_restored_is_put_into_recovery(bank: Settings) -> None
     with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
         run_apart(lambda: _sql(bank.database_url, "DELETE FROM outbox"))
     assert run_apart(partial(_value, bank.database_url, "SELECT point FROM restores WHERE finished_at IS NULL")) == point
+    noted = "SELECT actor || ' ' || action || ' ' || target FROM audit_log ORDER BY id DESC LIMIT 1"
+    assert run_apart(partial(_value, bank.owner_database_url, noted)) == "cli restore.begin backup:a snapshot"
 
 
 def test_a_job_begins_a_restore_once(bank: Settings) -> None:

@@ -102,6 +102,17 @@ async def _save(stores: Embedded) -> tuple[str, int]:
     return str(account_id), 5 * DEPOSITS
 
 
+async def _noted(bank: Bank) -> list[tuple[str, str, str]]:
+    """In the audit log: it was done while nothing ran."""
+    connection = await asyncpg.connect(bank.stores.addresses()["owner_database_url"])
+    try:
+        return [
+            tuple(row) for row in await connection.fetch("SELECT actor, target, details FROM audit_log WHERE action = 'upgrade.postgres'")
+        ]
+    finally:
+        await connection.close()
+
+
 @pytest.mark.deep
 def test_from_16_to_18(bank: Bank) -> None:
     account_id, saved = _made_by_16(bank.data_dir)
@@ -127,5 +138,6 @@ def test_from_16_to_18(bank: Bank) -> None:
         check=True,
     )
     assert json.loads(said.stdout)["balance"] == saved, said.stdout
+    assert run_apart(lambda: _noted(bank)) == [("cli", "postgresql:18", f'{{"before": {OLD}}}')]
     bank.do("verify")
     assert "nothing to do" in bank.run("upgrade", "postgres").stdout
