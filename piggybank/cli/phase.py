@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from piggybank import errors
-from piggybank.appliance import change, data_folder, folder, observed, orders, succession, topology
+from piggybank.appliance import change, data_folder, folder, observed, orders, overview, succession, topology
 from piggybank.capacity import phases
 from piggybank.capacity.plan import lines
 from piggybank.capacity.standing import Target
@@ -144,7 +144,7 @@ def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
     """
     settings = settings_of(ctx)
     if folder.read_card(settings.data_dir) is None:
-        if not succession.has_copies(settings):
+        if overview.processes_of(settings) or not succession.has_copies(settings):  # what runs serves people, and `up` adopts it
             raise errors.CannotProceed(what=f"nothing supervises {settings.data_dir}", do="start it first: piggybank up --detach")
         name = succession.name_heir(settings, to, click.echo, accept_loss=accept_loss)
         click.echo(f"{name} is the primary from the next start on: piggybank up --detach")

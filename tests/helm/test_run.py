@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -139,7 +140,7 @@ def test_what_is_restored_waits_for_its_recovery(open_path: Path) -> None:
 
 async def make_user(pods: Pods, token: str) -> tuple[int, str]:
     async with client(pods, token) as http:
-        answer = await http.post("/users", json={})
+        answer = await http.post("/users", json={"external_id": uuid4().hex})
         return answer.status_code, answer.json().get("code", "")
 
 

@@ -27,7 +27,10 @@ def bank(open_path: Path) -> Iterator[Bank]:
 
 
 def test_who_started_it_may_write_at_once(bank: Bank) -> None:
-    """The first write is answered, without a retry; where no standby confirms, it is said what writes answer, and reads go on."""
+    """The first write is answered, without a retry; where no standby confirms, it is said what writes answer, and reads go on.
+
+    Without a supervisor too, until `up` adopts what runs: a failover ends none of it.
+    """
     assert UNCONFIRMED not in started(bank, "--phase", "2")
     token = bank.ask("apikeys", "create", "--name", "start", "--scopes", ALL_SCOPES, "--token-only").stdout.strip()
     bank.do("down")
@@ -42,6 +45,10 @@ def test_who_started_it_may_write_at_once(bank: Bank) -> None:
             assert client.get("/v1/accounts").status_code == 200
         finally:
             os.kill(supervisor, signal.SIGCONT)
+        bank.kill("supervisor")
+        refused = bank.run("failover")  # of what is served by whom nobody supervises
+        assert (refused.returncode, "nothing supervises" in refused.stderr) == (1, True), refused.stderr
+        assert client.get("/v1/accounts").status_code == 200
 
 
 def started(bank: Bank, *words: str) -> str:

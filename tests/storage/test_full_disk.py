@@ -22,7 +22,7 @@ from tests.storage.disks import fill, free_mib, make_room, small_disk
 pytestmark = pytest.mark.deep
 
 DISK_MIB = 1_024
-DEPOSITS = 400
+DEPOSITS_MOST = 8_000  # until a table has to grow
 FULL = "No space left on device"
 
 
@@ -118,8 +118,10 @@ def test_a_database_elsewhere_that_says_so_is_answered_in_the_same_way(bank: Ban
         with closing(Saver(server.url, token)) as saver:
             saver.open_account()
             fill(disk, 0)
-            for _ in range(DEPOSITS):
+            for _ in range(DEPOSITS_MOST):
                 saver.pay_in()
+                if saver.refused:  # PostgreSQL may have made tables longer ahead, for thousands of rows
+                    break
             assert set(saver.refused) == {"storage_full"}, (saver.refused, saver.saved)
             assert saver.balance == saver.saved
             assert "could not extend file" in (bank.data_dir / "logs" / "postgres.log").read_text(errors="replace")
