@@ -23,7 +23,7 @@ from installer.options import SETTINGS_FILE, Options
 from installer.program import Failed, Source
 
 READY_TIMEOUT_S = 120
-COMMAND_TIMEOUT_S = 180
+COMMAND_TIMEOUT_S = 240
 POLL_S = 0.2
 USERS_LISTED_MAX = 1_000
 STEPS = 7

@@ -40,6 +40,7 @@ FOLLOW_TIMEOUT_S = 15  # a standby that is well has asked its primary for the lo
 POLL_S = 0.05
 LOG_TAIL_LINES = 5
 
+CONFIRMING = "confirming"  # in `stores/` while every answered commit is on a standby, too
 UNFINISHED_RESTORE = "restore.unfinished"  # in the data folder while a restore writes into it
 
 Tell = Callable[[str], None]  # a line of progress
@@ -78,7 +79,14 @@ class Embedded:
 
     @property
     def confirmed(self) -> bool:
-        """Whether every answered commit is on a standby, too: not yet while the first copies are made."""
+        """Whether every answered commit is on a standby, too: not yet while the first copies are made.
+
+        It is kept, as of when the primary was told: what is set today says nothing of what was answered yesterday.
+        """
+        return self._confirms and (self.dir / CONFIRMING).exists()
+
+    @property
+    def _confirms(self) -> bool:
         return self._confirmed and self.topology.synchronous
 
     @property
@@ -97,13 +105,17 @@ class Embedded:
         """What people are served with: prepare, adopt what lives, start what does not, wait until it answers. Standbys that follow by
         themselves are started; others take their time (`add_standbys`). Raises `errors.StoreFailed`, `errors.CannotProceed`.
         """
-        if unfinished_restore(self.data_dir):  # what lies here may be half a database, or none, in whose place an empty one would be made
+        self.check_restored()
+        self.prepare()
+        self._open(self.topology, tell)
+
+    def check_restored(self) -> None:
+        """What lies here may be half a database, or none, in whose place an empty one would be made."""
+        if unfinished_restore(self.data_dir):
             raise errors.CannotProceed(
                 what=f"a restore into {self.data_dir} was cut short",
                 do="piggybank restore .., again as it was; the database that was here before it is in stores/replaced-..",
             )
-        self.prepare()
-        self._open(self.topology, tell)
 
     def prepare(self, *, orphaned: bool = False) -> None:
         """Folders, user, secrets, binaries, cluster and configuration; starts nothing. Raises `errors.CannotProceed` where it moved.
@@ -263,11 +275,11 @@ class Embedded:
                 raise
             what = f"{primary} does not start ({cause.details['log']}): {cause.details['says']}"
             raise errors.CannotProceed(
-                what=what, do="see what its log says; where it is lost: piggybank failover, then piggybank up"
+                what=what, do="see what its log says; where it is lost: piggybank failover (a service is stopped first), then piggybank up"
             ) from cause
         self.settle_passwords()
         self.take_over(primary)  # no news, unless a failover was interrupted
-        self.postgres.reload(primary)
+        self.reload_primary()
         if self.postgres.must_restart(archived=self.topology.archived):
             self._restart_primary(tell)
         self.postgres.make_roles()
@@ -295,7 +307,7 @@ class Embedded:
                 tell(f"{name} is missing: {cause}")
         self._confirmed |= self.topology.synchronous
         self.write_configuration(self.postgres.primary)
-        self.postgres.reload(self.postgres.primary)
+        self.reload_primary()
 
     def end_copies(self) -> None:
         """Cut short what copies or rewinds a server: `add_standby` fails."""
@@ -308,7 +320,7 @@ class Embedded:
         self._confirmed = self.topology.synchronous
         if self._has_database:
             self.write_configuration(self.postgres.primary)
-            self.postgres.reload(self.postgres.primary)  # commits stop waiting before those are gone that they wait for
+            self.reload_primary()  # commits stop waiting before those are gone that they wait for
         self._list_programs({*self.programs, *self._made()})
         beyond = [name for name in self.programs if name not in self.names]
         self.busy.update(beyond)
@@ -377,6 +389,12 @@ class Embedded:
             time.sleep(POLL_S)
         return True
 
+    def reload_primary(self) -> None:
+        """Its commits wait for whom its configuration names, from now on."""
+        self.postgres.reload(self.postgres.primary)
+        if self._confirms:
+            processes.write_file(self.dir / CONFIRMING, "", 0o600, ours(self.user))
+
     def take_over(self, name: str) -> None:
         """Promote the primary that is named, unless it is one: what the caches hold may be of a past that is gone."""
         if self.postgres.look(name).in_recovery:
@@ -441,6 +459,8 @@ class Embedded:
         """The files that the store is started with, as of now."""
         if name in topology.NODES:
             if self.postgres.is_made(name):
+                if name == self.postgres.primary and not self._confirms:  # before it is told
+                    (self.dir / CONFIRMING).unlink(missing_ok=True)
                 others = [other for other in topology.NODES if other != self.postgres.primary and self.postgres.is_made(other)]
                 self.postgres.write_configuration(name, self.topology, tuple(others) if self._confirmed else ())
             return

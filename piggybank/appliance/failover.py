@@ -189,7 +189,7 @@ def _is_furthest(stores: Embedded, had: Standing) -> bool:
 
 def _is_sure(standing: Standing, timeline: int) -> bool:
     """Not so of one that may have more of that timeline than it can say yet."""
-    return standing.timeline == timeline or standing.replayed
+    return standing.read and (standing.timeline == timeline or standing.replayed)
 
 
 def _position(standing: Standing) -> tuple[int, int]:
@@ -199,7 +199,7 @@ def _position(standing: Standing) -> tuple[int, int]:
 def _lead(stores: Embedded, new: str, others: list[str]) -> None:
     """Who is there already follows the new primary: the pooler, the other standbys."""
     stores.write_configuration(new)
-    stores.postgres.reload(new)  # its commits wait for a standby before anybody comes
+    stores.reload_primary()  # its commits wait for a standby before anybody comes
     if stores.topology.pooled:
         stores.write_configuration(POOLER)
         stores.ensure(POOLER).signal(signal.SIGHUP)  # it reads where the primary is

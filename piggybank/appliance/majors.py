@@ -25,7 +25,7 @@ from piggybank.appliance.postgres import Postgres
 from piggybank.appliance.processes import Program
 from piggybank.appliance.server_folders import UPGRADED, major_of
 from piggybank.appliance.store_programs import POSTGRES_STOP_TIMEOUT_S
-from piggybank.db import acts, storage
+from piggybank.db import acts, storage, writes
 from piggybank.db.storage import RESERVE_MIB
 from piggybank.settings import Settings
 
@@ -102,9 +102,10 @@ class _Work:
         self._pg_upgrade()
         with self._running(self.new_bin, self.new):
             after = self.postgres.psql(_COUNTS, database=store_files.DATABASE)
-            if before == after:
+            if before and before == after:
                 done = {"before": self.old_major}
-                asyncio.run(acts.record_done(owner_url, "upgrade.postgres", f"postgresql:{self.new_major}", done))
+                url = writes.mover_url(owner_url)  # a database in recovery takes no other writes
+                asyncio.run(acts.record_done(url, "upgrade.postgres", f"postgresql:{self.new_major}", done))
         if before != after or not before:
             raise errors.CannotProceed(
                 what=f"the rows are not the same afterwards; {self.old} is as it was",

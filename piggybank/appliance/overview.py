@@ -102,10 +102,10 @@ async def confirms(settings: Settings) -> bool:
     try:
         connection = await asyncpg.connect(settings.database_url, timeout=ANSWER_TIMEOUT_S)
         try:
-            return bool(await connection.fetchval(standbys.CONFIRMING))
+            return bool(await connection.fetchval(standbys.CONFIRMING, timeout=ANSWER_TIMEOUT_S))
         finally:
-            await connection.close()
-    except (OSError, TimeoutError, asyncpg.PostgresError):
+            connection.terminate()
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
         return False
 
 

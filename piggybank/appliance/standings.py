@@ -2,8 +2,12 @@
 
 from typing import NamedTuple
 
-# Whether all that was received is replayed, too: only then is the timeline the one of what was received last.
-RECOVERING = "SELECT pg_is_in_recovery(), coalesce(pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn(), true)"
+# Whether all that was received is replayed, too: only then is the timeline the one of what was received last. And whether its own files are
+# read to their end: a standby asks its primary for more only then, and before that it may have more on its disk than it says.
+RECOVERING = (
+    "SELECT pg_is_in_recovery(), coalesce(pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn(), true),"
+    " NOT pg_is_in_recovery() OR pg_last_wal_receive_lsn() IS NOT NULL"
+)
 # The position and its timeline at one moment. Of a standby: how far it replayed or received, whichever is more, since after a start the
 # receiver begins with a whole segment, behind what was replayed long ago.
 IDENTIFY = "IDENTIFY_SYSTEM"
@@ -15,6 +19,7 @@ class Standing(NamedTuple):
     name: str
     in_recovery: bool
     replayed: bool  # all that it received
+    read: bool  # its own files, to their end: `received` is all that it has
     timeline: int  # each promotion begins one: positions say something only within the same
     received: int  # bytes of WAL since the beginning, on its disk
 
@@ -28,9 +33,9 @@ class Ended(NamedTuple):
 
 def standing(name: str, recovering: str, identified: str) -> Standing:
     """By the answers to RECOVERING and IDENTIFY."""
-    in_recovery, replayed = recovering.strip().split("|")
+    in_recovery, replayed, read = recovering.strip().split("|")
     _, timeline, position, *_ = identified.strip().split("|")
-    return Standing(name, in_recovery == "t", replayed == "t", int(timeline), _bytes(position))
+    return Standing(name, in_recovery == "t", replayed == "t", read == "t", int(timeline), _bytes(position))
 
 
 def ended(control_data: str) -> Ended:

@@ -57,7 +57,7 @@ from piggybank.settings import Settings
 LOCK = "upgrade.lock"  # in `run`
 TRIAL_TIMEOUT_S = 60
 TAKE_OVER_TIMEOUT_S = 120  # a supervisor that adopts and replaces one web process after the other
-COMMAND_TIMEOUT_S = 200
+COMMAND_TIMEOUT_S = 240  # more than `up --detach` takes at most
 ASK_TIMEOUT_S = 5
 POLL_S = 0.1
 ELSEWHERE = {

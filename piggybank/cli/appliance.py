@@ -35,7 +35,7 @@ PIPED_WIDTH_CHARACTERS = 180  # where no terminal says its width
 
 
 @click.command()
-@click.option("--detach", is_flag=True, help="Run in the background, and return when it answers and takes writes.")
+@click.option("--detach", is_flag=True, help="Run in the background, and return when it answers.")
 @click.option("--phase", type=click.IntRange(0, phases.BUILT_PHASES[-1]), help="Start as this phase, and stay so; see `piggybank phase`.")
 @click.pass_context
 def up(ctx: click.Context, detach: bool, phase: int | None) -> None:

@@ -143,8 +143,14 @@ def failover(ctx: click.Context, to: str, accept_loss: bool) -> None:
       piggybank failover --to postgres-3
     """
     settings = settings_of(ctx)
-    if folder.read_card(settings.data_dir) is None:
-        if overview.processes_of(settings) or not succession.has_copies(settings):  # what runs serves people, and `up` adopts it
+    card = folder.read_card(settings.data_dir)
+    if card is not None and card.state == "starting":
+        do = "wait until it runs; where it never does: piggybank down (a service: systemctl stop ..), then again"
+        raise errors.CannotProceed(what=f"{settings.data_dir} is starting just now", do=do)
+    if card is None:
+        primary = topology.primary_of(settings.data_dir / "stores")
+        serves = primary in {process.name for process in overview.processes_of(settings)}  # people: `up` adopts it
+        if serves or not succession.has_copies(settings):
             raise errors.CannotProceed(what=f"nothing supervises {settings.data_dir}", do="start it first: piggybank up --detach")
         name = succession.name_heir(settings, to, click.echo, accept_loss=accept_loss)
         click.echo(f"{name} is the primary from the next start on: piggybank up --detach")

@@ -215,17 +215,38 @@ def test_a_primary_that_does_not_start_gives_its_place_to_a_copy(stores: Embedde
 @pytest.mark.parametrize("stores", [{"durability": "local"}], indirect=True)
 def test_a_primary_that_had_more_than_its_copies_is_not_given_up(stores: Embedded) -> None:
     """It ended in order, so it says how far it went; then it does not start any more. Whoever accepts the loss goes on."""
-    settings = Settings(data_dir=stores.data_dir, phase=2, durability="local")
+    settings = Settings(data_dir=stores.data_dir, phase=2)  # who asks need not have the variables of the service
     for name in ("postgres-2", "postgres-3"):
         stores.running.pop(name).stop()
     stores.postgres.psql("INSERT INTO kept VALUES (2);")
     stores.stop()
     (stores.dir / "postgres" / "pg_xact").rename(stores.dir / "pg_xact.away")
-    with pytest.raises(errors.CannotProceed, match="did not get all that postgres had"):
+    with pytest.raises(errors.CannotProceed, match="not known to have all that postgres answered"):
         succession.name_heir(settings, "", lambda _: None, accept_loss=False)
     assert topology.primary_of(stores.dir) == "postgres"
     assert succession.name_heir(settings, "postgres-3", lambda _: None, accept_loss=True) == "postgres-3"
     assert topology.primary_of(stores.dir) == "postgres-3"
+
+
+@pytest.mark.deep
+def test_a_standby_that_still_reads_its_log_is_not_taken_for_one_that_has_less(stores: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It alone confirmed a commit, and after its start it says how far it has replayed, not what is on its disk."""
+    monkeypatch.setattr(succession, "READ_WITHIN_S", 1.0)
+    settings = Settings(data_dir=stores.data_dir, phase=2)
+    own = stores.dir / "postgres-3" / "postgresql.auto.conf"
+    as_it_was = own.read_text()
+    own.write_text(f"{as_it_was}recovery_min_apply_delay = '1h'\n")
+    stores.running.pop("postgres-3").stop()
+    stores.ensure("postgres-3")
+    wait_until(lambda: stores.postgres.streaming() == {"postgres-2", "postgres-3"})
+    stores.running.pop("postgres-2").stop()
+    stores.psql("SET synchronous_commit = on; INSERT INTO kept VALUES (2);")
+    stores.stop()
+    (stores.dir / "postgres" / "pg_xact").rename(stores.dir / "pg_xact.away")
+    with pytest.raises(errors.CannotProceed, match="not known to have all"):
+        succession.name_heir(settings, "", lambda _: None, accept_loss=False)
+    own.write_text(as_it_was)
+    assert succession.name_heir(settings, "", lambda _: None, accept_loss=False) == "postgres-3"
 
 
 @pytest.mark.deep
