@@ -9,6 +9,7 @@ import asyncpg
 import msgspec
 
 from piggybank import ids
+from piggybank.db.roles import LOCAL
 
 COMMAND_LINE = "cli"  # the actor of `piggybank ..`: whoever may run commands on the machine
 
@@ -23,7 +24,7 @@ async def record(connection: asyncpg.Connection, action: str, target: str, detai
 
 async def record_done(owner_url: str, action: str, target: str, details: dict[str, Any] | None = None) -> None:
     """For an act that has no transaction of its own, or many: after it. No standby is waited for: after a failover there may be none."""
-    connection = await asyncpg.connect(owner_url, server_settings={"synchronous_commit": "local"})
+    connection = await asyncpg.connect(owner_url, server_settings=LOCAL)
     try:
         await record(connection, action, target, details)
     finally:

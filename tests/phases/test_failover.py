@@ -230,7 +230,7 @@ def test_a_primary_that_had_more_than_its_copies_is_not_given_up(stores: Embedde
 
 @pytest.mark.deep
 def test_a_standby_that_still_reads_its_log_is_not_taken_for_one_that_has_less(stores: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It alone confirmed a commit, and after its start it says how far it has replayed, not what is on its disk."""
+    """It alone confirmed a commit, and says how far it has replayed, not what is on its disk: nobody is chosen before it has said that."""
     monkeypatch.setattr(succession, "READ_WITHIN_S", 1.0)
     settings = Settings(data_dir=stores.data_dir, phase=2)
     own = stores.dir / "postgres-3" / "postgresql.auto.conf"

@@ -249,7 +249,7 @@ def the_order_does_not_matter(bank: Bank, kind: str, seed: int, order: int, *, w
 
 
 QUICK = settings(
-    max_examples=30,
+    max_examples=60,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),

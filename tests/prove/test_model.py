@@ -346,7 +346,7 @@ def run(wire: Wire, settle: Settle, own_settings: Settings, *, examples: int, st
 
 
 def test_two_servers_do_what_the_model_does(wire: Wire, settle: Settle, own_settings: Settings) -> None:
-    run(wire, settle, own_settings, examples=15, steps=30)
+    run(wire, settle, own_settings, examples=25, steps=40)
 
 
 @pytest.mark.deep

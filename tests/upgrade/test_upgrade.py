@@ -233,7 +233,9 @@ def test_on_to_the_next_version_by_its_bundle(place: Place, workshop: Workshop) 
     assert done.returncode == 0, done.stderr
     assert versions.number(versions.present(place.data_dir)) == "0.2.0"
     assert json.loads(place.do("status", "--json"))["version"] == "0.2.0"
-    assert asyncio.run(_written_down(place))[-1] == (f"version:{planned['to']}", {"before": planned["from"]})
+    (from_the_wallet, _), last = asyncio.run(_written_down(place))
+    assert from_the_wallet == f"version:{planned['from']}"
+    assert last == (f"version:{planned['to']}", {"before": planned["from"]})
     again = place.run("upgrade")
     assert (again.returncode, "runs already" in again.stderr) == (1, True), again.stderr
     place.do("verify")
